@@ -1,0 +1,42 @@
+# The two commands: `make run` and `make test`. Each sets up what it needs; what is set up stays.
+PYTHON := $(shell for p in python3.11 python3 python; do $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Without Python 3.11 another one starts the set-up, which fetches 3.11 through uv or says what is missing.
+PYTHON := $(or $(PYTHON),python3)
+VENV_PYTHON := .venv/bin/python
+
+.PHONY: help run demo test test-setup check setup clean
+
+help:
+	@echo "make run    the platform on http://127.0.0.1:8000/ (PORT=..., MEDSEG_DATA_DIR=...)"
+	@echo "make demo   the same with a small synthetic dataset, model and overlay"
+	@echo "make test   all tests"
+	@echo "make check  style, types, import rules, migrations, API document"
+	@echo "make clean  remove what was installed here (the data in var/ stay)"
+
+setup:
+	@$(PYTHON) scripts/setup.py
+
+run: setup
+	@$(VENV_PYTHON) scripts/run.py
+
+demo: setup
+	@$(VENV_PYTHON) scripts/run.py --demo
+
+test-setup:
+	@$(PYTHON) scripts/setup.py --chromium
+
+test: test-setup
+	@$(VENV_PYTHON) -m pytest
+
+check: export MEDSEG_DATA_DIR := $(CURDIR)/var/check
+check: setup
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy .
+	$(VENV_PYTHON) -c "from importlinter.cli import lint_imports_command as main; main()" --no-logo --cache-dir var/check/import_linter
+	$(VENV_PYTHON) manage.py makemigrations --check --dry-run
+	$(VENV_PYTHON) manage.py check
+	$(VENV_PYTHON) manage.py spectacular --validate --fail-on-warn --file /dev/null
+
+clean:
+	rm -rf .venv node_modules .pytest_cache .mypy_cache .ruff_cache var/check

@@ -1,0 +1,155 @@
+"""/api/v1/datasets/"""
+
+from __future__ import annotations
+
+import django_filters
+from django.db.models import QuerySet
+from django.http import FileResponse, HttpResponse
+from django.shortcuts import get_object_or_404
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import mixins, viewsets
+from rest_framework.decorators import action
+from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.reverse import reverse
+
+from datasets import display, services
+from datasets.models import Dataset, Sample
+from datasets.serializers import (
+    ClassSerializer,
+    ClassUpdateSerializer,
+    DatasetCreateSerializer,
+    DatasetSerializer,
+    SampleSerializer,
+)
+from medseg_site.shared.api import answer_started, wait_for_end, wait_seconds
+
+SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
+PNG = {(200, "image/png"): OpenApiTypes.BINARY}
+
+
+class DatasetFilter(django_filters.FilterSet):
+    status = django_filters.ChoiceFilter(choices=[(word, word) for word in Dataset.WORDS.all()])
+
+    class Meta:
+        model = Dataset
+        fields = ["status"]
+
+
+class DatasetViewSet(
+    mixins.ListModelMixin,
+    mixins.RetrieveModelMixin,
+    mixins.DestroyModelMixin,
+    viewsets.GenericViewSet[Dataset],
+):
+    """Datasets: a ZIP of images and masks, checked by a worker until it is `ready` or in `error`."""
+
+    queryset = Dataset.objects.none()
+    serializer_class = DatasetSerializer
+    parser_classes = [MultiPartParser, JSONParser, FormParser]
+    filterset_class = DatasetFilter
+    search_fields = ["name", "description"]
+    ordering_fields = ["id", "name", "uploaded_at", "status", "file_count", "total_size_mb"]
+    lookup_value_regex = r"\d{1,18}"
+
+    def get_queryset(self) -> QuerySet[Dataset]:
+        return Dataset.objects.visible_to(self.request.user).prefetch_related("classes")
+
+    @extend_schema(request=DatasetCreateSerializer, responses={202: DatasetSerializer, 201: DatasetSerializer})
+    def create(self, request: Request) -> Response:
+        """Upload a ZIP (multipart, `archive`) or import one from a URL (JSON, `source_url`)."""
+        wanted = DatasetCreateSerializer(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        given = wanted.validated_data
+        if "archive" in given:
+            dataset = services.create_dataset_from_upload(
+                user=request.user,
+                name=given["name"],
+                description=given["description"],
+                archive=given["archive"],
+            )
+        else:
+            dataset = services.create_dataset_from_url(
+                user=request.user,
+                name=given["name"],
+                description=given["description"],
+                source_url=given["source_url"],
+            )
+        wait_for_end(dataset, wait_seconds(request))
+        return answer_started(
+            request, dataset, self.get_serializer(dataset).data, reverse("dataset-detail", args=[dataset.pk])
+        )
+
+    def perform_destroy(self, instance: Dataset) -> None:
+        services.delete_dataset(dataset=instance)
+
+    @extend_schema(request=ClassUpdateSerializer, responses=ClassSerializer)
+    @action(detail=True, methods=["patch"], url_path=r"classes/(?P<value>-?\d{1,9})", url_name="class")
+    def rename_class(self, request: Request, pk: str, value: str) -> Response:
+        """Give a class another name or colour."""
+        wanted = ClassUpdateSerializer(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        item = services.rename_class(dataset=self.get_object(), value=int(value), **wanted.validated_data)
+        return Response(ClassSerializer(item).data)
+
+    @extend_schema(responses=SampleSerializer(many=True))
+    @action(
+        detail=True,
+        filterset_class=None,
+        search_fields=["name"],
+        ordering_fields=["id", "name", "position", "split"],
+    )
+    def samples(self, request: Request, pk: str) -> Response:
+        """The images of a dataset with their masks, in the order of their names."""
+        found = self.filter_queryset_for(Sample.objects.filter(dataset=self.get_object()), request)
+        page = self.paginate_queryset(found)
+        return self.get_paginated_response(SampleSerializer(page, many=True, context={"request": request}).data)
+
+    def filter_queryset_for(self, queryset: QuerySet[Sample], request: Request) -> QuerySet[Sample]:
+        if text := request.query_params.get("search"):
+            queryset = queryset.filter(name__icontains=text)
+        if split := request.query_params.get("split"):
+            queryset = queryset.filter(split=split)
+        return queryset
+
+    def _sample(self, sample_id: str) -> Sample:
+        return get_object_or_404(Sample, dataset=self.get_object(), pk=sample_id)
+
+    @extend_schema(responses=PNG, parameters=[SLICE])
+    @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/image", url_name="sample-image")
+    def sample_image(self, request: Request, pk: str, sample_id: str) -> HttpResponse:
+        """The image as an 8-bit RGB picture for the screen (one slice of a volume)."""
+        sample = self._sample(sample_id)
+        return display.slice_response(
+            lambda: display.display_array(sample.image_key, sample.image_sha256), request.query_params.get("slice")
+        )
+
+    @extend_schema(responses=PNG, parameters=[SLICE])
+    @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/labels", url_name="sample-labels")
+    def sample_labels(self, request: Request, pk: str, sample_id: str) -> HttpResponse:
+        """The mask as an 8-bit picture: a pixel is the position of its class in the dataset's `classes`."""
+        sample = self._sample(sample_id)
+        values = [item.value for item in sample.dataset.classes.all()]
+        oriented = display.shown_as_volume(sample.shape, sample.spacing)
+        return display.slice_response(
+            lambda: display.label_array(sample.mask_key, sample.mask_sha256, values, oriented=oriented),
+            request.query_params.get("slice"),
+        )
+
+    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/mask", url_name="sample-mask")
+    def sample_mask(self, request: Request, pk: str, sample_id: str) -> FileResponse:
+        """The mask in the dataset's label values: PNG, or NIfTI for a volume."""
+        sample = self._sample(sample_id)
+        suffix = ".nii.gz" if sample.mask_key.endswith(".nii.gz") else ".png"
+        kind = "application/gzip" if suffix == ".nii.gz" else "image/png"
+        return display.object_response(sample.mask_key, content_type=kind, name=f"{sample.name}_mask{suffix}")
+
+    @extend_schema(responses=PNG)
+    @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/thumbnail", url_name="sample-thumbnail")
+    def sample_thumbnail(self, request: Request, pk: str, sample_id: str) -> FileResponse:
+        """A small picture of the image with its mask over it."""
+        sample = self._sample(sample_id)
+        return display.object_response(sample.thumbnail_key, content_type="image/png", name="thumbnail.png")

@@ -1,0 +1,256 @@
+"""The worker's side of a dataset: bring the archive, check every pair, store what is good, write the catalogue."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from celery.exceptions import SoftTimeLimitExceeded
+from django.conf import settings
+from django.db import transaction
+
+from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pair, SafeArchive, find_pairs
+from datasets.models import Dataset, DatasetClass, Sample
+from datasets.samples import CheckedSample, ClassTable, check_sample
+from datasets.url_import import DownloadLimits, UrlImportError, download
+from medseg_site.shared import storage
+from medseg_site.shared.jobs import Claim, ClaimLostError, claim
+from ml_core.errors import ImageError, MLError
+from ml_core.fingerprint import FingerprintBuilder
+from ml_core.splits import split_cases
+
+log = logging.getLogger(__name__)
+
+LEAST_PAIRS = 2
+MOST_ISSUES = 1_000  # kept; the rest is counted
+MOST_CLASSES = 128
+RARE_SHARE = 1e-5
+
+
+class DatasetRefusedError(MLError):
+    """The archive was read, but there is no dataset in it."""
+
+    def __init__(self, reason: str, cure: str, issues: list[Issue]) -> None:
+        super().__init__("refused", reason, cure)
+        self.issues = issues
+
+
+def check(pk: int) -> None:
+    """Check one dataset, whatever happens: the row ends as ready, or as error with the reason."""
+    job = claim(Dataset, pk)
+    if job is None:
+        return
+    prefix = storage.object_key("datasets", job.row.uuid)
+    try:
+        with storage.scratch_folder(f"dataset-{pk}") as folder:
+            _check(job, folder)
+    except ClaimLostError:
+        if not Dataset.objects.filter(pk=pk).exists():
+            storage.delete_prefix(prefix)  # deleted while it was being checked
+    except (ArchiveError, UrlImportError, DatasetRefusedError) as error:
+        log.info("dataset %s refused: %s", pk, error.code)
+        issues = error.issues if isinstance(error, DatasetRefusedError) else []
+        job.fail(str(error), s3_key="", **_issue_columns(issues))
+        storage.delete_prefix(prefix)
+    except SoftTimeLimitExceeded:
+        job.fail("The check took longer than its time limit. Split the dataset into smaller ones.")
+    except Exception as error:
+        log.exception("dataset %s", pk)
+        job.fail(
+            f"The check ended unexpectedly ({type(error).__name__}). Check it again; if it fails again, see the worker's log."
+        )
+
+
+def _check(job: Claim[Dataset], folder: Path) -> None:
+    dataset = job.row
+    archive_path = _bring_archive(job, folder)
+    limits = ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)
+    with SafeArchive(archive_path, limits) as archive:
+        pairing = find_pairs(archive.sizes)
+        issues = list(pairing.issues)
+        if not pairing.pairs:
+            raise _refusal(0, issues)
+        checked = _check_pairs(job, folder, archive, pairing.pairs, issues)
+    dimensions, samples = _same_dimensions(checked, issues)
+    if len(samples) < LEAST_PAIRS:
+        raise _refusal(len(samples), issues)
+    fingerprint = checked.builders[dimensions].result()
+    classes = checked.classes.rows({entry["value"] for entry in fingerprint["classes"]})
+    _check_classes(fingerprint, issues)
+    split = split_cases([sample.group for sample in samples])
+    parts = {index: part for part in ("train", "val", "test") for index in getattr(split, part)}
+    rows = [
+        Sample(
+            dataset=dataset,
+            position=position,
+            name=sample.name,
+            patient_group=sample.group,
+            split=parts[position],
+            shape=list(sample.shape),
+            spacing=sample.spacing,
+            image_key=sample.image.key,
+            image_sha256=sample.image.sha256,
+            mask_key=sample.mask.key,
+            mask_sha256=sample.mask.sha256,
+            thumbnail_key=sample.thumbnail_key,
+        )
+        for position, sample in enumerate(samples)
+    ]
+    columns: dict[str, Any] = {
+        "file_count": len(rows),
+        "modality": fingerprint["modality"][:32],
+        "dimensions": dimensions,
+        "channels": fingerprint["channels"],
+        "fingerprint": {**fingerprint, "grouping": split.grouping},
+        **_issue_columns(issues),
+    }
+    _store_manifest(dataset, columns, rows, classes)
+    with transaction.atomic():
+        Sample.objects.filter(dataset=dataset).delete()
+        DatasetClass.objects.filter(dataset=dataset).delete()
+        Sample.objects.bulk_create(rows, batch_size=500)
+        DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in classes)
+        job.finish(progress={}, **columns)
+
+
+def _bring_archive(job: Claim[Dataset], folder: Path) -> Path:
+    """A local file with the archive: the stored upload, or what the URL serves, which is then stored too."""
+    dataset = job.row
+    if dataset.s3_key:
+        return storage.fetch(dataset.s3_key, dataset.checksum)
+    target = folder / "download.zip"
+
+    def on_progress(received: int, total: int | None) -> None:
+        share = received / total if total else None
+        job.beat({"stage": "downloading", "done": received, "total": total, "fraction": share})
+
+    limits = DownloadLimits(
+        max_bytes=settings.MEDSEG_MAX_UPLOAD_BYTES, total_seconds=settings.MEDSEG_URL_IMPORT_SECONDS
+    )
+    allow = settings.MEDSEG_URL_IMPORT_ALLOW_PRIVATE
+    download(dataset.source_url, target, limits=limits, allow_private=allow, on_progress=on_progress)
+    key = storage.object_key("datasets", dataset.uuid, "archive.zip")
+    with job.kept_alive():
+        stored = storage.store_file(key, target)
+    job.update(
+        s3_key=key,
+        checksum=stored.sha256,
+        total_size_mb=round(stored.size / 2**20, 3),
+        archive_name="archive.zip",
+    )
+    dataset.s3_key, dataset.checksum = key, stored.sha256
+    return target
+
+
+class _Checked:
+    """What came out of the pairs, by number of dimensions."""
+
+    def __init__(self) -> None:
+        self.samples: list[CheckedSample] = []
+        self.builders: dict[int, FingerprintBuilder] = {2: FingerprintBuilder(), 3: FingerprintBuilder()}
+        self.classes = ClassTable()
+
+
+def _check_pairs(
+    job: Claim[Dataset], folder: Path, archive: SafeArchive, pairs: list[Pair], issues: list[Issue]
+) -> _Checked:
+    checked = _Checked()
+    first_with: dict[str, str] = {}
+    for position, pair in enumerate(pairs):
+        job.beat(
+            {"stage": "checking", "done": position, "total": len(pairs), "fraction": position / len(pairs)}
+        )
+        prefix = storage.object_key("datasets", job.row.uuid, "samples", f"{position:06d}")
+        try:
+            sample = check_sample(pair, archive, folder, prefix, checked.classes, checked.builders)
+        except (ArchiveError, ImageError) as error:
+            issues.append(Issue("error", error.code, getattr(error, "file", pair.name), str(error)))
+            continue
+        issues.extend(sample.issues)
+        if twin := first_with.setdefault(sample.image.sha256, pair.name):
+            if twin != pair.name:
+                text = f"The image is the same as that of {twin}. Leave one of them out, or the numbers will flatter."
+                issues.append(Issue("warning", "duplicate_image", pair.image[0], text))
+        checked.samples.append(sample)
+        if len(checked.classes) > MOST_CLASSES:
+            cure = "Store every class as one number in the mask, without smoothing or lossy compression."
+            raise DatasetRefusedError(
+                f"The masks hold more than {MOST_CLASSES} different values.", cure, issues
+            )
+    return checked
+
+
+def _same_dimensions(checked: _Checked, issues: list[Issue]) -> tuple[int, list[CheckedSample]]:
+    """Pictures and volumes cannot be trained together: the larger party stays, each of the others becomes an issue."""
+    flat = sum(len(sample.shape) == 2 for sample in checked.samples)
+    dimensions = 2 if flat >= len(checked.samples) - flat else 3
+    kept = []
+    for sample in checked.samples:
+        if len(sample.shape) == dimensions:
+            kept.append(sample)
+        else:
+            storage.delete_prefix(sample.image.key.rpartition("/")[0])
+            kinds = ("a volume", "pictures") if dimensions == 2 else ("a picture", "volumes")
+            text = f"It is {kinds[0]} among {kinds[1]}. Put it into a dataset of its own."
+            issues.append(Issue("error", "mixed_dimensions", sample.name, text))
+    return dimensions, kept
+
+
+def _check_classes(fingerprint: dict[str, Any], issues: list[Issue]) -> None:
+    found = fingerprint["classes"]
+    if len(found) < 2:
+        reason = f"All masks hold the one value {found[0]['value']}, so there is nothing to tell apart."
+        raise DatasetRefusedError(
+            reason, "Check that the masks were exported with the structures drawn in.", issues
+        )
+    for entry in found:
+        if entry["share"] < RARE_SHARE:
+            text = (
+                f"The mask value {entry['value']} covers only {entry['pixels']} pixels in {entry['cases']} cases. "
+                "If it is a stray value and no class, correct the masks and upload again."
+            )
+            issues.append(Issue("warning", "rare_value", "masks", text))
+
+
+def _refusal(good: int, issues: list[Issue]) -> DatasetRefusedError:
+    errors = [issue for issue in issues if issue.severity == "error"]
+    found = "None of the images could be used" if not good else "Only one image with its mask could be used"
+    reason = f"{found}, and {LEAST_PAIRS} pairs are needed."
+    first = (
+        f"The first problem: {errors[0].file}: {errors[0].detail}"
+        if errors
+        else "Add images with masks of the same names."
+    )
+    return DatasetRefusedError(reason, first, issues)
+
+
+def _issue_columns(issues: list[Issue]) -> dict[str, Any]:
+    ordered = sorted(issues, key=lambda issue: issue.severity != "error")
+    rows = [
+        {"severity": i.severity, "code": i.code, "file": i.file[:500], "detail": i.detail[:1000]}
+        for i in ordered[:MOST_ISSUES]
+    ]
+    return {"issues": rows, "issue_count": len(issues)}
+
+
+def _store_manifest(
+    dataset: Dataset, columns: dict[str, Any], rows: list[Sample], classes: list[dict[str, Any]]
+) -> None:
+    """Everything that the rows say, beside the objects."""
+    sample_columns = [field.name for field in Sample._meta.fields if field.name not in {"id", "dataset"}]
+    document = {
+        "uuid": str(dataset.uuid),
+        "name": dataset.name,
+        "description": dataset.description,
+        "uploaded_at": dataset.uploaded_at.isoformat(),
+        "s3_key": dataset.s3_key,
+        "checksum": dataset.checksum,
+        "total_size_mb": dataset.total_size_mb,
+        "archive_name": dataset.archive_name,
+        "is_synthetic": dataset.is_synthetic,
+        **columns,
+        "classes": classes,
+        "samples": [{name: getattr(row, name) for name in sample_columns} for row in rows],
+    }
+    storage.store_json(storage.object_key("datasets", dataset.uuid, "manifest.json"), document)

@@ -1,0 +1,97 @@
+"""The catalogue: datasets, their samples and their classes. Files live in storage; these rows say what is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+from django.db.models import Q
+from django.urls import reverse
+from django.utils import timezone
+
+from medseg_site.shared.jobs import Job, JobWords, job_constraints
+
+WORDS = JobWords(queued="uploaded", working="uploaded", done="ready", failed="error", cancelled=None)
+
+
+class Dataset(Job):
+    """A ZIP of images and masks, and what the check found in it."""
+
+    WORDS = WORDS
+    KIND = "dataset"
+
+    name = models.CharField(max_length=200)
+    description = models.TextField(blank=True)
+    s3_bucket = models.CharField(max_length=200, blank=True, editable=False)
+    s3_key = models.CharField(max_length=300, blank=True, editable=False)
+    uploaded_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
+    file_count = models.PositiveIntegerField(default=0, editable=False)
+    total_size_mb = models.FloatField(default=0, editable=False)
+    checksum = models.CharField(max_length=64, blank=True, editable=False)  # SHA-256 of the archive as it came
+    archive_name = models.CharField(max_length=300, blank=True, editable=False)
+    source_url = models.TextField(blank=True, editable=False)
+    is_synthetic = models.BooleanField(default=False, editable=False)
+    modality = models.CharField(max_length=32, blank=True, editable=False)
+    dimensions = models.PositiveSmallIntegerField(null=True, blank=True, editable=False)
+    channels = models.PositiveSmallIntegerField(null=True, blank=True, editable=False)
+    fingerprint = models.JSONField(default=dict, blank=True, editable=False)
+    issues = models.JSONField(default=list, blank=True, editable=False)
+    issue_count = models.PositiveIntegerField(default=0, editable=False)
+
+    class Meta:
+        db_table = "datasets"
+        ordering = ["-uploaded_at", "-id"]
+        constraints = job_constraints("datasets", WORDS, Q(dimensions__isnull=False) & Q(file_count__gte=2) & ~Q(s3_key=""))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("datasets:detail", args=[self.pk])
+
+    def class_dicts(self) -> list[dict[str, Any]]:
+        return [{"value": item.value, "name": item.name, "color": item.color} for item in self.classes.all()]
+
+
+class DatasetClass(models.Model):
+    """One value of the masks. The lowest (or 0) is background."""
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="classes")
+    value = models.IntegerField(editable=False)
+    name = models.CharField(max_length=100)
+    color = models.CharField(max_length=7)
+
+    class Meta:
+        db_table = "classes"
+        ordering = ["value"]
+        verbose_name = "class"
+        verbose_name_plural = "classes"
+        constraints = [models.UniqueConstraint(fields=["dataset", "value"], name="one_class_per_value")]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.value})"
+
+
+class Sample(models.Model):
+    """One image with its mask. The mask is stored in the dataset's label values on the image's own grid."""
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="samples")
+    position = models.PositiveIntegerField(editable=False)
+    name = models.CharField(max_length=300)
+    patient_group = models.CharField(max_length=64, blank=True, editable=False)  # a salted hash, or a key from the name
+    split = models.CharField(max_length=8, choices=[("train", "train"), ("val", "val"), ("test", "test")], blank=True)
+    shape = models.JSONField(default=list, editable=False)
+    spacing = models.JSONField(null=True, editable=False)
+    image_key = models.CharField(max_length=300, editable=False)
+    image_sha256 = models.CharField(max_length=64, editable=False)
+    mask_key = models.CharField(max_length=300, editable=False)
+    mask_sha256 = models.CharField(max_length=64, editable=False)
+    thumbnail_key = models.CharField(max_length=300, editable=False)
+
+    class Meta:
+        db_table = "samples"
+        ordering = ["position"]
+        constraints = [models.UniqueConstraint(fields=["dataset", "position"], name="one_sample_per_position")]
+
+    def __str__(self) -> str:
+        return self.name

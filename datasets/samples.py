@@ -1,0 +1,225 @@
+"""One pair of a dataset: read, checked, and stored with its normalised mask and a thumbnail."""
+
+from __future__ import annotations
+
+import colorsys
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from django.utils.crypto import salted_hmac
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from datasets.archives import Issue, Pair, SafeArchive
+from datasets.display import overlay, png_bytes
+from medseg_site.shared import storage
+from ml_core.errors import ImageError
+from ml_core.fingerprint import FingerprintBuilder
+from ml_core.io import (
+    Image,
+    Mask,
+    check_pair,
+    display_slice,
+    is_oriented,
+    read_image,
+    read_mask,
+    stem,
+    to_screen,
+    write_label_map,
+)
+from ml_core.splits import group_of_name
+
+THUMBNAIL_SIDE = 256
+MOST_VALUES = 64  # distinct values in one picture's mask; more means smoothing or a photograph
+COLORS = [
+    "#495057",
+    "#f59f00",
+    "#1c7ed6",
+    "#37b24d",
+    "#e64980",
+    "#7048e8",
+    "#0ca678",
+    "#f76707",
+    "#22b8cf",
+    "#a61e4d",
+]
+
+
+@dataclass
+class CheckedSample:
+    """A good pair, stored."""
+
+    name: str
+    group: str
+    shape: tuple[int, ...]
+    spacing: list[float] | None
+    image: storage.StoredObject
+    mask: storage.StoredObject
+    thumbnail_key: str
+    issues: list[Issue] = field(default_factory=list)
+
+
+class ClassTable:
+    """The label values seen so far, with the colour that each keeps; RGB codes become the values 0 (black), 1, 2, …"""
+
+    def __init__(self) -> None:
+        self._colors: dict[int, str] = {}
+        self._codes: dict[int, int] = {0: 0}
+        self._coding: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._colors)
+
+    def values_of(self, mask: Mask) -> tuple[NDArray[Any], dict[int, int]]:
+        """The mask in label values, and its pixels per value. Raises ImageError where masks are coded in two ways."""
+        present, inverse, counts = np.unique(mask.values, return_inverse=True, return_counts=True)
+        if mask.coding == "values" and mask.values.ndim == 2 and len(present) > MOST_VALUES:
+            reason = f"The mask has {len(present)} different values, so it looks smoothed or like a photograph."
+            raise ImageError(
+                "too_many_values", reason, "Export it without smoothing, as PNG with one number per class."
+            )
+        coding = mask.coding if len(present) > 1 or mask.coding == "rgb" else None  # an empty mask fits both
+        if coding and self._coding and coding != self._coding:
+            raise ImageError(
+                "mixed_coding",
+                "This mask is coded otherwise than those before (colours or numbers).",
+                "Code all masks in one way.",
+            )
+        self._coding = self._coding or coding
+        values = present
+        if mask.coding == "rgb":
+            for code in present:
+                self._codes.setdefault(int(code), len(self._codes))
+            values = np.array([self._codes[int(code)] for code in present])
+            for code, value in zip(present, values, strict=True):
+                self._colors.setdefault(int(value), f"#{int(code):06x}")
+        for value in values:
+            own = (mask.palette or {}).get(int(value))
+            self._colors.setdefault(int(value), own or _next_color(len(self._colors)))
+        mapped = values[inverse].reshape(mask.values.shape)
+        return mapped, dict(zip((int(v) for v in values), (int(c) for c in counts), strict=True))
+
+    def colors(self) -> dict[int, str]:
+        return self._colors
+
+    def rows(self, used: set[int]) -> list[dict[str, Any]]:
+        """[{value, name, color}] of the values in use, ascending; the lowest is background."""
+        ordered = sorted(used)
+        return [
+            {
+                "value": value,
+                "name": "background" if value == ordered[0] else f"class {value}",
+                "color": self._colors[value],
+            }
+            for value in ordered
+        ]
+
+
+def _next_color(index: int) -> str:
+    if index < len(COLORS):
+        return COLORS[index]
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.7, 0.9)
+    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
+
+
+def check_sample(
+    pair: Pair,
+    archive: SafeArchive,
+    folder: Path,
+    prefix: str,
+    classes: ClassTable,
+    builders: dict[int, FingerprintBuilder],
+) -> CheckedSample:
+    """Raises ImageError or ArchiveError with `file` set to the culprit; nothing of the pair is stored then."""
+    image_path, mask_path = folder / f"image{_suffix(pair.image[0])}", folder / f"mask{_suffix(pair.mask)}"
+    try:
+        if pair.is_series:
+            image_path = _extract_series(pair, archive, folder)
+        else:
+            archive.extract(pair.image[0], image_path)
+        archive.extract(pair.mask, mask_path)
+        image = _read(read_image, image_path, pair.image[0].rpartition("/")[0] if pair.is_series else pair.image[0])
+        mask = _read(lambda path: read_mask(path, like=image), mask_path, pair.mask)
+        try:
+            check_pair(image, mask)
+            values, counts = classes.values_of(mask)
+        except ImageError as error:
+            error.file = f"{pair.image[0]} and {pair.mask}" if error.code != "too_many_values" else pair.mask  # type: ignore[attr-defined]
+            raise
+        builders[image.dimensions].add(image, values, counts)
+        labels_path = write_label_map(values, image, folder)
+        stored_image = storage.store_file(f"{prefix}/image{_suffix(image_path.name)}", image_path)
+        stored_mask = storage.store_file(f"{prefix}/mask{_suffix(labels_path.name)}", labels_path)
+        thumbnail = storage.store_bytes(f"{prefix}/thumbnail.png", thumbnail_png(image, values, classes.colors()))
+        labels_path.unlink()
+    finally:
+        image_path.unlink(missing_ok=True)
+        mask_path.unlink(missing_ok=True)
+    issues = []
+    if mask.lossy:
+        text = "The mask is a JPEG, which blurs the borders of classes; values were set to 0 or 255. Save masks as PNG."
+        issues.append(Issue("warning", "lossy_mask", pair.mask, text))
+    return CheckedSample(
+        name=pair.name,
+        group=patient_group(image, pair.name),
+        shape=image.shape,
+        spacing=[float(step) for step in image.spacing] if image.spacing else None,
+        image=stored_image,
+        mask=stored_mask,
+        thumbnail_key=thumbnail.key,
+        issues=issues,
+    )
+
+
+def _suffix(name: str) -> str:
+    """The ending of a file, short and plain enough for an object's key."""
+    base = name.rpartition("/")[2]
+    ending = base[len(stem(base)) :].lower()
+    return ending if ending.replace(".", "").isalnum() and len(ending) <= 8 else ".dcm"
+
+
+def _read(read: Any, path: Path, file: str) -> Any:
+    try:
+        return read(path)
+    except ImageError as error:
+        error.file = file  # type: ignore[attr-defined]
+        raise
+
+
+def _extract_series(pair: Pair, archive: SafeArchive, folder: Path) -> Path:
+    """All slices of a series as one ZIP, which ml_core.io reads as a volume."""
+    target = folder / "image.zip"
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as series:
+        for index, name in enumerate(pair.image):
+            part = folder / "slice"
+            archive.extract(name, part)
+            series.write(part, f"{index:05d}.dcm")
+            part.unlink()
+    return target
+
+
+def patient_group(image: Image, name: str) -> str:
+    """What must stay on one side of a split: a salted hash of the DICOM PatientID (which goes no further), or the name's `sub-X`."""
+    if image.patient:
+        return "p-" + salted_hmac("datasets.patient", image.patient, algorithm="sha256").hexdigest()[:24]
+    return group_of_name(name)
+
+
+def thumbnail_png(image: Image, values: NDArray[Any], colors: dict[int, str]) -> bytes:
+    """The image with its mask over it; of a volume the slice with most foreground."""
+    background = min(colors)
+    index = None
+    if image.dimensions == 3:
+        index = int((values != background).reshape(len(values), -1).sum(axis=1).argmax())
+    pixels = display_slice(image, index)
+    labels = to_screen(values if index is None else values[index], oriented=is_oriented(image))
+    step = max(1, max(pixels.shape[:2]) // THUMBNAIL_SIDE)
+    pixels, labels = pixels[::step, ::step], labels[::step, ::step]
+    ordered = sorted(colors)
+    shown = overlay(pixels, np.searchsorted(ordered, labels), [colors[value] for value in ordered], 0.45)
+    picture = PILImage.fromarray(shown)
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return png_bytes(np.asarray(picture))

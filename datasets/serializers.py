@@ -1,0 +1,116 @@
+"""Datasets as the API shows and takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.reverse import reverse
+
+from datasets.models import Dataset, DatasetClass, Sample
+
+
+class ClassSerializer(serializers.ModelSerializer[DatasetClass]):
+    value = serializers.IntegerField()
+
+    class Meta:
+        model = DatasetClass
+        fields = ["value", "name", "color"]
+
+
+class IssueSerializer(serializers.Serializer[Any]):
+    severity = serializers.ChoiceField(choices=["error", "warning"])
+    code = serializers.CharField()
+    file = serializers.CharField()
+    detail = serializers.CharField()
+
+
+class DatasetSerializer(serializers.ModelSerializer[Dataset]):
+    status = serializers.ChoiceField(choices=Dataset.WORDS.all(), read_only=True)
+    source_url = serializers.CharField(read_only=True, allow_null=True)
+    modality = serializers.CharField(read_only=True, allow_null=True)
+    classes = ClassSerializer(many=True, read_only=True)
+    issues = IssueSerializer(many=True, read_only=True)
+
+    class Meta:
+        model = Dataset
+        fields = [
+            "id",
+            "name",
+            "description",
+            "status",
+            "s3_bucket",
+            "s3_key",
+            "uploaded_at",
+            "file_count",
+            "total_size_mb",
+            "checksum",
+            "source_url",
+            "modality",
+            "dimensions",
+            "channels",
+            "classes",
+            "fingerprint",
+            "issues",
+            "issue_count",
+            "error",
+            "progress",
+        ]
+        read_only_fields = fields
+
+    def to_representation(self, instance: Dataset) -> dict[str, Any]:
+        shown = super().to_representation(instance)
+        for name in ("source_url", "modality"):
+            shown[name] = shown[name] or None
+        return shown
+
+
+class DatasetCreateSerializer(serializers.Serializer[Any]):
+    """Either `archive` (multipart) or `source_url` (JSON)."""
+
+    name = serializers.CharField(max_length=200)
+    description = serializers.CharField(required=False, allow_blank=True, default="", max_length=10_000)
+    archive = serializers.FileField(required=False, allow_empty_file=True)
+    source_url = serializers.CharField(required=False, max_length=2_000)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if ("archive" in attrs) == ("source_url" in attrs):
+            text = "Send a ZIP file as `archive` (multipart) or its address as `source_url`, one of the two."
+            raise serializers.ValidationError({"archive": [serializers.ErrorDetail(text, code="required")]})
+        return attrs
+
+
+class ClassUpdateSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField(max_length=100)
+    color = serializers.RegexField(r"^#[0-9a-fA-F]{6}$", required=False)
+
+
+class SampleSerializer(serializers.ModelSerializer[Sample]):
+    image_url = serializers.SerializerMethodField()
+    mask_url = serializers.SerializerMethodField()
+    thumbnail_url = serializers.SerializerMethodField()
+    shape = serializers.ListField(child=serializers.IntegerField(), read_only=True)
+    spacing = serializers.ListField(child=serializers.FloatField(), read_only=True, allow_null=True)
+
+    class Meta:
+        model = Sample
+        fields = ["id", "name", "split", "shape", "spacing", "image_url", "mask_url", "thumbnail_url"]
+        read_only_fields = fields
+
+    def _url(self, sample: Sample, what: str) -> str:
+        kwargs = {"pk": sample.dataset_id, "sample_id": sample.pk}
+        url: str = reverse(f"dataset-sample-{what}", kwargs=kwargs, request=self.context.get("request"))
+        return url
+
+    @extend_schema_field(serializers.URLField)
+    def get_image_url(self, sample: Sample) -> str:
+        return self._url(sample, "image")
+
+    @extend_schema_field(serializers.URLField)
+    def get_mask_url(self, sample: Sample) -> str:
+        return self._url(sample, "mask")
+
+    @extend_schema_field(serializers.URLField)
+    def get_thumbnail_url(self, sample: Sample) -> str:
+        return self._url(sample, "thumbnail")

@@ -1,0 +1,142 @@
+"""Pages of datasets and their samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_required
+from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_POST
+
+from datasets import services
+from datasets.forms import ClassForm
+from datasets.models import Dataset, DatasetClass, Sample
+from medseg_site.shared.pages import end_live_part, end_text, is_live, page_of, tell, to_page
+
+DATASETS_PER_PAGE = 25
+SAMPLES_PER_PAGE = 24
+ISSUES_SHOWN = 50
+
+
+def rows_of(user: Any) -> QuerySet[Dataset]:
+    """Datasets with what a line of a list shows: classes, number of models, first sample. Two queries in all."""
+    first = Sample.objects.filter(dataset=OuterRef("pk")).order_by("position").values("pk")[:1]
+    shown = Dataset.objects.visible_to(user).prefetch_related("classes")
+    return shown.annotate(model_count=Count("models", distinct=True), first_sample=Subquery(first))
+
+
+@login_required
+@require_GET
+def dataset_list(request: HttpRequest) -> HttpResponse:
+    page = page_of(request, rows_of(request.user), DATASETS_PER_PAGE)
+    return render(request, "datasets/dataset_list.html", {"page": page})
+
+
+@login_required
+@require_GET
+def dataset_row(request: HttpRequest, pk: int) -> HttpResponse:
+    """One line of the list, which asks for itself while its dataset is checked."""
+    dataset = get_object_or_404(rows_of(request.user), pk=pk)
+    return render(request, "datasets/partials/dataset_row.html", {"dataset": dataset})
+
+
+@login_required
+@require_GET
+def dataset_upload(request: HttpRequest) -> HttpResponse:
+    limit = settings.MEDSEG_MAX_UPLOAD_BYTES
+    return render(request, "datasets/dataset_upload.html", {"max_bytes": limit, "max_megabytes": limit / 2**20})
+
+
+@login_required
+@require_GET
+def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    dataset = get_object_or_404(rows_of(request.user), pk=pk)
+    models = list(dataset.models.visible_to(request.user)[:10])
+    show_all = request.GET.get("issues") == "all"
+    context = {
+        "dataset": dataset,
+        "classes": dataset.classes.all(),
+        "samples": page_of(request, dataset.samples.all(), SAMPLES_PER_PAGE),
+        "issues": dataset.issues if show_all else dataset.issues[:ISSUES_SHOWN],
+        "hidden_issues": 0 if show_all else max(0, len(dataset.issues) - ISSUES_SHOWN),
+        "models": models,
+        "delete_blocked": _delete_blocked(dataset),
+    }
+    return render(request, "datasets/dataset_detail.html", context)
+
+
+def _delete_blocked(dataset: Dataset) -> str:
+    """Why the dataset cannot be deleted now; empty when it can."""
+    if dataset.models.filter(status__in=["queued", "training"]).exists():
+        return "A training reads this dataset. Cancel it or wait until it has ended."
+    return ""
+
+
+@login_required
+@require_GET
+def dataset_live(request: HttpRequest, pk: int) -> HttpResponseBase:
+    """The progress of a check, then the whole page."""
+    dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
+    if not is_live(request):
+        return redirect(dataset)
+    if dataset.is_active:
+        return render(request, "datasets/partials/dataset_live.html", {"dataset": dataset})
+    return end_live_part(dataset_detail(request, pk), *end_text(dataset))
+
+
+@login_required
+@require_POST
+def dataset_recheck(request: HttpRequest, pk: int) -> HttpResponse:
+    dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
+    tell(request, "The check has started again.", lambda: services.recheck_dataset(dataset=dataset))
+    return to_page(dataset)
+
+
+@login_required
+@require_POST
+def dataset_delete(request: HttpRequest, pk: int) -> HttpResponse:
+    dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
+    done = tell(request, f"{dataset.name} and its files are deleted.", lambda: services.delete_dataset(dataset=dataset))
+    return to_page("datasets:list" if done else dataset)
+
+
+@login_required
+@require_POST
+def class_edit(request: HttpRequest, pk: int, class_pk: int) -> HttpResponse:
+    """Another name or colour for a class; answers with the class's own line."""
+    dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
+    item = get_object_or_404(DatasetClass.objects.select_related("dataset"), dataset=dataset, pk=class_pk)
+    form = ClassForm(request.POST, instance=item)
+    if form.is_valid():
+        form.rename()
+    if not is_live(request):
+        return to_page(dataset)
+    saved = not form.errors
+    context = {"dataset": dataset, "item": item, "form": form, "saved": saved}
+    return render(request, "datasets/partials/class_form.html", context)
+
+
+@login_required
+@require_GET
+def sample_detail(request: HttpRequest, pk: int, sample_pk: int) -> HttpResponse:
+    dataset = get_object_or_404(Dataset.objects.visible_to(request.user).prefetch_related("classes"), pk=pk)
+    sample = get_object_or_404(Sample, dataset=dataset, pk=sample_pk)
+    siblings = dataset.samples
+    context = {
+        "dataset": dataset,
+        "sample": sample,
+        "previous": siblings.filter(position__lt=sample.position).order_by("-position").first(),
+        "next": siblings.filter(position__gt=sample.position).order_by("position").first(),
+        "depth": sample.shape[0] if len(sample.shape) == 3 else 1,
+        "viewer": {
+            "base": reverse("dataset-detail", args=[dataset.pk]) + f"samples/{sample.pk}/",
+            "shape": sample.shape,
+            "classes": dataset.class_dicts(),
+            "name": sample.name,
+        },
+    }
+    return render(request, "datasets/sample_detail.html", context)

@@ -1,0 +1,86 @@
+"""What models said of new images."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import Q
+from django.urls import reverse
+from django.utils import timezone
+
+from medseg_site.shared.jobs import Job, JobWords, job_constraints
+from models_app.models import SegmentationModel
+
+WORDS = JobWords(queued="queued", working="running", done="completed", failed="failed", cancelled="cancelled")
+
+
+class InferenceBatch(Job):
+    """A ZIP of images, each of which becomes one inference. `working` lasts until the last of them has ended."""
+
+    WORDS = WORDS
+    KIND = "batch"
+
+    model = models.ForeignKey(
+        SegmentationModel, null=True, on_delete=models.SET_NULL, related_name="batches", editable=False
+    )
+    created_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
+    archive_name = models.CharField(max_length=300, blank=True, editable=False)
+    archive_key = models.CharField(max_length=300, blank=True, editable=False)
+    issues = models.JSONField(default=list, blank=True, editable=False)
+
+    class Meta:
+        db_table = "inference_batches"
+        ordering = ["-created_at", "-id"]
+        verbose_name_plural = "inference batches"
+        constraints = job_constraints("inference_batches", WORDS, Q(finished_at__isnull=False))
+
+    def __str__(self) -> str:
+        return f"Batch {self.pk}: {self.archive_name}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("inference:batch", args=[self.pk])
+
+
+class InferenceResult(Job):
+    """One image, and the label map that one model gave it."""
+
+    WORDS = WORDS
+    KIND = "inference"
+
+    model = models.ForeignKey(
+        SegmentationModel, null=True, on_delete=models.SET_NULL, related_name="inferences", editable=False
+    )
+    batch = models.ForeignKey(
+        InferenceBatch,
+        null=True,
+        blank=True,
+        on_delete=models.CASCADE,
+        related_name="inferences",
+        editable=False,
+    )
+    created_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
+    image_name = models.CharField(max_length=300, editable=False)
+    input_image_s3_key = models.CharField(max_length=300, blank=True, editable=False)
+    input_sha256 = models.CharField(max_length=64, blank=True, editable=False)
+    output_image_s3_key = models.CharField(max_length=300, blank=True, editable=False)
+    output_sha256 = models.CharField(max_length=64, blank=True, editable=False)
+    reference_key = models.CharField(max_length=300, blank=True, editable=False)
+    reference_name = models.CharField(max_length=300, blank=True, editable=False)
+    shape = models.JSONField(default=list, blank=True, editable=False)
+    spacing = models.JSONField(null=True, blank=True, editable=False)
+    seconds = models.FloatField(null=True, blank=True, editable=False)
+    classes = models.JSONField(default=list, blank=True, editable=False)
+    metrics = models.JSONField(null=True, blank=True, editable=False)
+    warnings = models.JSONField(default=list, blank=True, editable=False)
+
+    class Meta:
+        db_table = "inference_results"
+        ordering = ["-created_at", "-id"]
+        constraints = job_constraints(
+            "inference_results", WORDS, ~Q(output_image_s3_key="") & ~Q(output_sha256="")
+        )
+
+    def __str__(self) -> str:
+        return f"{self.image_name} by {self.model or 'a deleted model'}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("inference:detail", args=[self.pk])

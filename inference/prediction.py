@@ -1,0 +1,160 @@
+"""The worker's side of an inference: bring image and model, predict, store the label map, write the numbers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from celery.exceptions import SoftTimeLimitExceeded
+from django.conf import settings
+from django.db import transaction
+from numpy.typing import NDArray
+
+from inference.batches import close_batch_if_done
+from inference.models import InferenceResult
+from medseg_site.shared import storage
+from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
+from ml_core.data import label_indices
+from ml_core.errors import ImageError, MLError
+from ml_core.io import Image, check_pair, read_image, read_mask, write_label_map
+from ml_core.metrics import case_metrics, summarise
+from ml_core.package import to_json
+from ml_core.predictor import Predictor, Segmentation
+from models_app.models import SegmentationModel
+
+log = logging.getLogger(__name__)
+
+
+class _WarmModels:
+    """Loaded models, the last used ones, bounded by bytes. One process handles one inference at a time."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._loaded: OrderedDict[str, Predictor] = OrderedDict()
+        self._max_bytes = max_bytes
+
+    def get(self, model: SegmentationModel) -> Predictor:
+        key = model.checksum  # the weights themselves, so a model that went on training is another one
+        if key not in self._loaded:
+            started = time.perf_counter()
+            self._loaded[key] = Predictor.load(storage.fetch(model.s3_key, model.checksum))
+            log.info("loaded %s in %.2f s", model, time.perf_counter() - started)
+        self._loaded.move_to_end(key)
+        while sum(item.nbytes for item in self._loaded.values()) > self._max_bytes and len(self._loaded) > 1:
+            self._loaded.popitem(last=False)
+        return self._loaded[key]
+
+
+_warm = _WarmModels(settings.MEDSEG_MODEL_CACHE_BYTES)
+
+
+def run(pk: int) -> None:
+    """Run one inference, whatever happens: the row ends as completed, cancelled, or failed with the reason."""
+    job = claim(InferenceResult, pk)
+    if job is None:
+        return
+    row = job.row
+    try:
+        with storage.scratch_folder(f"inference-{pk}") as folder:
+            _run(job, folder)
+    except ClaimLostError:
+        if not InferenceResult.objects.filter(pk=pk).exists():
+            storage.delete_prefix(storage.object_key("inferences", row.uuid))
+    except CancelledError:
+        job.cancel()
+    except ImageError as error:
+        job.fail(f"{getattr(error, 'file', row.image_name)}: {error}")
+    except MLError as error:
+        job.fail(str(error))
+    except FileNotFoundError:
+        job.fail("The image or the model is not in storage any more. Send the image again, or train again.")
+    except SoftTimeLimitExceeded:
+        job.fail("The segmentation took longer than its time limit. Use a smaller image.")
+    except Exception as error:
+        log.exception("inference %s", pk)
+        job.fail(
+            f"The segmentation ended unexpectedly ({type(error).__name__}). Try again; if it fails again, see the worker's log."
+        )
+    finally:
+        if row.batch_id:
+            close_batch_if_done(row.batch_id)
+
+
+def _run(job: Claim[InferenceResult], folder: Path) -> None:
+    row = job.row
+    if row.model is None or not row.model.is_usable:
+        raise MLError("no_model", "The model was deleted.", "Choose another model.")
+    started = time.perf_counter()
+    with job.kept_alive():
+        image = read_image(storage.fetch(row.input_image_s3_key, row.input_sha256))
+        job.beat(force=True)
+        predictor = _warm.get(row.model)
+        found = predictor.predict(image)
+        path = write_label_map(found.values, image, folder)
+        metrics = _score(row, image, found, predictor) if row.reference_key else None
+        suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".png"
+        stored = storage.store_file(storage.object_key("inferences", row.uuid, f"labels{suffix}"), path)
+    with transaction.atomic():
+        job.finish(
+            output_image_s3_key=stored.key,
+            output_sha256=stored.sha256,
+            shape=list(image.shape),
+            spacing=[float(step) for step in image.spacing] if image.spacing else None,
+            seconds=round(time.perf_counter() - started, 4),
+            classes=_class_rows(found.indices, row.model.classes, image),
+            metrics=to_json(metrics),
+            warnings=found.warnings,
+        )
+
+
+def _class_rows(
+    indices: NDArray[np.uint8], classes: list[dict[str, Any]], image: Image
+) -> list[dict[str, Any]]:
+    """Pixels, share and (where the spacing of a volume is known) millilitres of each class."""
+    counts = np.bincount(indices.reshape(-1), minlength=len(classes))
+    volume = math.prod(image.spacing) / 1000 if image.spacing and image.dimensions == 3 else None
+    return [
+        {
+            **item,
+            "pixels": int(count),
+            "fraction": float(count / indices.size),
+            "volume_ml": round(float(count) * volume, 4) if volume else None,
+        }
+        for item, count in zip(classes, counts, strict=True)
+    ]
+
+
+def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor) -> dict[str, Any]:
+    """The numbers of this one image against the reference mask that came with it. Raises ImageError if it does not fit."""
+    try:
+        mask = read_mask(storage.fetch(row.reference_key), like=image)
+        check_pair(image, mask)
+        if mask.coding == "rgb":
+            cure = "Send it with the label values that the model's classes have."
+            raise ImageError("mask_coding", "The reference mask is coded in colours.", cure)
+        reference = label_indices(mask.values, predictor.plan.class_values, row.reference_name)
+    except ImageError as error:
+        error.file = row.reference_name  # type: ignore[attr-defined]
+        raise
+    except MLError as error:
+        raise MLError(
+            error.code, error.reason, "Send a mask with the label values that the model's classes have."
+        ) from None
+    rows = case_metrics(reference, found.indices, len(predictor.plan.class_values), image.spacing)
+    summary = summarise([rows])
+    classes = zip(
+        predictor.plan.class_values, predictor.plan.class_names, predictor.plan.class_colors, strict=True
+    )
+    per_class = [
+        {"value": v, "name": n, "color": c, **entry} for (v, n, c), entry in zip(classes, rows, strict=True)
+    ]
+    unit = "mm" if image.spacing else "px"
+    return {
+        **{name: summary[name] for name in ("dice", "iou", "precision", "recall", "hd95", "nsd")},
+        "per_class": per_class,
+        "unit": unit,
+    }

@@ -1,0 +1,124 @@
+"""Inferences and batches as the API shows and takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.reverse import reverse
+
+from inference.models import InferenceBatch, InferenceResult
+from models_app.models import SegmentationModel
+
+
+class VisibleModelField(serializers.PrimaryKeyRelatedField[SegmentationModel]):
+    def get_queryset(self) -> QuerySet[SegmentationModel]:
+        return SegmentationModel.objects.visible_to(self.context["request"].user)
+
+
+class InferenceClassSerializer(serializers.Serializer[Any]):
+    value = serializers.IntegerField()
+    name = serializers.CharField()
+    color = serializers.CharField()
+    pixels = serializers.IntegerField()
+    fraction = serializers.FloatField()
+    volume_ml = serializers.FloatField(allow_null=True)
+
+
+class InferenceSerializer(serializers.ModelSerializer[InferenceResult]):
+    status = serializers.ChoiceField(choices=InferenceResult.WORDS.all(), read_only=True)
+    classes = InferenceClassSerializer(many=True, read_only=True)
+    warnings = serializers.ListField(child=serializers.CharField(), read_only=True)
+    image_url = serializers.SerializerMethodField()
+    mask_url = serializers.SerializerMethodField()
+    overlay_url = serializers.SerializerMethodField()
+
+    class Meta:
+        model = InferenceResult
+        fields = [
+            "id",
+            "model",
+            "batch",
+            "status",
+            "created_at",
+            "image_name",
+            "input_image_s3_key",
+            "output_image_s3_key",
+            "shape",
+            "spacing",
+            "seconds",
+            "classes",
+            "metrics",
+            "warnings",
+            "error",
+            "progress",
+            "image_url",
+            "mask_url",
+            "overlay_url",
+        ]
+        read_only_fields = fields
+
+    def _url(self, row: InferenceResult, what: str, *, ready: bool) -> str | None:
+        if not ready:
+            return None
+        url: str = reverse(f"inference-{what}", args=[row.pk], request=self.context.get("request"))
+        return url
+
+    @extend_schema_field(serializers.URLField)
+    def get_image_url(self, row: InferenceResult) -> str | None:
+        return self._url(row, "image", ready=True)
+
+    @extend_schema_field(serializers.URLField(allow_null=True))
+    def get_mask_url(self, row: InferenceResult) -> str | None:
+        return self._url(row, "mask", ready=bool(row.output_image_s3_key))
+
+    @extend_schema_field(serializers.URLField(allow_null=True))
+    def get_overlay_url(self, row: InferenceResult) -> str | None:
+        return self._url(row, "overlay", ready=bool(row.output_image_s3_key))
+
+
+class InferenceCreateSerializer(serializers.Serializer[Any]):
+    model = VisibleModelField()
+    image = serializers.FileField(allow_empty_file=True)
+    mask = serializers.FileField(required=False, allow_empty_file=True)
+
+
+class BatchCreateSerializer(serializers.Serializer[Any]):
+    model = VisibleModelField()
+    archive = serializers.FileField(allow_empty_file=True)
+
+
+class BatchSerializer(serializers.ModelSerializer[InferenceBatch]):
+    status = serializers.ChoiceField(choices=InferenceBatch.WORDS.all(), read_only=True)
+    total = serializers.IntegerField(read_only=True)
+    completed = serializers.IntegerField(read_only=True)
+    failed = serializers.IntegerField(read_only=True)
+    progress = serializers.SerializerMethodField()
+
+    class Meta:
+        model = InferenceBatch
+        fields = [
+            "id",
+            "model",
+            "status",
+            "created_at",
+            "archive_name",
+            "total",
+            "completed",
+            "failed",
+            "progress",
+            "issues",
+            "error",
+        ]
+        read_only_fields = fields
+
+    @extend_schema_field(serializers.DictField)
+    def get_progress(self, batch: Any) -> dict[str, Any]:
+        ended = batch.completed + batch.failed
+        return batch.progress or {
+            "done": ended,
+            "total": batch.total,
+            "fraction": ended / batch.total if batch.total else 0.0,
+        }

@@ -1,0 +1,134 @@
+"""What can be asked of inferences and batches."""
+
+from __future__ import annotations
+
+import uuid
+import zipfile
+from pathlib import PurePosixPath
+from typing import Any
+
+from django.conf import settings
+from django.core.files import File
+from django.db import transaction
+
+from inference.models import InferenceBatch, InferenceResult
+from inference.tasks import expand_batch, run_inference
+from medseg_site.shared import storage
+from medseg_site.shared.errors import MedSegError, WrongStateError
+from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
+from medseg_site.shared.text import clean_file_name
+from ml_core.io import SUPPORTED_SUFFIXES
+from models_app.models import SegmentationModel
+
+
+def create_inference(
+    *, user: Any, model: SegmentationModel, image: File[Any], mask: File[Any] | None = None
+) -> InferenceResult:
+    """Store the image (and the reference mask) and queue its segmentation."""
+    _check_usable(model)
+    owner = uuid.uuid4()
+    prefix = storage.object_key("inferences", owner)
+    try:
+        stored = storage.store_upload(f"{prefix}/input{_checked_suffix(image, 'image')}", image)
+        reference_key = ""
+        if mask:
+            reference_key = storage.store_upload(
+                f"{prefix}/reference{_checked_suffix(mask, 'mask')}", mask
+            ).key
+        with transaction.atomic():
+            row = InferenceResult.objects.create(
+                uuid=owner,
+                created_by=user,
+                model=model,
+                status=InferenceResult.WORDS.queued,
+                image_name=clean_file_name(image.name),
+                input_image_s3_key=stored.key,
+                input_sha256=stored.sha256,
+                reference_key=reference_key,
+                reference_name=clean_file_name(mask.name) if mask else "",
+            )
+            enqueue_on_commit(run_inference, row.pk)
+        return row
+    except Exception:
+        storage.delete_prefix(prefix)
+        raise
+
+
+def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> InferenceBatch:
+    """Store a ZIP of images; a worker makes one inference of each."""
+    _check_usable(model)
+    if not archive.size or not zipfile.is_zipfile(archive.file):
+        text = f"{clean_file_name(archive.name)} is not a ZIP file, or it is damaged. Zip the images and upload that."
+        raise MedSegError("not_a_zip", text, attr="archive")
+    owner = uuid.uuid4()
+    stored = storage.store_upload(storage.object_key("batches", owner, "archive.zip"), archive)
+    try:
+        with transaction.atomic():
+            batch = InferenceBatch.objects.create(
+                uuid=owner,
+                created_by=user,
+                model=model,
+                status=InferenceBatch.WORDS.queued,
+                archive_name=clean_file_name(archive.name),
+                archive_key=stored.key,
+            )
+            enqueue_on_commit(expand_batch, batch.pk)
+        return batch
+    except Exception:
+        storage.delete_prefix(storage.object_key("batches", owner))
+        raise
+
+
+def _check_usable(model: SegmentationModel) -> None:
+    if not model.is_usable:
+        raise WrongStateError(f"{model} is {model.status} and has no weights yet. Choose a completed model.")
+
+
+def _checked_suffix(upload: File[Any], field: str) -> str:
+    """The ending to store a file under, one of a known list: the user's own name never becomes part of a key."""
+    name = clean_file_name(upload.name)
+    if not upload.size:
+        raise MedSegError("empty", f"{name} is empty. Choose another file.", attr=field)
+    if upload.size > settings.MEDSEG_MAX_IMAGE_UPLOAD_BYTES:
+        limit = settings.MEDSEG_MAX_IMAGE_UPLOAD_BYTES // 2**20
+        raise MedSegError("too_large", f"{name} is larger than {limit} MB.", attr=field, http_status=413)
+    lower = name.lower()
+    suffix = ".nii.gz" if lower.endswith(".nii.gz") else PurePosixPath(lower).suffix
+    if suffix in SUPPORTED_SUFFIXES or suffix == ".zip":
+        return suffix
+    if suffix and not suffix[1:].isdigit() and len(suffix) < 6:
+        text = f"{name}: files of the kind {suffix} cannot be read. Use PNG, JPG, TIFF, BMP, DICOM, NIfTI, or a ZIP of one DICOM series."
+        raise MedSegError("unsupported_type", text, attr=field, http_status=415)
+    return ".dcm"  # DICOM files often have no ending, or a number; the reader looks into the file
+
+
+def cancel_inference(*, inference: InferenceResult) -> InferenceResult:
+    request_cancel(inference)
+    return inference
+
+
+def retry_inference(*, inference: InferenceResult) -> InferenceResult:
+    if inference.model is None:
+        raise WrongStateError("Its model was deleted.")
+    with transaction.atomic():
+        requeue(inference)
+        enqueue_on_commit(run_inference, inference.pk)
+    return inference
+
+
+def delete_inference(*, inference: InferenceResult) -> None:
+    """Remove the row and its files. A worker that is at it finds the row gone and throws its result away."""
+    prefix = storage.object_key("inferences", inference.uuid)
+    with transaction.atomic():
+        inference.delete()
+        transaction.on_commit(lambda: storage.delete_prefix(prefix))
+
+
+def delete_batch(*, batch: InferenceBatch) -> None:
+    prefixes = [storage.object_key("batches", batch.uuid)]
+    prefixes += [
+        storage.object_key("inferences", item) for item in batch.inferences.values_list("uuid", flat=True)
+    ]
+    with transaction.atomic():
+        batch.delete()
+        transaction.on_commit(lambda: [storage.delete_prefix(prefix) for prefix in prefixes] and None)

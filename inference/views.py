@@ -1,0 +1,189 @@
+"""Pages of inferences and batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.db.models import Count, Q, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_POST
+
+from inference import services
+from inference.forms import AgainForm
+from inference.models import InferenceBatch, InferenceResult
+from medseg_site.shared.errors import MedSegError
+from medseg_site.shared.pages import end_live_part, end_text, is_live, page_of, tell, to_page
+from models_app.models import SegmentationModel
+
+INFERENCES_PER_PAGE = 25
+BATCH_PAGE = 48
+BATCHES_SHOWN = 10
+
+
+def rows_of(user: Any) -> QuerySet[InferenceResult]:
+    return InferenceResult.objects.visible_to(user).select_related("model__dataset", "batch")
+
+
+def batches_of(user: Any) -> QuerySet[InferenceBatch]:
+    """Batches with `total`, `completed` and `failed` (which counts the cancelled too). One query."""
+    shown = InferenceBatch.objects.visible_to(user).select_related("model__dataset")
+    return shown.annotate(
+        total=Count("inferences"),
+        completed=Count("inferences", filter=Q(inferences__status="completed")),
+        failed=Count("inferences", filter=Q(inferences__status__in=["failed", "cancelled"])),
+    )
+
+
+def usable_models(user: Any) -> QuerySet[SegmentationModel]:
+    return SegmentationModel.objects.visible_to(user).exclude(s3_key="").select_related("dataset")
+
+
+@login_required
+@require_GET
+def inference_list(request: HttpRequest) -> HttpResponse:
+    """Single images page by page; the images of a batch are on the batch's own page."""
+    context = {
+        "page": page_of(request, rows_of(request.user).filter(batch=None), INFERENCES_PER_PAGE),
+        "batches": batches_of(request.user)[:BATCHES_SHOWN],
+        "has_model": usable_models(request.user).exists(),
+    }
+    return render(request, "inference/inference_list.html", context)
+
+
+@login_required
+@require_GET
+def inference_row(request: HttpRequest, pk: int) -> HttpResponse:
+    inference = get_object_or_404(rows_of(request.user), pk=pk)
+    return render(request, "inference/partials/inference_row.html", {"inference": inference})
+
+
+@login_required
+@require_GET
+def inference_create(request: HttpRequest) -> HttpResponse:
+    models = list(usable_models(request.user))
+    wanted = request.GET.get("model", "")
+    chosen = next((model for model in models if str(model.pk) == wanted), models[0] if models else None)
+    context = {
+        "models": models,
+        "chosen": chosen,
+        "max_bytes": settings.MEDSEG_MAX_IMAGE_UPLOAD_BYTES,
+        "max_archive_bytes": settings.MEDSEG_MAX_UPLOAD_BYTES,
+    }
+    return render(request, "inference/inference_create.html", context)
+
+
+@login_required
+@require_GET
+def inference_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    inference = get_object_or_404(rows_of(request.user), pk=pk)
+    context = {
+        "inference": inference,
+        "again": AgainForm(user=request.user, initial={"model": inference.model_id}),
+        "has_model": usable_models(request.user).exists(),
+        "metrics": _metrics(inference),
+        "depth": inference.shape[0] if len(inference.shape) == 3 else 1,
+        "viewer": {
+            "base": reverse("inference-detail", args=[inference.pk]),
+            "shape": inference.shape,
+            "classes": inference.classes,
+            "name": inference.image_name,
+        },
+    }
+    return render(request, "inference/inference_detail.html", context)
+
+
+def _metrics(inference: InferenceResult) -> list[dict[str, Any]]:
+    """The scores per class; empty without a reference mask."""
+    per_class = (inference.metrics or {}).get("per_class")
+    return list(per_class) if isinstance(per_class, list) else []
+
+
+@login_required
+@require_GET
+def inference_live(request: HttpRequest, pk: int) -> HttpResponseBase:
+    """The progress of an inference, then the whole page."""
+    inference = get_object_or_404(rows_of(request.user), pk=pk)
+    if not is_live(request):
+        return redirect(inference)
+    if inference.is_active:
+        return render(request, "inference/partials/inference_live.html", {"inference": inference})
+    return end_live_part(inference_detail(request, pk), *end_text(inference))
+
+
+@login_required
+@require_POST
+def inference_again(request: HttpRequest, pk: int) -> HttpResponse:
+    inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
+    form = AgainForm(request.POST, user=request.user)
+    if not form.is_valid():
+        messages.error(request, "This model has no weights. Choose another one.")
+        return to_page(inference)
+    try:
+        return to_page(form.run(inference))
+    except MedSegError as error:
+        messages.error(request, error.detail)
+        return to_page(inference)
+
+
+@login_required
+@require_POST
+def inference_cancel(request: HttpRequest, pk: int) -> HttpResponse:
+    inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
+    tell(request, "The inference is stopping.", lambda: services.cancel_inference(inference=inference))
+    return to_page(inference)
+
+
+@login_required
+@require_POST
+def inference_retry(request: HttpRequest, pk: int) -> HttpResponse:
+    inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
+    tell(request, "The inference has started again.", lambda: services.retry_inference(inference=inference))
+    return to_page(inference)
+
+
+@login_required
+@require_POST
+def inference_delete(request: HttpRequest, pk: int) -> HttpResponse:
+    inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
+    text = f"The inference of {inference.image_name} and its files are deleted."
+    tell(request, text, lambda: services.delete_inference(inference=inference))
+    return to_page("inference:list")
+
+
+@login_required
+@require_GET
+def batch_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    batch = get_object_or_404(batches_of(request.user), pk=pk)
+    page = page_of(request, batch.inferences.visible_to(request.user).order_by("pk"), BATCH_PAGE)
+    return render(request, "inference/batch_detail.html", {"batch": batch, "page": page, "ended": _ended(batch)})
+
+
+@login_required
+@require_GET
+def batch_live(request: HttpRequest, pk: int) -> HttpResponseBase:
+    batch = get_object_or_404(batches_of(request.user), pk=pk)
+    if not is_live(request):
+        return redirect(batch)
+    if batch.is_active:
+        return render(request, "inference/partials/batch_live.html", {"batch": batch, "ended": _ended(batch)})
+    return end_live_part(batch_detail(request, pk), *end_text(batch))
+
+
+def _ended(batch: Any) -> dict[str, Any]:
+    """How many images of a batch have ended, and their share of all."""
+    count = batch.completed + batch.failed
+    return {"count": count, "fraction": count / batch.total if batch.total else 0.0}
+
+
+@login_required
+@require_POST
+def batch_delete(request: HttpRequest, pk: int) -> HttpResponse:
+    batch = get_object_or_404(InferenceBatch.objects.visible_to(request.user), pk=pk)
+    text = f"{batch}: its images and masks are deleted."
+    tell(request, text, lambda: services.delete_batch(batch=batch))
+    return to_page("inference:list")

@@ -1,0 +1,249 @@
+"""All settings of the platform, read from the environment. docs/SETTINGS.md lists the variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dj_database_url
+
+from medseg_site import env
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(env.text("MEDSEG_DATA_DIR", str(BASE_DIR / "var"))).expanduser().resolve()
+
+DEBUG = env.flag("DEBUG", default=False)
+SECRET_KEY = env.secret_key(DATA_DIR, debug=DEBUG)
+ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", [])
+# One person, no login, reachable from this machine only. Off: Django's accounts and login are used.
+MEDSEG_SINGLE_USER = env.flag("MEDSEG_SINGLE_USER", default=True)
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.humanize",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "channels",
+    "django_filters",
+    "django_htmx",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "drf_standardized_errors",
+    "rest_framework",
+    "medseg_site",
+    "datasets",
+    "models_app",
+    "inference",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "medseg_site.shared.local_user.LocalUserMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+
+ROOT_URLCONF = "medseg_site.urls"
+ASGI_APPLICATION = "medseg_site.asgi.application"
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+# --- Database -------------------------------------------------------------------------------------------------------
+DATABASES: dict[str, Any] = {
+    "default": dj_database_url.parse(
+        env.text("DATABASE_URL", f"sqlite:///{DATA_DIR / 'medseg.sqlite3'}"),
+        conn_max_age=60,
+        conn_health_checks=True,
+    )
+}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # WAL lets readers go on while one writes; IMMEDIATE makes a writer wait for its turn instead of failing half-way.
+    DATABASES["default"]["OPTIONS"] = {
+        "timeout": 20,
+        "transaction_mode": "IMMEDIATE",
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+    }
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- Files ----------------------------------------------------------------------------------------------------------
+S3_BUCKET_NAME = env.text("S3_BUCKET_NAME")
+AWS_ACCESS_KEY_ID = env.text("AWS_ACCESS_KEY_ID")
+AWS_SECRET_ACCESS_KEY = env.text("AWS_SECRET_ACCESS_KEY")
+AWS_REGION = env.text("AWS_REGION", "us-east-1")
+AWS_ENDPOINT_URL = env.text("AWS_ENDPOINT_URL")
+MEDIA_ROOT = DATA_DIR / "media"
+CACHE_DIR = DATA_DIR / "cache"
+TMP_DIR = DATA_DIR / "tmp"
+
+_default_storage: dict[str, Any] = {
+    "BACKEND": "medseg_site.shared.storage.AtomicFileSystemStorage",
+    "OPTIONS": {"location": str(MEDIA_ROOT), "base_url": None},
+}
+if S3_BUCKET_NAME:
+    _default_storage = {
+        "BACKEND": "storages.backends.s3.S3Storage",
+        "OPTIONS": {
+            "bucket_name": S3_BUCKET_NAME,
+            "access_key": AWS_ACCESS_KEY_ID or None,
+            "secret_key": AWS_SECRET_ACCESS_KEY or None,
+            "region_name": AWS_REGION,
+            "endpoint_url": AWS_ENDPOINT_URL or None,
+            "addressing_style": "path" if AWS_ENDPOINT_URL else "auto",
+            "default_acl": None,
+            "querystring_auth": True,
+            "file_overwrite": True,
+            "signature_version": "s3v4",
+        },
+    }
+STORAGES: dict[str, Any] = {
+    "default": _default_storage,
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+
+STATIC_URL = "/static/"
+STATIC_ROOT = DATA_DIR / "static"
+_node_modules = BASE_DIR / "node_modules"
+STATICFILES_DIRS = [
+    (name, folder)
+    for name, folder in {
+        "vendor/tabler/css": _node_modules / "@tabler/core/dist/css",
+        "vendor/tabler/js": _node_modules / "@tabler/core/dist/js",
+        "vendor/tabler-icons": _node_modules / "@tabler/icons-webfont/dist",
+        "vendor/htmx": _node_modules / "htmx.org/dist",
+        "vendor/chartjs": _node_modules / "chart.js/dist",
+    }.items()
+    if folder.is_dir()
+]
+WHITENOISE_USE_FINDERS = True  # no collectstatic needed on a laptop
+
+# --- Limits ---------------------------------------------------------------------------------------------------------
+MEDSEG_MAX_UPLOAD_BYTES = env.integer("MEDSEG_MAX_UPLOAD_MB", 20_000, minimum=1) * 2**20
+MEDSEG_MAX_IMAGE_UPLOAD_BYTES = env.integer("MEDSEG_MAX_IMAGE_UPLOAD_MB", 2_000, minimum=1) * 2**20
+MEDSEG_MAX_EXPANDED_BYTES = env.integer("MEDSEG_MAX_EXPANDED_MB", 200_000, minimum=1) * 2**20
+MEDSEG_URL_IMPORT_ALLOW_PRIVATE = env.flag("MEDSEG_URL_IMPORT_ALLOW_PRIVATE", default=False)
+MEDSEG_URL_IMPORT_SECONDS = env.integer("MEDSEG_URL_IMPORT_SECONDS", 4 * 3600, minimum=1)
+MEDSEG_MODEL_CACHE_BYTES = env.integer("MEDSEG_MODEL_CACHE_MB", 2_000, minimum=1) * 2**20
+MEDSEG_OBJECT_CACHE_BYTES = env.integer("MEDSEG_OBJECT_CACHE_MB", 50_000, minimum=1) * 2**20
+MEDSEG_TRAINING_SECONDS = env.integer(
+    "MEDSEG_TRAINING_SECONDS", 480, minimum=10
+)  # default time budget of a training
+FILE_UPLOAD_TEMP_DIR = str(TMP_DIR)
+FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
+DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 2**20
+for _folder in (DATA_DIR, TMP_DIR, CACHE_DIR, MEDIA_ROOT):
+    _folder.mkdir(parents=True, exist_ok=True)
+
+# --- Redis, Celery, WebSockets ----------------------------------------------------------------------------------------
+PORT = env.integer("PORT", 8000, minimum=1)
+MEDSEG_REDIS_PORT = env.integer("MEDSEG_REDIS_PORT", PORT + 8379, minimum=1)
+REDIS_URL = env.text("REDIS_URL", f"redis://127.0.0.1:{MEDSEG_REDIS_PORT}/0")
+CHANNEL_LAYERS = {
+    "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}
+}
+CELERY_BROKER_URL = REDIS_URL
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = True
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 3600
+}  # a redelivered message is harmless: claims decide
+CELERY_TASK_DEFAULT_QUEUE = "ingest"
+CELERY_TASK_ROUTES = {
+    "models_app.tasks.train_model": {"queue": "train"},
+    "inference.tasks.run_inference": {"queue": "infer"},
+}
+CELERY_BEAT_SCHEDULE = {
+    "reap-datasets": {"task": "datasets.tasks.reap_datasets", "schedule": 15, "options": {"expires": 15}},
+    "reap-models": {"task": "models_app.tasks.reap_models", "schedule": 15, "options": {"expires": 15}},
+    "reap-inferences": {
+        "task": "inference.tasks.reap_inferences",
+        "schedule": 15,
+        "options": {"expires": 15},
+    },
+}
+
+# --- API --------------------------------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "medseg_site.shared.local_user.LocalUserAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PAGINATION_CLASS": "medseg_site.shared.api.Pagination",
+    "DEFAULT_FILTER_BACKENDS": [
+        "django_filters.rest_framework.DjangoFilterBackend",
+        "rest_framework.filters.SearchFilter",
+        "rest_framework.filters.OrderingFilter",
+    ],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "drf_standardized_errors.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "drf_standardized_errors.handler.exception_handler",
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+DRF_STANDARDIZED_ERRORS = {
+    "EXCEPTION_HANDLER_CLASS": "medseg_site.shared.api.ExceptionHandler",
+    "ALLOWED_ERROR_STATUS_CODES": ["400", "404", "409", "413", "415"],
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "MedSeg Platform",
+    "DESCRIPTION": "Upload a dataset, train a segmentation model, segment images. Research use only, not a medical device.",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "ValidationErrorEnum": "drf_standardized_errors.openapi_serializers.ValidationErrorEnum.choices",
+        "ClientErrorEnum": "drf_standardized_errors.openapi_serializers.ClientErrorEnum.choices",
+        "ServerErrorEnum": "drf_standardized_errors.openapi_serializers.ServerErrorEnum.choices",
+        "ErrorCode404Enum": "drf_standardized_errors.openapi_serializers.ErrorCode404Enum.choices",
+    },
+    "POSTPROCESSING_HOOKS": ["drf_standardized_errors.openapi_hooks.postprocess_schema_enums"],
+}
+
+# --- The rest -----------------------------------------------------------------------------------------------------------
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
+]
+LOGIN_URL = "admin:login"
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "same-origin"
+SILENCED_SYSTEM_CHECKS: list[str] = []
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": env.text("LOG_LEVEL", "INFO")},
+}

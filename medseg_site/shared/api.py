@@ -1,0 +1,64 @@
+"""What every API view shares: errors, pages of a list, and `Prefer: wait`."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from drf_standardized_errors.handler import ExceptionHandler as StandardizedExceptionHandler
+from rest_framework import status
+from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
+from rest_framework.pagination import PageNumberPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from medseg_site.shared import progress
+from medseg_site.shared.errors import MedSegError
+from medseg_site.shared.jobs import Job
+
+MAX_WAIT_SECONDS = 60
+
+
+class Pagination(PageNumberPagination):
+    page_size = 50
+    max_page_size = 500
+    page_size_query_param = "page_size"
+
+
+class ExceptionHandler(StandardizedExceptionHandler):
+    """Gives a domain error its status and code; everything else is the library's."""
+
+    def convert_known_exceptions(self, exc: Exception) -> Exception:
+        if isinstance(exc, MedSegError):
+            if exc.http_status == status.HTTP_400_BAD_REQUEST:
+                detail = [ErrorDetail(exc.detail, code=exc.code)]
+                return ValidationError({exc.attr or "non_field_errors": detail})
+            answer = APIException(exc.detail, code=exc.code)
+            answer.status_code = exc.http_status
+            return answer
+        return super().convert_known_exceptions(exc)  # type: ignore[no-any-return]
+
+
+def wait_seconds(request: Request) -> float:
+    """N of the header `Prefer: wait=N`, 0 without it, at most a minute."""
+    found = re.search(r"\bwait\s*=\s*(\d{1,6})", request.headers.get("Prefer", ""))
+    return float(min(int(found[1]), MAX_WAIT_SECONDS)) if found else 0.0
+
+
+def wait_for_end(row: Job, seconds: float) -> None:
+    """Return as soon as the job has ended or `seconds` have passed, with the row's columns fresh."""
+    deadline = time.monotonic() + seconds
+    row.refresh_from_db()
+    while row.is_active and (left := deadline - time.monotonic()) > 0:
+        progress.wait_a_moment(row.KIND, row.pk, min(left, 1.0))
+        row.refresh_from_db()
+
+
+def answer_started(request: Request, row: Job, data: Any, url: str) -> Response:
+    """202 for work that goes on, 201 for work that ended while the client waited."""
+    code = status.HTTP_202_ACCEPTED if row.is_active else status.HTTP_201_CREATED
+    headers = {"Location": request.build_absolute_uri(url)}
+    if seconds := wait_seconds(request):
+        headers["Preference-Applied"] = f"wait={int(seconds)}"
+    return Response(data, status=code, headers=headers)

@@ -1,0 +1,67 @@
+"""One person, no login: who the requests belong to while MEDSEG_SINGLE_USER is on.
+
+Without a login every page that the person's browser has open could talk to the platform, so requests that change
+something must come from the platform's own pages or from a program, not from another site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.contrib.auth.models import AbstractBaseUser, User
+from django.http import HttpRequest, HttpResponse
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import PermissionDenied
+from rest_framework.request import Request
+
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
+
+
+def local_user() -> User:
+    """The single user, made at first need; has no password, so nobody can log in as them."""
+    user = User.objects.filter(username="local").first()
+    if user is None:
+        user, _ = User.objects.get_or_create(
+            username="local", defaults={"is_staff": True, "is_superuser": True, "password": "!"}
+        )
+    return user
+
+
+def is_cross_site(request: HttpRequest) -> bool:
+    """True where a browser says that another site sent this request."""
+    if request.headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"}:
+        return True
+    origin = request.headers.get("Origin")
+    return origin is not None and urlsplit(origin).netloc != request.get_host()
+
+
+class LocalUserMiddleware:
+    """Gives every request of a single-user platform its user."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        needs_user = not request.path.startswith(("/static/", "/healthz", "/readyz"))
+        if settings.MEDSEG_SINGLE_USER and needs_user and not request.user.is_authenticated:
+            request.user = local_user()
+        return self.get_response(request)
+
+
+class LocalUserAuthentication(BaseAuthentication):
+    """The API's side of the same: programs need no token, other sites' pages are refused."""
+
+    def authenticate(self, request: Request) -> tuple[AbstractBaseUser, None] | None:
+        if not settings.MEDSEG_SINGLE_USER:
+            return None
+        if request.method not in SAFE_METHODS and is_cross_site(request._request):
+            raise PermissionDenied(
+                "This request comes from another site. Use the platform's own pages or a program."
+            )
+        user = request._request.user
+        return (user, None) if user.is_authenticated else (local_user(), None)
+
+    def authenticate_header(self, request: Request) -> str:
+        return "Session"

@@ -1,0 +1,108 @@
+// Loss and Dice of every epoch, drawn by Chart.js and read again while the training runs. The same numbers as a table.
+const READ_EVERY_MS = 3000;
+const TABLE_ROWS = 200;
+
+function style(name) {
+  return getComputedStyle(document.body).getPropertyValue(name).trim();
+}
+
+function line(label, color, dash = []) {
+  return { label, data: [], borderColor: color, backgroundColor: color, borderDash: dash, borderWidth: 2, pointRadius: 0, pointHitRadius: 12, tension: 0.15 };
+}
+
+function chart(canvas, datasets, limits) {
+  const ink = style("--tblr-secondary");
+  const grid = style("--tblr-border-color-translucent") || "rgba(128,128,128,.2)";
+  return new Chart(canvas, {
+    type: "line",
+    data: { labels: [], datasets },
+    options: {
+      animation: false,
+      maintainAspectRatio: false,
+      interaction: { mode: "index", intersect: false },
+      scales: {
+        x: { title: { display: true, text: "Epoch", color: ink }, ticks: { color: ink, maxTicksLimit: 10, maxRotation: 0 }, grid: { display: false } },
+        y: { ...limits, ticks: { color: ink, maxTicksLimit: 6 }, grid: { color: grid } },
+      },
+      plugins: { legend: { position: "bottom", labels: { color: ink, usePointStyle: true, pointStyle: "line" } } },
+    },
+  });
+}
+
+async function readEpochs(url) {
+  const rows = [];
+  for (let next = url; next; ) {
+    const response = await fetch(next, { headers: { Accept: "application/json" } });
+    if (!response.ok) throw new Error(`status ${response.status}`);
+    const page = await response.json();
+    rows.push(...page.results);
+    next = page.next;
+  }
+  return rows;
+}
+
+function number(value, digits = 4) {
+  return typeof value === "number" ? value.toFixed(digits) : "–";
+}
+
+function fillTable(body, rows) {
+  const lines = rows.slice(-TABLE_ROWS).map((row) => {
+    const tr = document.createElement("tr");
+    const cells = [row.epoch, number(row.train_loss), number(row.val_loss), number(row.val_dice), number(row.val_iou), number(row.images_per_second, 1)];
+    for (const text of cells) {
+      const td = document.createElement("td");
+      td.textContent = text;
+      tr.append(td);
+    }
+    return tr;
+  });
+  body.replaceChildren(...lines.reverse());
+}
+
+export function mountCurves(root) {
+  const note = root.querySelector("[data-note]");
+  const plots = root.querySelector("[data-plots]");
+  const body = root.querySelector("tbody");
+  const losses = [line("Training loss", style("--tblr-blue")), line("Validation loss", style("--tblr-orange"), [6, 4])];
+  const scores = [line("Validation Dice", style("--tblr-green")), line("Validation IoU", style("--tblr-purple"), [6, 4])];
+  let charts = null;
+  let seen = -1;
+
+  function draw(rows) {
+    if (rows.length === seen) return;
+    seen = rows.length;
+    note.hidden = rows.length > 0;
+    plots.hidden = !rows.length;
+    if (!rows.length) return;
+    charts ||= [
+      chart(root.querySelector("[data-loss]"), losses, {}),
+      chart(root.querySelector("[data-dice]"), scores, { min: 0, max: 1 }),
+    ];
+    const radius = rows.length < 3 ? 3 : 0;
+    const columns = [["train_loss", losses[0]], ["val_loss", losses[1]], ["val_dice", scores[0]], ["val_iou", scores[1]]];
+    for (const [name, set] of columns) {
+      set.data = rows.map((row) => row[name]);
+      set.pointRadius = radius;
+    }
+    for (const item of charts) {
+      item.data.labels = rows.map((row) => row.epoch);
+      item.update("none");
+    }
+    fillTable(body, rows);
+  }
+
+  async function read() {
+    if (!root.isConnected) {
+      for (const item of charts || []) item.destroy();
+      return;
+    }
+    try {
+      if (!document.hidden || seen < 0) draw(await readEpochs(root.dataset.url));
+    } catch (error) {
+      if (seen < 1) note.textContent = `The curves could not be read (${error.message}).`;
+    }
+    if (root.dataset.live) setTimeout(read, READ_EVERY_MS);
+  }
+
+  read();
+}

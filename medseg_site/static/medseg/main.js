@@ -1,0 +1,66 @@
+// Starts the page's modules, also in what htmx brings later, and keeps live parts from disturbing who reads.
+import { mountCurves } from "./curves.js";
+import { mountDrop, mountUpload } from "./upload.js";
+import { mountTrainForm } from "./train_form.js";
+import { mountViewer } from "./viewer.js";
+
+const MODULES = {
+  curves: mountCurves,
+  drop: mountDrop,
+  "train-form": mountTrainForm,
+  upload: mountUpload,
+  viewer: mountViewer,
+};
+
+function mountAll(root) {
+  const found = [...root.querySelectorAll("[data-module]")];
+  if (root instanceof Element && root.matches("[data-module]")) found.unshift(root);
+  for (const element of found) {
+    if (element.dataset.mounted) continue;
+    element.dataset.mounted = "yes";
+    MODULES[element.dataset.module](element);
+  }
+}
+
+function showToast({ text, kind }) {
+  const toast = document.createElement("div");
+  toast.className = `toast show border-0 text-bg-${kind || "secondary"}`;
+  toast.setAttribute("role", "status");
+  const body = document.createElement("div");
+  body.className = "toast-body d-flex align-items-center gap-2";
+  const words = document.createElement("span");
+  words.className = "flex-fill text-break";
+  words.textContent = text;
+  const close = document.createElement("button");
+  close.type = "button";
+  close.className = "btn-close btn-close-white";
+  close.setAttribute("aria-label", "Close");
+  close.addEventListener("click", () => toast.remove());
+  body.append(words, close);
+  toast.append(body);
+  document.getElementById("toasts").append(toast);
+  setTimeout(() => toast.remove(), 12000);
+}
+
+function pictureIsMissing(event) {
+  const image = event.target;
+  if (!(image instanceof HTMLImageElement) || !image.dataset.fallback) return;
+  const note = document.createElement("div");
+  note.className = "picture-missing text-secondary small";
+  note.textContent = image.dataset.fallback;
+  image.replaceWith(note);
+}
+
+document.addEventListener("error", pictureIsMissing, true);
+document.body.addEventListener("medseg:toast", (event) => showToast(event.detail));
+// A page that is about to be replaced under an open dialog waits for the next round.
+document.body.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.target?.id === "content" && document.querySelector(".modal.show")) event.detail.shouldSwap = false;
+});
+const offline = document.getElementById("offline");
+document.body.addEventListener("htmx:sendError", () => (offline.hidden = false));
+document.body.addEventListener("htmx:afterRequest", (event) => {
+  if (event.detail.successful) offline.hidden = true;
+});
+htmx.onLoad(mountAll);
+mountAll(document);

@@ -1,0 +1,120 @@
+"""The first page: what there is, what runs, and what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.shortcuts import render
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_POST
+
+from datasets.models import Dataset
+from inference.models import InferenceBatch, InferenceResult
+from medseg_site.demo import start_demo as make_demo
+from medseg_site.shared.errors import MedSegError
+from medseg_site.shared.pages import end_live_part, is_live, to_page
+from models_app.models import SegmentationModel
+
+RESULTS_SHOWN = 8
+MODELS_SHOWN = 5
+
+
+@login_required
+@require_GET
+def home(request: HttpRequest) -> HttpResponseBase:
+    """The page; for its live part only the list of running work, until one of that list has ended."""
+    context = _context(request.user)
+    shown = request.GET.get("running")
+    if not is_live(request) or shown is None:
+        return render(request, "home.html", context)
+    if shown == context["running_keys"]:
+        return render(request, "partials/running.html", context)
+    page = render(request, "home.html", context)
+    return end_live_part(page, "Something has ended. See below.", "success")
+
+
+def _context(user: Any) -> dict[str, Any]:
+    datasets = Dataset.objects.visible_to(user)
+    models = SegmentationModel.objects.visible_to(user).select_related("dataset")
+    inferences = InferenceResult.objects.visible_to(user).select_related("model")
+    running = [
+        *datasets.filter(status="uploaded")[:5],
+        *models.filter(status__in=["queued", "training"])[:5],
+        *InferenceBatch.objects.visible_to(user).filter(status__in=["queued", "running"])[:5],
+        *inferences.filter(status__in=["queued", "running"], batch=None)[:5],
+    ]
+    latest_dataset = datasets.first()
+    ready = datasets.filter(status="ready").first()
+    usable = models.exclude(s3_key="").first()
+    results = list(inferences.filter(status="completed")[:RESULTS_SHOWN])
+    return {
+        "latest_dataset": latest_dataset,
+        "running": running,
+        "running_keys": ".".join(f"{row.KIND}-{row.pk}" for row in running),
+        "models": list(models.exclude(s3_key="")[:MODELS_SHOWN]),
+        "results": results,
+        "next": _next_step(latest_dataset, ready, usable, bool(results), bool(running)),
+        "step": 4 if results else 3 if usable else 2 if ready else 1,
+    }
+
+
+def _next_step(
+    latest: Dataset | None,
+    ready: Dataset | None,
+    usable: SegmentationModel | None,
+    has_results: bool,
+    is_running: bool,
+) -> dict[str, str]:
+    """Heading, text and the one primary button of the first page."""
+    if usable:
+        return {
+            "title": "Segment another image" if has_results else "Try your model on an image",
+            "text": f"{usable} is ready. Give it an image that it has not seen.",
+            "label": "Segment an image",
+            "url": f"{reverse('inference:create')}?model={usable.pk}",
+        }
+    if ready and not is_running:
+        return {
+            "title": "Train your first model",
+            "text": f"{ready.name} is ready with {ready.file_count} images. Everything else is planned from the data.",
+            "label": "Train a model",
+            "url": f"{reverse('models_app:create')}?dataset={ready.pk}",
+        }
+    if latest and latest.status == "error":
+        return {
+            "title": f"{latest.name} could not be used",
+            "text": latest.error or "",
+            "label": "See what is wrong",
+            "url": latest.get_absolute_url(),
+        }
+    if is_running:
+        return {
+            "title": "Your work is running",
+            "text": "You can leave this page: it goes on in the background.",
+            "label": "",
+            "url": "",
+        }
+    return {
+        "title": "Start with a dataset",
+        "text": "A ZIP file with a folder of images and a folder of masks is all that is needed.",
+        "label": "Upload a dataset",
+        "url": reverse("datasets:upload"),
+    }
+
+
+@login_required
+@require_POST
+def start_demo(request: HttpRequest) -> HttpResponse:
+    """Make the synthetic example. What refuses it becomes a message."""
+    try:
+        dataset = make_demo(request.user)
+    except MedSegError as error:
+        messages.error(request, error.detail)
+        return to_page("home")
+    messages.success(
+        request, "The synthetic example is made. Its pictures are drawn by a program; they show no patient."
+    )
+    return to_page(dataset)

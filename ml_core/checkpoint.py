@@ -1,0 +1,70 @@
+"""The state of a training in one safetensors file: no pickle, and either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ml_core.errors import TrainingError
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write tensors and JSON facts so that a reader sees the old file or the new one, never half of it."""
+    part = path.with_name(f".{path.name}.part")
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(whole, part, metadata={"facts": json.dumps(facts)})
+    os.replace(part, path)
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Raises TrainingError when the file is not one that save_weights wrote."""
+    try:
+        with safe_open(path, framework="pt") as source:
+            facts = json.loads((source.metadata() or {}).get("facts", "{}"))
+            return {name: source.get_tensor(name) for name in source.keys()}, facts  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TrainingError(
+            "damaged_checkpoint", f"The checkpoint {path.name} cannot be read: {error}", "Train again."
+        ) from error
+
+
+def pack(network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator,
+         generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Any]]:  # fmt: skip
+    """Everything that the next step depends on."""
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    tensors |= {"random.torch": torch.get_rng_state(), "random.augmentation": generator.get_state()}
+    return tensors, {"random": rng.bit_generator.state}
+
+
+def unpack(tensors: dict[str, Tensor], facts: dict[str, Any], network: nn.Module, average: nn.Module,
+           optimizer: torch.optim.Optimizer, rng: np.random.Generator, generator: torch.Generator) -> None:  # fmt: skip
+    """The inverse of `pack`. Raises TrainingError when the checkpoint belongs to another network."""
+    try:
+        network.load_state_dict(part_of(tensors, "network."))
+        average.load_state_dict(part_of(tensors, "average."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in part_of(tensors, "optimizer.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["random.torch"])
+        generator.set_state(tensors["random.augmentation"])
+        rng.bit_generator.state = facts["random"]
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = f"The checkpoint does not fit the network: {str(error)[:200]}"
+        raise TrainingError("damaged_checkpoint", reason, "Train again.") from error
+
+
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

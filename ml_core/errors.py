@@ -1,0 +1,28 @@
+"""Errors that say what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class MLError(Exception):
+    """A failure that a user can act on.
+
+    `code` is a stable machine word, `reason` a sentence naming what is wrong, `cure` a sentence saying what to do.
+    """
+
+    def __init__(self, code: str, reason: str, cure: str = "") -> None:
+        self.code = code
+        self.reason = reason
+        self.cure = cure
+        super().__init__(f"{reason} {cure}".strip())
+
+
+class ImageError(MLError):
+    """A file that cannot be used as an image or a mask."""
+
+
+class ConfigError(MLError):
+    """A hyperparameter, plan or package that cannot be used. `code` names the field where there is one."""
+
+
+class TrainingError(MLError):
+    """A training that cannot start or go on."""

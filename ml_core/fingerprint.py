@@ -1,0 +1,115 @@
+"""What a dataset is: shapes, spacings, intensities and class shares, gathered one case at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_core.io import Image
+
+SAMPLED_PIXELS = 2_000  # per case; enough for percentiles, little enough for 100,000 cases
+
+
+class FingerprintBuilder:
+    """Add every case, then ask for the `result`. Memory does not grow with the size of the images."""
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+        self._shapes: Counter[tuple[int, ...]] = Counter()
+        self._spacings: list[tuple[float, ...]] = []
+        self._channels: Counter[int] = Counter()
+        self._modalities: Counter[str] = Counter()
+        self._families: Counter[str] = Counter()
+        self._class_pixels: Counter[int] = Counter()
+        self._class_cases: Counter[int] = Counter()
+        self._ranges: list[tuple[float, float]] = []
+        self._means: list[tuple[float, float]] = []
+        self._foreground: list[NDArray[np.float32]] = []
+        self._sampled = 0
+
+    def add(self, image: Image, values: NDArray[Any], counts: dict[int, int]) -> None:
+        """`values`: the mask in label values on the image's grid; `counts`: pixels per value in it."""
+        self._shapes[image.shape] += 1
+        if image.spacing:
+            self._spacings.append(tuple(float(step) for step in image.spacing))
+        self._channels[image.channels] += 1
+        self._modalities[image.modality or guess_modality(image)] += 1
+        self._families[image.family] += 1
+        for value, count in counts.items():
+            self._class_pixels[value] += count
+            self._class_cases[value] += 1
+        pixels = image.array.reshape(image.channels, -1)
+        picked = self._rng.integers(0, pixels.shape[1], size=SAMPLED_PIXELS)
+        sample = pixels[:, picked].astype(np.float32)
+        low, high = np.percentile(sample, [0.5, 99.5])
+        self._ranges.append((float(low), float(high)))
+        self._means.append((float(sample.mean()), float(sample.std())))
+        if self._sampled < 2_000_000:
+            flat = values.reshape(-1)[picked]
+            inside = sample[:, flat != min(counts)].mean(axis=0)
+            self._foreground.append(inside)
+            self._sampled += inside.size
+
+    def result(self) -> dict[str, Any]:
+        """The fingerprint as plain JSON: sizes in pixels, spacings in mm, both in array order ((z,) y, x)."""
+        shapes = np.array(list(self._shapes.elements()))
+        total = sum(self._class_pixels.values())
+        inside = np.concatenate(self._foreground) if self._foreground else np.zeros(0, np.float32)
+        if not inside.size:
+            inside = np.array([bound for pair in self._ranges for bound in pair], np.float32)
+        low, high = np.percentile(inside, [0.5, 99.5])
+        clipped = np.clip(inside, low, high)
+        return {
+            "n_cases": int(len(shapes)),
+            "dimensions": int(shapes.shape[1]),
+            "channels": self._channels.most_common(1)[0][0],
+            "modality": self._modalities.most_common(1)[0][0],
+            "families": dict(self._families),
+            "shape": _spread(shapes),
+            "spacing": _spread(np.array(self._spacings)) if self._spacings else None,
+            "intensity": {
+                "low": float(np.median([low for low, _ in self._ranges])),
+                "high": float(np.median([high for _, high in self._ranges])),
+                "minimum": float(min(low for low, _ in self._ranges)),
+                "maximum": float(max(high for _, high in self._ranges)),
+                "mean": float(np.mean([mean for mean, _ in self._means])),
+                "std": float(np.mean([std for _, std in self._means])),
+            },
+            "foreground_intensity": {
+                "p005": float(low),
+                "p995": float(high),
+                "mean": float(clipped.mean()),
+                "std": float(clipped.std()),
+            },
+            "classes": [
+                {
+                    "value": value,
+                    "pixels": self._class_pixels[value],
+                    "share": self._class_pixels[value] / total,
+                    "cases": self._class_cases[value],
+                }
+                for value in sorted(self._class_pixels)
+            ],
+        }
+
+
+def guess_modality(image: Image) -> str:
+    """A word for an image that does not say what it is. Volumes whose air is near -1000 are taken for CT."""
+    if image.family == "raster":
+        return "colour" if image.channels == 3 else "greyscale"
+    low = float(image.array.min())
+    return "CT" if low <= -900 and low >= -5000 and float(image.array.max()) > 200 else "unknown"
+
+
+def _spread(rows: NDArray[Any]) -> dict[str, list[float]]:
+    def numbers(row: NDArray[Any]) -> list[float]:
+        return [int(item) if float(item).is_integer() else round(float(item), 6) for item in row]
+
+    return {
+        "minimum": numbers(rows.min(axis=0)),
+        "median": numbers(np.median(rows, axis=0)),
+        "maximum": numbers(rows.max(axis=0)),
+    }

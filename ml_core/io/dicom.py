@@ -1,0 +1,239 @@
+"""DICOM: one file, of one frame or many, through pydicom and the pylibjpeg decoders."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import config as pydicom_config
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import generate_frames
+from pydicom.filereader import read_dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from ml_core.errors import ImageError
+from ml_core.io.geometry import Plane, frame_planes, stack
+from ml_core.io.image import Coding, Grid, Image, Mask, check_finite, check_size, decoding, rescale, supported
+from ml_core.io.masks import as_labels, from_rgb, snap
+
+WHAT, CURE = (
+    "DICOM file",
+    "Export it again, uncompressed if possible, and check that it was copied completely.",
+)
+
+# pydicom's warnings about odd values quote them, patient data included; they must not reach a log.
+pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
+
+
+def read_image(path: Path) -> Image:
+    """Read one file: a single frame is 2D, several are a volume sorted along the normal. Raises ImageError."""
+    with decoding(WHAT, CURE), path.open("rb") as file:
+        dataset = open_dataset(file, pixels=True)
+        pixels, spacing, affine = frames(dataset, raw=False)
+    return to_image(pixels, spacing, affine, dataset)
+
+
+def read_mask(path: Path) -> Mask:
+    """Read one label map: the stored values, neither rescaled nor inverted. Raises ImageError."""
+    with decoding(WHAT, CURE), path.open("rb") as file:
+        dataset = open_dataset(file, pixels=True)
+        pixels, spacing, affine = frames(dataset, raw=True)
+    return to_mask(pixels, spacing, affine, dataset)
+
+
+def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
+    """Parse a DICOM file with or without preamble, and check its header: pixels, size, kind. Raises ImageError."""
+    preamble = file.read(132)[128:] == b"DICM"
+    if preamble:
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        # Inflating has no bound that could be checked before, so such a file is never parsed.
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            raise ImageError(
+                "deflated",
+                "The DICOM file is stored deflated (compressed as a whole), which is not supported.",
+                "Convert it to Explicit VR Little Endian, for example with dcmconv +te.",
+            )
+    file.seek(0)
+    dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=not preamble)
+    if not preamble:
+        implicit, little = dataset.original_encoding
+        if "SOPClassUID" not in dataset and "Rows" not in dataset:
+            raise ImageError("unreadable", "The file is not DICOM, or it is damaged.", CURE)
+        dataset.file_meta = FileMetaDataset()
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    if dataset.get("Modality") == "SEG" or "SegmentSequence" in dataset:
+        raise ImageError(
+            "dicom_seg",
+            "DICOM segmentation objects (SEG) are not supported.",
+            "Convert it to NIfTI or to PNG label maps, for example with dcmqi's segimage2itkimage.",
+        )
+    if "Rows" not in dataset or "Columns" not in dataset:
+        raise _no_pixels()
+    frames, size = frame_count(dataset), (int(dataset.Rows), int(dataset.Columns))
+    check_size(size if frames == 1 else (frames, *size))
+    if pixels and not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise _no_pixels()
+    return dataset
+
+
+def frame_count(dataset: Dataset) -> int:
+    """Number of frames; 1 where the header does not say."""
+    return max(1, int(dataset.get("NumberOfFrames") or 1))
+
+
+def decode(dataset: Dataset, *, raw: bool) -> NDArray[Any]:
+    """Pixels of (C, H, W) or (C, F, H, W) in the order of the file.
+
+    With `raw` (masks) the stored values; otherwise rescaled to the modality's units, MONOCHROME1 inverted, palettes
+    expanded and YBR turned to RGB.
+    """
+    colour = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).strip()
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    known = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR") if samples == 1 else ("RGB", "YBR_")
+    if samples not in (1, 3) or not colour.startswith(known):
+        raise ImageError(
+            "unsupported_pixels",
+            f"The DICOM colour type {colour} with {samples} samples per pixel is not supported.",
+            "Export it as grey or RGB.",
+        )
+    _check_streams(dataset)
+    array = pixel_array(dataset)
+    if array.shape[:1] == (1,) and array.ndim == (3 if samples == 1 else 4):
+        array = array[0]
+    if samples == 3:
+        return np.moveaxis(array, -1, 0)
+    if raw:
+        return array[None]
+    if colour == "PALETTE COLOR":
+        array = apply_color_lut(array, dataset)
+        return np.moveaxis((array >> 8).astype(np.uint8) if array.dtype == np.uint16 else array, -1, 0)
+    return _modality_values(array, dataset, inverted=colour == "MONOCHROME1")[None]
+
+
+def to_image(
+    pixels: NDArray[Any],
+    spacing: tuple[float, ...] | None,
+    affine: NDArray[np.float64] | None,
+    dataset: Dataset,
+) -> Image:
+    """The Image of decoded, sorted pixels (C, ...) and the header that they came with."""
+    array = supported(pixels)
+    check_finite(array)
+    grid = Grid(tuple(array.shape[1:]), affine)
+    patient, modality = (str(dataset.get(name) or "").strip() or None for name in ("PatientID", "Modality"))
+    return Image(array, spacing, affine, "dicom", modality, patient, grid)
+
+
+def to_mask(
+    pixels: NDArray[Any],
+    spacing: tuple[float, ...] | None,
+    affine: NDArray[np.float64] | None,
+    dataset: Dataset,
+) -> Mask:
+    """The Mask of decoded, sorted raw pixels (C, ...)."""
+    coding: Coding = "values"
+    lossy = str(dataset.get("LossyImageCompression") or "") == "01"
+    if pixels.shape[0] == 3:
+        interleaved = np.moveaxis(pixels, 0, -1)
+        labels, coding = (snap(interleaved), coding) if lossy else from_rgb(interleaved)
+    else:
+        labels = snap(pixels[0]) if lossy else as_labels(pixels[0])
+    return Mask(labels, coding, None, lossy, spacing, affine)
+
+
+def frames(dataset: Dataset, *, raw: bool) -> tuple[NDArray[Any], tuple[float, ...] | None, NDArray[np.float64] | None]:
+    count = frame_count(dataset)
+    planes = frame_planes(dataset, count)
+    order, spacing, affine = stack(planes, [f"frame {i + 1}" for i in range(count)])
+    pixels = decode(dataset, raw=raw)
+    if order != list(range(count)):
+        pixels = pixels[:, order]
+    return pixels, spacing, affine
+
+
+def single_plane(dataset: Dataset) -> Plane:
+    """The plane of a one-frame file of a series, also of an enhanced one."""
+    return frame_planes(dataset, 1)[0]
+
+
+def _modality_values(array: NDArray[Any], dataset: Dataset, *, inverted: bool) -> NDArray[Any]:
+    if inverted:
+        # Over the stored range, not the file's own minimum and maximum, so that all files of a study agree.
+        if array.dtype.kind == "f":
+            array = -array
+        elif array.dtype.kind == "i":
+            array = ~array
+        else:
+            array = array ^ array.dtype.type((1 << int(dataset.BitsStored)) - 1)
+    if "ModalityLUTSequence" in dataset:
+        return supported(apply_modality_lut(array, dataset))
+    scales = [_scale(dataset, index) for index in range(frame_count(dataset))]
+    if len(set(scales)) == 1:
+        return rescale(array, *scales[0])
+    return np.stack([rescale(frame, *scale).astype(np.float32) for frame, scale in zip(array, scales, strict=True)])
+
+
+def _scale(dataset: Dataset, index: int) -> tuple[float, float]:
+    """Rescale slope and intercept of one frame; enhanced files keep them in functional groups."""
+    for group, place in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        items = dataset.get(group) or []
+        inner = items[place].get("PixelValueTransformationSequence") if len(items) > place else None
+        if inner and inner[0].get("RescaleSlope") is not None:
+            return float(inner[0].RescaleSlope), float(inner[0].get("RescaleIntercept") or 0)
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
+
+
+def _check_streams(dataset: Dataset) -> None:
+    """Compressed frames say their own size, which must be the header's: else a tiny header could hide a huge image."""
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    expected = (int(dataset.Rows), int(dataset.Columns))
+    for frame in generate_frames(dataset.PixelData, number_of_frames=frame_count(dataset)):
+        size = _stream_size(frame)
+        if size is not None and size != expected:
+            raise ImageError(
+                "unreadable",
+                f"The compressed pixels are {size[0]} x {size[1]} and the header says {expected[0]} x {expected[1]}.",
+                CURE,
+            )
+
+
+def _stream_size(frame: bytes) -> tuple[int, int] | None:
+    """(rows, columns) in a JPEG, JPEG-LS or JPEG 2000 stream; None for others (RLE)."""
+    at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if at >= 0:
+        width, height, left, top = struct.unpack(">4I", frame[at + 8 : at + 24])
+        return height - top, width - left
+    if frame[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            height, width = struct.unpack(">HH", frame[at + 5 : at + 9])
+            return height, width
+        at += 2 + int(struct.unpack(">H", frame[at + 2 : at + 4])[0])
+    return None
+
+
+def _no_pixels() -> ImageError:
+    return ImageError(
+        "no_pixels",
+        "The DICOM file holds no pixels (it may be a report, a plan or a directory).",
+        "Give the image files of the series only.",
+    )

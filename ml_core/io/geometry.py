@@ -1,0 +1,165 @@
+"""Where DICOM slices lie: order along the normal, spacing and affine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from ml_core.errors import ImageError
+
+_TOLERANCE = 1e-3
+_GAP = 0.02
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The geometry of one slice as DICOM gives it, LPS, mm; None where the header is silent."""
+
+    position: tuple[float, ...] | None
+    """Centre of the first pixel, 3 numbers."""
+    orientation: tuple[float, ...] | None
+    """Direction along a row, then along a column: 6 numbers."""
+    spacing: tuple[float, ...] | None
+    """Between rows, between columns."""
+    step: float | None
+    """Distance to the next slice."""
+
+
+def frame_planes(dataset: Dataset, count: int) -> list[Plane]:
+    """The plane of every frame, from the functional groups (per frame, then shared) or the top of the header."""
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    planes = []
+    own_positions = False
+    for index in range(count):
+        groups = [g for g in (per_frame[index] if index < len(per_frame) else None, shared) if g is not None]
+
+        def find(sequence: str, keyword: str, length: int, groups: list[Any] = groups) -> tuple[float, ...] | None:
+            items = [item[0] for group in groups if (item := group.get(sequence))]
+            return next((v for item in (*items, dataset) if (v := _numbers(item, keyword, length))), None)
+
+        own_positions |= any(group.get("PlanePositionSequence") for group in groups)
+        spacing = find("PixelMeasuresSequence", "PixelSpacing", 2) or _numbers(dataset, "ImagerPixelSpacing", 2)
+        step = find("PixelMeasuresSequence", "SpacingBetweenSlices", 1) or find(
+            "PixelMeasuresSequence", "SliceThickness", 1
+        )
+        planes.append(
+            Plane(
+                find("PlanePositionSequence", "ImagePositionPatient", 3),
+                find("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+                spacing if spacing and min(spacing) > 0 else None,
+                step[0] if step and step[0] != 0 else None,
+            )
+        )
+    if count > 1 and not own_positions:
+        return _spread(planes)
+    return planes
+
+
+def stack(
+    planes: Sequence[Plane], names: Sequence[str]
+) -> tuple[list[int], tuple[float, ...] | None, NDArray[np.float64] | None]:
+    """Order of the slices along their normal, spacing in array order, and the affine to RAS+ mm.
+
+    One plane gives a 2D spacing. Planes without any position keep their order. `names` are used in the texts.
+    Raises ImageError with code mixed_spacing, mixed_orientation, no_position, duplicate_position or uneven_gaps.
+    """
+    count, first = len(planes), planes[0]
+    for plane, name in zip(planes, names, strict=True):
+        if not _same(plane.spacing, first.spacing):
+            raise _mixed("mixed_spacing", f"{name} has another pixel spacing than {names[0]}")
+        if not _same(plane.orientation, first.orientation):
+            raise _mixed("mixed_orientation", f"{name} has another orientation than {names[0]}")
+    placed = [plane.position is not None for plane in planes]
+    order, across = list(range(count)), first.step
+    positions = normal = None
+    if first.orientation is not None and all(placed):
+        positions = np.array([plane.position for plane in planes], dtype=np.float64)
+        normal = np.cross(first.orientation[:3], first.orientation[3:])
+        if abs(float(np.linalg.norm(normal)) - 1) > 0.01:
+            raise _mixed("bad_geometry", f"{names[0]} has an orientation whose axes are not perpendicular")
+        order = [int(i) for i in np.argsort(positions @ normal, kind="stable")]
+        positions = positions[order]
+        direction = normal * abs(first.step or 1.0)
+        if count > 1:
+            direction = _even_step(positions, normal, [names[i] for i in order])
+            across = float(np.linalg.norm(direction))
+    elif any(placed) and not all(placed):
+        raise _mixed("no_position", f"{names[placed.index(False)]} has no ImagePositionPatient")
+    if first.spacing is None:
+        return order, None, None
+    rows, columns = first.spacing
+    spacing: tuple[float, ...] | None = (rows, columns)
+    if count > 1:
+        spacing = None if across is None else (abs(across), rows, columns)
+    if positions is None or normal is None or first.orientation is None:
+        return order, spacing, None
+    affine = np.eye(4)
+    affine[:3, 0] = np.multiply(first.orientation[:3], columns)
+    affine[:3, 1] = np.multiply(first.orientation[3:], rows)
+    affine[:3, 2] = direction
+    affine[:3, 3] = positions[0]
+    return order, spacing, np.asarray(_LPS_TO_RAS @ affine, dtype=np.float64)
+
+
+def _even_step(
+    positions: NDArray[np.float64], normal: NDArray[np.float64], names: Sequence[str]
+) -> NDArray[np.float64]:
+    """The vector from slice to slice. A constant sideways shift (gantry tilt) is kept: it becomes a sheared affine."""
+    gaps = np.diff(positions @ normal)
+    nearest = int(gaps.argmin())
+    if gaps[nearest] < _TOLERANCE:
+        raise ImageError(
+            "duplicate_position",
+            f"{names[nearest]} and {names[nearest + 1]} lie at the same position: the series holds copies, or several "
+            "time points or echoes.",
+            "Give one volume at a time.",
+        )
+    steps = np.diff(positions, axis=0)
+    typical = np.median(steps, axis=0)
+    off = np.linalg.norm(steps - typical, axis=1)
+    worst = int(off.argmax())
+    if off[worst] > max(0.01, _GAP * float(np.linalg.norm(typical))):
+        raise ImageError(
+            "uneven_gaps",
+            f"The slices are not evenly spaced: {np.linalg.norm(steps[worst]):.4g} mm between {names[worst]} and "
+            f"{names[worst + 1]}, elsewhere {np.linalg.norm(typical):.4g} mm. A slice may be missing.",
+            "Add the missing slices, or resample the series to even gaps.",
+        )
+    return np.asarray((positions[-1] - positions[0]) / (len(positions) - 1), dtype=np.float64)
+
+
+def _spread(planes: list[Plane]) -> list[Plane]:
+    """Frames that share one position (classic multi-frame) lie one step apart, where the step is known."""
+    first = planes[0]
+    if first.position is None or first.orientation is None or first.step is None:
+        return [replace(plane, position=None) for plane in planes]
+    normal = np.cross(first.orientation[:3], first.orientation[3:])
+    start, step = np.array(first.position), first.step
+    return [
+        replace(plane, position=tuple((start + normal * step * index).tolist())) for index, plane in enumerate(planes)
+    ]
+
+
+def _numbers(item: Any, keyword: str, length: int) -> tuple[float, ...] | None:
+    value = item.get(keyword)
+    if value is None or value == "":
+        return None
+    numbers = tuple(float(v) for v in (value if length > 1 else [value]))
+    return numbers if len(numbers) == length and np.isfinite(numbers).all() else None
+
+
+def _same(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return bool(np.abs(np.subtract(a, b)).max() <= _TOLERANCE)
+
+
+def _mixed(code: str, reason: str) -> ImageError:
+    return ImageError(code, f"{reason}.", "Give only the files of one volume.")

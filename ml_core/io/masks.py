@@ -1,0 +1,164 @@
+"""What makes an array a label map, and when a mask belongs to an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_core.errors import ImageError
+from ml_core.io.image import Coding, Image, Mask
+
+MAX_VALUES = 256
+TOLERANCE = 1e-3
+_SNAP = 48
+_SAVE_PNG = "Save masks as PNG, without smoothing."
+
+
+def as_labels(array: NDArray[Any], *, negative: bool = False) -> NDArray[Any]:
+    """The array as an integer label map of the same shape.
+
+    Booleans become 0/1; floats must hold integers within 1e-3. Values must lie in 0..65535, which a PNG can hold;
+    with `negative` (NIfTI) in the range of int32. Raises ImageError with code not_integer, value_range or
+    too_many_values.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    if array.dtype.kind not in "iuf":
+        raise ImageError("not_integer", f"A mask cannot have values of type {array.dtype}.", _SAVE_PNG)
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageError("not_integer", "The mask holds NaN or infinite values.", "Save it with whole numbers.")
+    bounds = (-(2**31), 2**31 - 1) if negative else (0, 65535)
+    if low < bounds[0] or high > bounds[1]:
+        raise ImageError(
+            "value_range",
+            f"The mask has values from {low:g} to {high:g}; {bounds[0]} to {bounds[1]} are allowed.",
+            "Number the classes 0, 1, 2, ... and save it again.",
+        )
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        if float(np.abs(array - whole).max()) > TOLERANCE:
+            raise ImageError(
+                "not_integer",
+                "The mask has values between whole numbers, such as probabilities or smoothed edges.",
+                "Threshold it, or resample it with nearest neighbour, and save whole numbers.",
+            )
+        array = whole
+    labels = array.astype(np.uint16 if low >= 0 and high <= 65535 else np.int32)
+    check_count(labels)
+    return labels
+
+
+def from_rgb(pixels: NDArray[Any]) -> tuple[NDArray[Any], Coding]:
+    """(..., 3) uint8 → labels (...): plain grey values where R=G=B everywhere, else r<<16 | g<<8 | b."""
+    if pixels.dtype != np.uint8:
+        raise ImageError("unsupported_pixels", "A colour mask needs 8 bits per channel.", "Save it as 8-bit RGB PNG.")
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    if np.array_equal(red, green) and np.array_equal(green, blue):
+        return np.ascontiguousarray(red), "values"
+    packed = red.astype(np.int32)
+    for channel in (green, blue):
+        packed <<= 8
+        packed |= channel
+    check_count(packed)
+    return packed, "rgb"
+
+
+def check_count(labels: NDArray[Any]) -> None:
+    """Refuse more than 256 distinct values."""
+    count = np.count_nonzero(np.bincount(labels.ravel())) if labels.dtype == np.uint16 else np.unique(labels).size
+    if count > MAX_VALUES:
+        raise ImageError(
+            "too_many_values",
+            f"The mask has {count} distinct values; it looks like a photo or an anti-aliased mask.",
+            "Check that it is the mask and not the image, and save it with one value per class, without smoothing.",
+        )
+
+
+def snap(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """A lossy mask, (H, W) or (H, W, 3) uint8, as 0/255 of (H, W) where it is clearly black and white."""
+    if pixels.ndim == 3 and pixels.shape[-1] == 3:
+        spread = pixels.max(axis=-1) - pixels.min(axis=-1)
+        grey = bool(np.mean(spread <= _SNAP) >= 0.99)
+        pixels = pixels[..., 1]
+    else:
+        grey = True
+    clear = (pixels <= _SNAP) | (pixels >= 255 - _SNAP)
+    if pixels.dtype != np.uint8 or not grey or clear.mean() < 0.99:
+        raise ImageError(
+            "lossy_mask",
+            "The mask was saved with lossy (JPEG) compression, which smears class values, and it is not black and white.",
+            "Save masks as PNG.",
+        )
+    return np.where(pixels >= 128, np.uint8(255), np.uint8(0))
+
+
+def check_pair(image: Image, mask: Mask) -> None:
+    """Refuse a mask that does not lie on the image's grid.
+
+    Shapes must be equal; spacing, and where both are known origin and direction, agree within 1e-3 (mm, and unit
+    vectors). A mask without geometry is accepted for raster and DICOM images, whose rows and columns are the stored
+    ones; for NIfTI only when it was read with `read_mask(path, like=image)`. Raises ImageError with code
+    shape_mismatch, no_geometry, spacing_mismatch or geometry_mismatch.
+    """
+    ours, theirs = image.shape, tuple(mask.values.shape)
+    if ours != theirs:
+        turned = " They are turned by 90 degrees against each other." if ours == theirs[::-1] else ""
+        raise ImageError(
+            "shape_mismatch",
+            f"The image is {_text(ours)} and its mask is {_text(theirs)}.{turned}",
+            "Export the mask on the grid of its image.",
+        )
+    if image.affine is None and mask.affine is not None:
+        raise ImageError(
+            "no_geometry",
+            "The mask has a position in space and the image has none, so how the mask lies is not known.",
+            "Save image and mask in the same format.",
+        )
+    if image.family == "nifti" and mask.affine is None:
+        raise ImageError(
+            "no_geometry",
+            "The image is NIfTI and the mask has no position in space, so how the mask lies is not known.",
+            "Save the mask as NIfTI, with the affine of its image.",
+        )
+    if image.spacing and mask.spacing and _differ(image.spacing, mask.spacing):
+        raise ImageError(
+            "spacing_mismatch",
+            f"The image has a spacing of {_text(image.spacing)} mm and its mask of {_text(mask.spacing)} mm.",
+            "Resample the mask to the grid of its image, with nearest neighbour.",
+        )
+    if image.affine is not None and mask.affine is not None:
+        # A single slice's third axis is its thickness, which masks often lack.
+        axes = [0, 1] if image.dimensions == 2 else [0, 1, 2]
+        if _differ(_directions(image.affine, axes), _directions(mask.affine, axes)):
+            raise ImageError(
+                "geometry_mismatch",
+                f"The image's axes point along {_text(_directions(image.affine, axes).T.ravel())} and its mask's "
+                f"along {_text(_directions(mask.affine, axes).T.ravel())} (RAS).",
+                "Export the mask with the orientation of its image.",
+            )
+        if _differ(image.affine[:3, 3], mask.affine[:3, 3]):
+            raise ImageError(
+                "geometry_mismatch",
+                f"The image starts at {_text(image.affine[:3, 3])} mm and its mask at {_text(mask.affine[:3, 3])} mm "
+                "(RAS).",
+                "Export the mask with the origin of its image.",
+            )
+
+
+def _directions(affine: NDArray[np.float64], axes: list[int]) -> NDArray[np.float64]:
+    columns = affine[:3, axes]
+    lengths: NDArray[np.float64] = np.linalg.norm(columns, axis=0)
+    return np.asarray(columns / np.where(lengths > 0, lengths, 1.0), dtype=np.float64)
+
+
+def _differ(a: Any, b: Any) -> bool:
+    return bool(np.abs(np.asarray(a) - np.asarray(b)).max() > TOLERANCE)
+
+
+def _text(numbers: Any) -> str:
+    return " x ".join(str(n) if isinstance(n, int) else f"{float(n):.5g}" for n in numbers)

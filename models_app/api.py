@@ -1,0 +1,138 @@
+"""/api/v1/models/ and /api/v1/architectures/"""
+
+from __future__ import annotations
+
+import django_filters
+from django.db.models import QuerySet
+from django.http import FileResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework import mixins, viewsets
+from rest_framework.decorators import action
+from rest_framework.generics import ListAPIView
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.reverse import reverse
+
+from datasets.display import object_response
+from datasets.models import Dataset
+from medseg_site.shared import storage
+from medseg_site.shared.api import answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.errors import WrongStateError
+from ml_core.architectures import ARCHITECTURES
+from ml_core.config import json_schema
+from models_app import services
+from models_app.models import Epoch, SegmentationModel
+from models_app.serializers import (
+    ArchitectureSerializer,
+    EpochSerializer,
+    ModelCreateSerializer,
+    ModelSerializer,
+)
+
+
+class ModelFilter(django_filters.FilterSet):
+    status = django_filters.ChoiceFilter(choices=[(word, word) for word in SegmentationModel.WORDS.all()])
+    dataset = django_filters.ModelChoiceFilter(
+        queryset=lambda request: (
+            Dataset.objects.visible_to(request.user) if request else Dataset.objects.none()
+        )
+    )
+
+    class Meta:
+        model = SegmentationModel
+        fields = ["status", "dataset"]
+
+
+class ModelViewSet(
+    mixins.ListModelMixin,
+    mixins.RetrieveModelMixin,
+    mixins.DestroyModelMixin,
+    viewsets.GenericViewSet[SegmentationModel],
+):
+    """Models: `queued` → `training` → `completed` | `failed` | `cancelled`."""
+
+    queryset = SegmentationModel.objects.none()
+    serializer_class = ModelSerializer
+    filterset_class = ModelFilter
+    search_fields = ["name"]
+    ordering_fields = ["id", "name", "version", "status", "created_at", "trained_at"]
+    lookup_value_regex = r"\d{1,18}"
+
+    def get_queryset(self) -> QuerySet[SegmentationModel]:
+        return SegmentationModel.objects.visible_to(self.request.user)
+
+    @extend_schema(request=ModelCreateSerializer, responses={202: ModelSerializer, 201: ModelSerializer})
+    def create(self, request: Request) -> Response:
+        """Train a model. Every hyperparameter that is left out is planned from the data."""
+        wanted = ModelCreateSerializer(data=request.data, context={"request": request})
+        wanted.is_valid(raise_exception=True)
+        model = services.create_model(user=request.user, **wanted.validated_data)
+        wait_for_end(model, wait_seconds(request))
+        return answer_started(
+            request, model, self.get_serializer(model).data, reverse("model-detail", args=[model.pk])
+        )
+
+    def perform_destroy(self, instance: SegmentationModel) -> None:
+        services.delete_model(model=instance)
+
+    @extend_schema(responses=EpochSerializer(many=True))
+    @action(detail=True, filterset_class=None, search_fields=[], ordering_fields=[])
+    def epochs(self, request: Request, pk: str) -> Response:
+        """The training's curve, an entry an epoch."""
+        page = self.paginate_queryset(Epoch.objects.filter(model=self.get_object()))
+        return self.get_paginated_response(EpochSerializer(page, many=True).data)
+
+    @extend_schema(request=None, responses={202: ModelSerializer})
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        """Stop the training; the best weights so far are kept."""
+        model = services.cancel_model(model=self.get_object())
+        return Response(self.get_serializer(model).data, status=202)
+
+    @extend_schema(request=None, responses={202: ModelSerializer})
+    @action(detail=True, methods=["post"])
+    def resume(self, request: Request, pk: str) -> Response:
+        """Go on with a failed or cancelled training from its last checkpoint."""
+        model = services.resume_model(model=self.get_object())
+        return Response(self.get_serializer(model).data, status=202)
+
+    @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
+    @action(detail=True)
+    def download(self, request: Request, pk: str) -> FileResponse:
+        """The model package: weights (safetensors), plan, classes, metrics and card in one ZIP."""
+        model = self.get_object()
+        if not model.s3_key:
+            raise WrongStateError(f"{model} is {model.status} and has no weights yet.")
+        name = f"{model.name}-v{model.version}.zip"
+        return object_response(model.s3_key, content_type="application/zip", name=name, download=True)
+
+    @extend_schema(responses={(200, "image/png"): OpenApiTypes.BINARY})
+    @action(detail=True, url_path=r"cases/(?P<sample_id>\d{1,18})/overlay", url_name="case-overlay")
+    def case_overlay(self, request: Request, pk: str, sample_id: str) -> FileResponse:
+        """What the model got right and wrong on one held-out case: green found, red missed, blue too much."""
+        key = storage.object_key("models", self.get_object().uuid, "cases", f"{int(sample_id)}.png")
+        return object_response(key, content_type="image/png", name=f"case-{sample_id}.png")
+
+
+class ArchitectureListView(ListAPIView[None]):
+    """Every variant that can be trained."""
+
+    serializer_class = ArchitectureSerializer
+    filter_backends = ()
+    queryset = SegmentationModel.objects.none()  # for the schema's permissions only
+
+    def list(self, request: Request, *args: object, **kwargs: object) -> Response:
+        rows = [
+            {
+                "name": item.name,
+                "label": item.label,
+                "summary": item.summary,
+                "dimensions": item.dimensions,
+                "encoders": item.encoders,
+                "parameters": json_schema(item.encoders),
+            }
+            for item in ARCHITECTURES.values()
+        ]
+        page = self.paginator.paginate_queryset(rows, request, view=self)  # type: ignore[union-attr, arg-type]
+        return self.get_paginated_response(ArchitectureSerializer(page, many=True).data)

@@ -1,0 +1,63 @@
+"""/ws/models/{id}/: the state of a training at once, then every change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from channels.db import database_sync_to_async
+from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from django.conf import settings
+
+from medseg_site.shared.local_user import local_user
+from medseg_site.shared.progress import group_name
+from models_app.models import SegmentationModel
+
+NOT_FOUND = 4404
+
+
+class ModelConsumer(AsyncJsonWebsocketConsumer):
+    """Sends only; what a client says is ignored."""
+
+    group = ""
+
+    async def connect(self) -> None:
+        pk = self.scope["url_route"]["kwargs"]["pk"]
+        self.group = group_name(SegmentationModel.KIND, pk)
+        await self.channel_layer.group_add(
+            self.group, self.channel_name
+        )  # first, so that no change falls in between
+        state = await self._state(pk)
+        await self.accept()
+        if state is None:
+            await self.close(code=NOT_FOUND)
+        else:
+            await self.send_json(state)
+
+    async def disconnect(self, code: int) -> None:
+        if self.group:
+            await self.channel_layer.group_discard(self.group, self.channel_name)
+
+    async def receive_json(self, content: Any, **kwargs: Any) -> None:
+        return
+
+    async def job_event(self, event: dict[str, Any]) -> None:
+        await self.send_json(event["message"])
+
+    @database_sync_to_async
+    def _state(self, pk: int) -> dict[str, Any] | None:
+        user: Any = self.scope.get("user")
+        if settings.MEDSEG_SINGLE_USER and not (user and user.is_authenticated):
+            user = local_user()
+        if not user or not user.is_authenticated:
+            return None
+        model = SegmentationModel.objects.visible_to(user).filter(pk=pk).first()
+        if model is None:
+            return None
+        return {
+            "type": "status",
+            "id": model.pk,
+            "status": model.status,
+            "progress": model.progress,
+            "error": model.error,
+            "attempt": model.attempt,
+        }

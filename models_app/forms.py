@@ -1,0 +1,98 @@
+"""The form that starts a training, made from the same specs as the API's schema."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+
+from datasets.models import Dataset
+from medseg_site.shared.errors import MedSegError
+from ml_core.config import ConfigErrors, Hyperparameters, Spec, specs
+from models_app import services
+from models_app.models import SegmentationModel
+
+if TYPE_CHECKING:
+    DatasetField = forms.ModelChoiceField[Dataset]
+else:
+    DatasetField = forms.ModelChoiceField
+
+PLANNED = "Planned from the data"
+
+
+class TrainForm(forms.Form):
+    """Name and dataset; every hyperparameter is optional. Limits are checked by ml_core, once for pages and API."""
+
+    name = forms.CharField(max_length=200, help_text="A second training of the same name becomes its next version.")
+    dataset = DatasetField(
+        queryset=Dataset.objects.none(),
+        empty_label="Choose a dataset",
+        error_messages={"invalid_choice": "This dataset is not ready. Choose another one, or wait for its check."},
+    )
+
+    def __init__(self, *args: Any, user: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.user = user
+        self.model: SegmentationModel | None = None
+        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(status="ready")  # type: ignore[attr-defined]
+        for name, spec in specs().items():
+            self.fields[name] = _field(spec)
+        for name, field in self.fields.items():
+            kind = "form-select" if isinstance(field, forms.ChoiceField) else "form-control"
+            field.widget.attrs["class"] = kind + (" is-invalid" if self.is_bound and name in self.errors else "")
+
+    def simple_fields(self) -> list[forms.BoundField]:
+        return [self["name"], self["dataset"]]
+
+    def advanced_fields(self) -> list[forms.BoundField]:
+        return [self[name] for name in specs()]
+
+    def has_advanced_errors(self) -> bool:
+        return any(name in self.errors for name in specs())
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Only what was filled in."""
+        given = {name: self.cleaned_data.get(name) for name in specs()}
+        return {name: value for name, value in given.items() if value not in (None, "")}
+
+    def clean(self) -> dict[str, Any]:
+        try:
+            Hyperparameters.from_dict(self.hyperparameters())
+        except ConfigErrors as error:
+            for name, text in error.fields.items():
+                self.add_error(name, text)
+        return self.cleaned_data
+
+    def start(self) -> SegmentationModel | None:
+        """Queue the training. None, with the reason beside its field, when the service refuses."""
+        given = self.cleaned_data
+        try:
+            return services.create_model(
+                user=self.user, name=given["name"], dataset=given["dataset"], hyperparameters=self.hyperparameters()
+            )
+        except MedSegError as error:
+            self.add_error(error.attr if error.attr in self.fields else None, error.detail)
+            return None
+
+
+def _field(spec: Spec) -> forms.Field:
+    help_text = spec.help + (f" {_limits(spec)}" if _limits(spec) else "")
+    label = f"{spec.label} ({spec.unit})" if spec.unit else spec.label
+    if spec.choices:
+        choices = [("", PLANNED), *spec.choices.items()]
+        return forms.ChoiceField(label=label, help_text=help_text, required=False, choices=choices)
+    attributes = {"placeholder": PLANNED, "inputmode": "decimal" if spec.type is float else "numeric"}
+    if spec.type is float:
+        return forms.FloatField(
+            label=label, help_text=help_text, required=False, widget=forms.NumberInput({**attributes, "step": "any"})
+        )
+    step = spec.multiple_of or 1
+    widget = forms.NumberInput({**attributes, "step": step, "min": spec.minimum, "max": spec.maximum})
+    return forms.IntegerField(label=label, help_text=help_text, required=False, widget=widget)
+
+
+def _limits(spec: Spec) -> str:
+    if spec.minimum is None or spec.maximum is None:
+        return ""
+    multiple = f", a multiple of {spec.multiple_of}" if spec.multiple_of else ""
+    return f"{spec.minimum:,g} to {spec.maximum:,.10g}{multiple}."

@@ -1,0 +1,84 @@
+"""Trained models (and those being trained), and the curve of each."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import Q
+from django.urls import reverse
+from django.utils import timezone
+
+from datasets.models import Dataset
+from medseg_site.shared.jobs import Job, JobWords, job_constraints
+
+WORDS = JobWords(
+    queued="queued", working="training", done="completed", failed="failed", cancelled="cancelled"
+)
+
+
+class SegmentationModel(Job):
+    """One training and what came out of it. A second one of the same name is the next version."""
+
+    WORDS = WORDS
+    KIND = "model"
+
+    name = models.CharField(max_length=200)
+    version = models.PositiveIntegerField(default=1, editable=False)
+    dataset = models.ForeignKey(
+        Dataset, null=True, on_delete=models.SET_NULL, related_name="models", editable=False
+    )
+    s3_bucket = models.CharField(max_length=200, blank=True, editable=False)
+    s3_key = models.CharField(max_length=300, blank=True, editable=False)
+    checksum = models.CharField(max_length=64, blank=True, editable=False)
+    requested = models.JSONField(default=dict, blank=True, editable=False)  # the hyperparameters as asked for
+    hyperparameters = models.JSONField(
+        default=dict, blank=True, editable=False
+    )  # as really used, once planned
+    plan = models.JSONField(default=dict, blank=True, editable=False)
+    split = models.JSONField(default=dict, blank=True, editable=False)
+    metrics = models.JSONField(default=dict, blank=True, editable=False)
+    classes = models.JSONField(default=list, blank=True, editable=False)
+    warnings = models.JSONField(default=list, blank=True, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
+    trained_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        db_table = "models"
+        ordering = ["-created_at", "-id"]
+        verbose_name = "model"
+        constraints = [
+            *job_constraints("models", WORDS, ~Q(s3_key="") & ~Q(checksum="") & Q(trained_at__isnull=False)),
+            models.UniqueConstraint(fields=["name", "version"], name="one_model_per_version"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.version}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("models_app:detail", args=[self.pk])
+
+    @property
+    def is_usable(self) -> bool:
+        """True when there are weights to segment with: completed, or cancelled after the first validated epoch."""
+        return bool(self.s3_key)
+
+
+class Epoch(models.Model):
+    """One point of a training's curve. `val_` numbers are over the validation images as the network sees them."""
+
+    model = models.ForeignKey(SegmentationModel, on_delete=models.CASCADE, related_name="epochs")
+    epoch = models.PositiveIntegerField()
+    train_loss = models.FloatField(null=True)
+    val_loss = models.FloatField(null=True)
+    val_dice = models.FloatField(null=True)
+    val_iou = models.FloatField(null=True)
+    learning_rate = models.FloatField()
+    seconds = models.FloatField()
+    images_per_second = models.FloatField()
+
+    class Meta:
+        db_table = "epochs"
+        ordering = ["epoch"]
+        constraints = [models.UniqueConstraint(fields=["model", "epoch"], name="one_row_per_epoch")]
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}"

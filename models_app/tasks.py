@@ -1,0 +1,22 @@
+"""Celery's side of trainings."""
+
+from __future__ import annotations
+
+from celery import shared_task
+
+DAY = 24 * 3600
+
+
+@shared_task(soft_time_limit=15 * DAY, time_limit=15 * DAY + 60)
+def train_model(pk: int) -> None:
+    from models_app.training import train
+
+    train(pk)
+
+
+@shared_task(soft_time_limit=60, time_limit=90)
+def reap_models() -> None:
+    from medseg_site.shared.jobs import reap
+    from models_app.models import SegmentationModel
+
+    reap(SegmentationModel, train_model.delay)

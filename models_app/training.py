@@ -1,0 +1,301 @@
+"""The worker's side of a training: bring the samples, run ml_core in a process of its own, keep what it makes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from medseg_site.shared import progress as events
+from medseg_site.shared import storage
+from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
+from models_app.models import Epoch, SegmentationModel
+
+log = logging.getLogger(__name__)
+
+SECONDS_TO_STOP = 60  # for a cancelled training to keep its best weights in good order
+SECONDS_BETWEEN_UPLOADS = 60
+CHECKPOINTS = ("best.safetensors", "latest.safetensors")
+
+
+class TrainingFailedError(Exception):
+    """Why a training ended without a model, and what to do."""
+
+
+def train(pk: int) -> None:
+    """Run one training, whatever happens: the row ends as completed, cancelled, or failed with the reason."""
+    job = claim(SegmentationModel, pk)
+    if job is None:
+        return
+    folder = storage.training_folder(job.row.uuid)
+    try:
+        _train(job, folder)
+    except ClaimLostError:
+        if not SegmentationModel.objects.filter(pk=pk).exists():
+            storage.delete_prefix(storage.object_key("models", job.row.uuid))
+            storage.forget_local(job.row.uuid)
+    except CancelledError:  # before the first step
+        job.cancel(progress={})
+    except TrainingFailedError as error:
+        job.fail(str(error))
+    except Exception as error:
+        log.exception("model %s", pk)
+        job.fail(
+            f"The training ended unexpectedly ({type(error).__name__}). Resume it; if it fails again, see the worker's log."
+        )
+
+
+def _train(job: Claim[SegmentationModel], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _bring_checkpoints(job.row, folder)
+    job_file = folder / "job.json"
+    job_file.write_text(json.dumps(_job_document(job, folder)))
+    outcome = _Run(job, folder, job_file).outcome()
+    _keep(job, folder, outcome)
+
+
+def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]:
+    """ml_core.job.TrainingJob, with every object as a local path."""
+    model, dataset = job.row, job.row.dataset
+    if dataset is None:
+        raise TrainingFailedError("The dataset was deleted. Upload it again and train on that.")
+    storage.trim_cache()
+    cases, samples = [], list(dataset.samples.all())
+    for position, sample in enumerate(samples):
+        share = position / len(samples)
+        job.beat(
+            {
+                "stage": "preparing",
+                "done": position,
+                "total": len(samples),
+                "fraction": 0.0,
+                "prepared": share,
+                "step": 0,
+                "epoch": 0,
+            }
+        )
+        try:
+            image = storage.fetch(sample.image_key, sample.image_sha256)
+            mask = storage.fetch(sample.mask_key, sample.mask_sha256)
+        except FileNotFoundError:
+            raise TrainingFailedError(
+                f"{sample.name} is not in storage any more. Upload the dataset again."
+            ) from None
+        cases.append(
+            {
+                "id": sample.pk,
+                "name": sample.name,
+                "image": str(image),
+                "mask": str(mask),
+                "group": sample.patient_group,
+                "key": f"{sample.image_sha256} {sample.mask_sha256}",
+            }
+        )
+    return {
+        "cases": cases,
+        "classes": dataset.class_dicts(),
+        "fingerprint": dataset.fingerprint,
+        "hyperparameters": model.requested,
+        "folder": str(folder),
+        "store": str(storage.decoded_folder(dataset.uuid)),
+        "default_seconds": settings.MEDSEG_TRAINING_SECONDS,
+        "facts": {
+            "name": str(model),
+            "uuid": str(model.uuid),
+            "dataset": dataset.name,
+            "dataset_sha256": dataset.checksum,
+        },
+    }
+
+
+class _Run:
+    """The child process: reads its events, beats, passes a cancel wish on, and never leaves it behind."""
+
+    def __init__(self, job: Claim[SegmentationModel], folder: Path, job_file: Path) -> None:
+        self.job, self.folder = job, folder
+        self.progress: dict[str, Any] = {}
+        self.uploaded_at = time.monotonic()
+        self.upload: threading.Thread | None = None
+        self.errors = (folder / "stderr.txt").open("w+b")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ml_core", "train", "--job", str(job_file)],
+            cwd=settings.BASE_DIR,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
+
+    def outcome(self) -> dict[str, Any]:
+        """The `done` event. Raises TrainingFailedError, or ClaimLostError after the child was ended."""
+        lines: queue.Queue[str | None] = queue.Queue()
+        reader = threading.Thread(target=self._read, args=(lines,), daemon=True)
+        reader.start()
+        try:
+            return self._follow(lines)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            reader.join(timeout=10)
+            if self.upload:
+                self.upload.join()
+            self.errors.close()
+
+    def _read(self, lines: queue.Queue[str | None]) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    def _follow(self, lines: queue.Queue[str | None]) -> dict[str, Any]:
+        stop_by: float | None = None
+        while True:
+            try:
+                line = lines.get(timeout=0.5)
+            except queue.Empty:
+                line = ""
+            if line is None:
+                raise TrainingFailedError(self._why_it_died())
+            if line and (end := self._handle(json.loads(line))):
+                return end
+            try:
+                self.job.beat(self.progress or None)
+            except CancelledError:
+                if stop_by is None:
+                    stop_by = time.monotonic() + SECONDS_TO_STOP
+                    self._ask_to_stop()
+            if stop_by and time.monotonic() > stop_by:
+                return {"stopped": True, "package": None, "metrics": {}, "warnings": []}
+
+    def _ask_to_stop(self) -> None:
+        assert self.process.stdin
+        try:
+            self.process.stdin.write("stop\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has just ended by itself
+
+    def _handle(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        kind = event.pop("type")
+        if kind == "progress":
+            self.progress = event
+        elif kind == "plan":
+            names = {
+                "hyperparameters": event["hyperparameters"],
+                "plan": event["plan"],
+                "split": event["split"],
+            }
+            self.job.update(**names)
+        elif kind == "start":
+            Epoch.objects.filter(model=self.job.row, epoch__gt=event["epoch"]).delete()
+        elif kind == "epoch":
+            events.publish(self.job.row.KIND, self.job.row.pk, {"type": "epoch", **event})
+            Epoch.objects.update_or_create(model=self.job.row, epoch=event.pop("epoch"), defaults=event)
+            self._upload_checkpoints()
+        elif kind == "error":
+            raise TrainingFailedError(f"{event['reason']} {event['cure']}".strip())
+        elif kind == "done":
+            return event
+        return None
+
+    def _upload_checkpoints(self) -> None:
+        """Now and then, beside the training, so that another machine could go on with it."""
+        busy = self.upload is not None and self.upload.is_alive()
+        if storage.is_remote() and not busy and time.monotonic() - self.uploaded_at > SECONDS_BETWEEN_UPLOADS:
+            self.uploaded_at = time.monotonic()
+            self.upload = threading.Thread(
+                target=_store_checkpoints, args=(self.job.row, self.folder), daemon=True
+            )
+            self.upload.start()
+
+    def _why_it_died(self) -> str:
+        code = self.process.wait()
+        self.errors.seek(0)
+        last = self.errors.read().decode(errors="replace").strip().splitlines()[-1:]
+        log.error("training process of model %s ended with %s: %s", self.job.row.pk, code, last)
+        if code == -9:
+            return "The system ended the training process, most likely because memory ran out. Choose a smaller batch or patch size, or a smaller encoder."
+        return f"The training process ended unexpectedly ({last[0][:300] if last else f'exit code {code}'}). Resume it; if it fails again, see the worker's log."
+
+
+def _store_checkpoints(model: SegmentationModel, folder: Path) -> None:
+    try:
+        for name in CHECKPOINTS:
+            if (folder / name).exists():
+                storage.store_file(
+                    storage.object_key("models", model.uuid, "checkpoints", name), folder / name
+                )
+    except Exception:
+        log.exception("checkpoints of model %s are not stored; the training goes on", model.pk)
+
+
+def _bring_checkpoints(model: SegmentationModel, folder: Path) -> None:
+    """What an earlier attempt on another machine stored."""
+    if not storage.is_remote() or (folder / CHECKPOINTS[-1]).exists():
+        return
+    for name in CHECKPOINTS:
+        try:
+            source = storage.fetch(storage.object_key("models", model.uuid, "checkpoints", name))
+        except (FileNotFoundError, OSError):
+            return
+        shutil.move(source, folder / name)  # moved: the cache must not keep an old one under this key
+
+
+def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) -> None:
+    """Objects first, then the row, then the local files away."""
+    model = job.row
+    columns: dict[str, Any] = {"warnings": outcome["warnings"], "progress": {}}
+    with job.kept_alive():
+        if outcome["package"]:
+            stored = storage.store_file(
+                storage.object_key("models", model.uuid, "model.zip"), Path(outcome["package"])
+            )
+            for picture in sorted((folder / "cases").glob("*.png")):
+                storage.store_file(storage.object_key("models", model.uuid, "cases", picture.name), picture)
+            columns |= {"s3_bucket": storage.bucket_name(), "s3_key": stored.key, "checksum": stored.sha256}
+            columns |= {"metrics": outcome["metrics"], "trained_at": timezone.now()}
+            _store_manifest(job, columns)
+        if outcome["stopped"] and storage.is_remote():
+            _store_checkpoints(model, folder)
+    if outcome["stopped"]:
+        job.cancel(**columns)
+        return
+    with transaction.atomic():
+        job.finish(**columns)
+    shutil.rmtree(folder, ignore_errors=True)
+    storage.delete_prefix(storage.object_key("models", model.uuid, "checkpoints"))
+
+
+def _store_manifest(job: Claim[SegmentationModel], columns: dict[str, Any]) -> None:
+    """Everything that the rows say, beside the objects."""
+    model = SegmentationModel.objects.get(pk=job.row.pk)
+    epochs = list(model.epochs.values())
+    for epoch in epochs:
+        epoch.pop("id")
+        epoch.pop("model_id")
+    document = {
+        "uuid": str(model.uuid),
+        "name": model.name,
+        "version": model.version,
+        "dataset_uuid": str(model.dataset.uuid) if model.dataset else None,
+        "created_at": model.created_at.isoformat(),
+        "requested": model.requested,
+        "hyperparameters": model.hyperparameters,
+        "plan": model.plan,
+        "split": model.split,
+        "classes": model.classes,
+        "epochs": epochs,
+        **columns,
+    }
+    storage.store_json(storage.object_key("models", model.uuid, "manifest.json"), document)

@@ -1,0 +1,398 @@
+"""The uploaded ZIP: what is refused before anything is expanded, what is written, and how files are paired."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import random
+import stat
+import struct
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from datasets import archives
+from datasets.archives import ArchiveError, ArchiveLimits, Pairing, SafeArchive, find_pairs
+from ml_core.io import stem
+
+Member = str | zipfile.ZipInfo
+ENTRY, LOCAL, END = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"
+NOISE = random.Random(0).randbytes(100_000)
+
+
+def make_zip(path: Path, members: dict[Member, bytes] | None = None, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for member, content in (members or {"images/a.png": b"image", "masks/a.png": b"mask"}).items():
+            archive.writestr(member, content)
+    return path
+
+
+def refused(path: Path, **limits: Any) -> ArchiveError:
+    with pytest.raises(ArchiveError) as caught, SafeArchive(path, ArchiveLimits(**limits)):
+        pass
+    assert caught.value.cure
+    return caught.value
+
+
+def patch(path: Path, signature: bytes, offset: int, value: bytes, which: int = 0) -> Path:
+    """Overwrite bytes of the `which`-th record with `signature`: b"PK\\x01\\x02" is an entry of the directory."""
+    data = bytearray(path.read_bytes())
+    at = -1
+    for _ in range(which + 1):
+        at = data.index(signature, at + 1)
+    data[at + offset : at + offset + len(value)] = value
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "upload.zip"
+
+
+def test_members_are_listed_and_extracted_with_their_checksum(path: Path) -> None:
+    make_zip(path, {"images/": b"", "images/a.png": NOISE, "masks/a.png": b""})
+    with SafeArchive(path) as archive:
+        assert archive.sizes == {"images/a.png": len(NOISE), "masks/a.png": 0}
+        target = path.parent / "0001"
+        assert archive.extract("images/a.png", target) == hashlib.sha256(NOISE).hexdigest()
+        assert target.read_bytes() == NOISE
+        assert archive.extract("masks/a.png", target) == hashlib.sha256(b"").hexdigest()
+    assert sorted(os.listdir(path.parent)) == ["0001", "upload.zip"]
+
+
+def test_junk_and_odd_but_harmless_names(path: Path) -> None:
+    junk = ["__MACOSX/images/._a.png", ".DS_Store", "images/Thumbs.db", "images/._b.png", "desktop.ini", ".git/x.zip"]
+    make_zip(path, {**dict.fromkeys(junk, b"x"), "./images//a..png": b"1", "images\\b.png": b"2", "masks\\": b""})
+    with SafeArchive(path) as archive:
+        assert list(archive.sizes) == ["images/a..png", "images/b.png"]
+        archive.extract("images/b.png", path.parent / "b")
+    assert (path.parent / "b").read_bytes() == b"2"
+
+
+def test_names_are_decoded(path: Path) -> None:
+    """cp437 is the ZIP's own default; macOS writes decomposed UTF-8 without its flag."""
+    make_zip(path, {"images/é.png": b"flagged", "images/X1.png": b"cp437", "images/XXX2.png": b"macOS"})
+    data = path.read_bytes().replace(b"images/X1.png", b"images/\x811.png")
+    path.write_bytes(data.replace(b"images/XXX2.png", b"images/" + "e\u0301".encode() + b"2.png"))
+    with SafeArchive(path) as archive:
+        assert list(archive.sizes) == ["images/é.png", "images/ü1.png", "images/é2.png"]
+        archive.extract("images/é2.png", path.parent / "x")
+    assert (path.parent / "x").read_bytes() == b"macOS"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "not_a_zip"),
+        (b"Rar!\x1a\x07\x00" + NOISE, "not_a_zip"),
+        (b"PK\x03\x04" + NOISE, "damaged_zip"),
+        (END + bytes(8) + b"\xff\xff\xff\x7f" + bytes(6), "damaged_zip"),
+        (END + struct.pack("<4H2LH", 0, 0, 1, 1, 20, 0, 0), "damaged_zip"),
+        (END + bytes(18), "no_files"),
+    ],
+)
+def test_what_is_no_zip_is_refused(content: bytes, code: str, path: Path) -> None:
+    path.write_bytes(content)
+    assert refused(path).code == code
+
+
+def test_every_cut_of_a_zip_is_refused(path: Path) -> None:
+    whole = make_zip(path).read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert refused(path).code in ("damaged_zip", "not_a_zip")
+
+
+def test_damaged_directories_never_raise_anything_else(path: Path) -> None:
+    whole, chance = make_zip(path).read_bytes(), random.Random(1)
+    begin = whole.index(ENTRY)
+    for _ in range(500):
+        data = bytearray(whole)
+        for _ in range(3):
+            data[chance.randrange(begin, len(data))] = chance.randrange(256)
+        path.write_bytes(data)
+        with suppress(ArchiveError), SafeArchive(path) as archive:
+            for name in archive.sizes:
+                archive.extract(name, path.parent / "out")
+    assert {"upload.zip", "out"}.issuperset(os.listdir(path.parent))
+
+
+UNSAFE = {
+    "unsafe_path": r"../a.png images/../../a.png images\..\..\a.png /etc/passwd \\server\share\a.png C:\images\a.png "
+    "__MACOSX/../../a.png ../",
+    "unsafe_name": "images/a\x00.png images/a\x08.png images/\x7f[2J.png images/" + "a" * 2000,
+    "nested_archive": "images/a.zip images/a.TAR.GZ images/a.csv.gz more.7z more.rar",
+}
+
+
+@pytest.mark.parametrize(("code", "name"), [(code, n) for code, names in UNSAFE.items() for n in names.split(" ")])
+def test_unusable_names_refuse_the_archive(code: str, name: str, path: Path) -> None:
+    # zipfile cleans names that it writes, so the name is put in afterwards.
+    stand_in = "#" * len(name)
+    make_zip(path, {"images/ok.nii.gz": b"1", stand_in: b"2"}, zipfile.ZIP_STORED)
+    path.write_bytes(path.read_bytes().replace(stand_in.encode(), name.encode()))
+    error = refused(path)
+    assert error.code == code
+    assert name[:3].replace("\\", "/") in error.reason
+    assert error.reason.isprintable()
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
+def test_links_and_devices_are_refused(kind: int, path: Path) -> None:
+    link = zipfile.ZipInfo("images/link.png")
+    link.external_attr = (kind | 0o777) << 16
+    make_zip(path, {link: b"/etc/passwd"})
+    assert (refused(path).code, refused(path).reason) == ("link", "images/link.png is a link, not a file.")
+
+
+def test_encrypted_entries_are_refused(path: Path) -> None:
+    error = refused(patch(make_zip(path), ENTRY, 8, b"\x01\x00"))
+    assert (error.code, error.reason) == ("encrypted", "images/a.png is encrypted.")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_whose_memory_cannot_be_bounded_are_refused(method: int, path: Path) -> None:
+    assert refused(make_zip(path, method=method)).code == "compression_method"
+    assert refused(patch(make_zip(path), ENTRY, 10, b"\x09\x00")).code == "compression_method"  # Deflate64
+
+
+def test_same_name_twice_is_refused(path: Path) -> None:
+    make_zip(path, {"images/a.png": b"1", "images\\a.png": b"2"})
+    assert refused(path).code == "duplicate_name"
+
+
+def test_overlapping_entries_are_refused(path: Path) -> None:
+    """The overlapping kind of ZIP bomb: many entries that share one compressed stream."""
+    make_zip(path, {f"images/{number}.png": NOISE for number in range(3)}, zipfile.ZIP_STORED)
+    assert refused(patch(path, ENTRY, 42, bytes(4), which=1)).code == "overlap"
+    make_zip(path)
+    assert refused(patch(path, ENTRY, 20, struct.pack("<L", 400))).code == "overlap"
+
+
+def test_limits_of_count_and_size(path: Path) -> None:
+    make_zip(path, {f"images/{number}.png": NOISE for number in range(4)})
+    with SafeArchive(path, ArchiveLimits(max_entries=4, max_file_bytes=len(NOISE), max_expanded_bytes=400_000)):
+        pass
+    assert refused(path, max_entries=3).code == "too_many_files"
+    error = refused(path, max_file_bytes=len(NOISE) - 1)
+    assert (error.code, error.reason[:12]) == ("file_too_large", "images/0.png")
+    assert refused(path, max_expanded_bytes=399_999).code == "too_large"
+
+
+def test_entries_are_counted_before_zipfile_reads_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count that the ZIP tells may lie, and a directory of gigabytes must not enter the memory."""
+    make_zip(path, {f"images/{number}.png": b"" for number in range(50)})
+    patch(path, END, 8, struct.pack("<2H", 1, 1))
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    assert refused(path, max_entries=49).code == "too_many_files"
+    patch(path, END, 12, struct.pack("<L", path.read_bytes().index(END)))
+    assert refused(path, max_entries=3).code == "too_many_files"
+
+
+def test_ratio_of_one_file_and_of_the_whole(path: Path) -> None:
+    make_zip(path, {"images/a.bmp": NOISE, "masks/a.bmp": bytes(12_000_000)})
+    error = refused(path)
+    assert (error.code, error.reason[:11]) == ("ratio", "masks/a.bmp")
+    with SafeArchive(path, ArchiveLimits(max_ratio=2000)):
+        pass
+    make_zip(path, {f"masks/{number}.bmp": bytes(3_000_000) for number in range(4)})
+    error = refused(path)
+    assert (error.code, error.reason[:7]) == ("ratio", "The ZIP")
+
+
+def test_zip64_is_read(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive, archive.open("images/a.png", "w", force_zip64=True) as member:
+        member.write(NOISE)
+    data = path.read_bytes()
+    start, at = data.index(ENTRY), data.index(END)
+    record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, at - start, start)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
+    end = END + struct.pack("<4H2LH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    path.write_bytes(data[:at] + record + locator + end)
+    with SafeArchive(path) as opened:
+        assert opened.sizes == {"images/a.png": len(NOISE)}
+    assert refused(path, max_entries=0).code == "too_many_files"
+
+
+DAMAGE: dict[str, Callable[[Path], Path]] = {
+    "shorter": lambda path: patch(path, ENTRY, 24, struct.pack("<L", 1000)),
+    "longer": lambda path: patch(path, ENTRY, 24, struct.pack("<L", len(NOISE) + 1)),
+    "flipped": lambda path: patch(path, NOISE[500:510], 0, b"\x00"),
+    "renamed": lambda path: patch(path, LOCAL, 30, b"I"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_lying_or_damaged_member_leaves_nothing_behind(damage: str, path: Path) -> None:
+    DAMAGE[damage](make_zip(path, {"images/a.png": NOISE}, zipfile.ZIP_STORED))
+    with SafeArchive(path) as archive, pytest.raises(ArchiveError) as caught:
+        archive.extract("images/a.png", path.parent / "out")
+    assert caught.value.code == "damaged_file"
+    assert "images/a.png" in caught.value.reason
+    assert os.listdir(path.parent) == ["upload.zip"]
+
+
+def test_header_that_lies_about_the_size_cannot_fill_the_disk(path: Path) -> None:
+    """A million zeros that call themselves ten bytes, with the checksum of those ten."""
+    make_zip(path, {"images/a.bmp": bytes(1_000_000)})
+    for signature, crc in ((ENTRY, 16), (LOCAL, 14)):
+        patch(path, signature, crc, struct.pack("<L", zipfile.crc32(bytes(10))))  # type: ignore[attr-defined]
+        patch(path, signature, crc + 8, struct.pack("<L", 10))
+    with SafeArchive(path) as archive:
+        archive.extract("images/a.bmp", path.parent / "out")
+    assert (path.parent / "out").stat().st_size == 10
+
+
+def test_full_disk_leaves_nothing_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SafeArchive(make_zip(path)) as archive:
+        monkeypatch.setattr(Path, "replace", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(ArchiveError) as caught:
+            archive.extract("images/a.png", path.parent / "out")
+    assert caught.value.code == "disk_full"
+    assert os.listdir(path.parent) == ["upload.zip"]
+
+
+def pairs(*names: str) -> dict[str, tuple[str, str]]:
+    """name → (first image entry, mask) of a pairing that must be without findings."""
+    found = find_pairs(names)
+    assert found.issues == []
+    return {pair.name: (pair.image[0], pair.mask) for pair in found.pairs}
+
+
+def codes(found: Pairing) -> list[tuple[str, str]]:
+    return [(issue.code, issue.file) for issue in found.issues]
+
+
+FOLDERS = """images masks|Image LABEL|IMGS annotations|img gt|imagesTr labelsTr|data/images data/segmentations
+|upload/My-data/images upload/My-data/groundtruth|images/images images/masks|masks/img masks/mask"""
+
+
+@pytest.mark.parametrize(("images", "masks"), [line.split() for line in FOLDERS.split("|")])
+def test_folders_are_found(images: str, masks: str) -> None:
+    assert pairs(f"{images}/a.png", f"{masks}/a.png") == {"a": (f"{images}/a.png", f"{masks}/a.png")}
+
+
+MISSING = {
+    "a.png b/images/c.png": "b/images/",
+    "scans/a.png reader/a.png": "reader/, scans/",
+    "images/a.png annotations/all.json": "annotations/, images/",
+    "a/b/c/images/a.png a/b/c/masks/a.png": "a/b/c/",
+    "one/images/a.png two/masks/a.png": "one/images/, two/masks/",
+    "": "no folders",
+}
+
+
+@pytest.mark.parametrize(("names", "found"), MISSING.items())
+def test_missing_folders_are_explained(names: str, found: str) -> None:
+    with pytest.raises(ArchiveError) as caught:
+        find_pairs(names.split())
+    assert caught.value.code == "no_folders"
+    assert found in caught.value.reason
+    assert "images/case1.png" in caught.value.cure
+
+
+NAMES = """a.png a.tif a|a.nii.gz a.nii a|a.b.c.nii.gz a.b.c_seg.png a.b.c|A.PNG a_Mask.png A
+|ISIC_01.jpg ISIC_01_segmentation.png ISIC_01|case-1.jpg case-1-gt.png case-1
+|case_0000.nii.gz case.nii.gz case|case_0000.nii.gz case_seg_labels_0000.nii.gz case
+|x_label.png x_label.png x_label|mask.png mask_mask.png mask|slice.IMA slice.png slice|IM0001 IM0001.dcm IM0001
+|1.2.840.10008.1 1.2.840.10008.1.png 1.2.840.10008.1|Émile.png émile_GT.png Émile"""
+
+
+@pytest.mark.parametrize(("image", "mask", "name"), [line.split() for line in NAMES.split("|")])
+def test_files_are_paired_by_name(image: str, mask: str, name: str) -> None:
+    assert pairs(f"images/{image}", f"masks/{mask}") == {name: (f"images/{image}", f"masks/{mask}")}
+
+
+def test_order_is_natural_and_does_not_depend_on_the_archive() -> None:
+    names = [f"{folder}/frame{number}.png" for folder in ("images", "masks") for number in (10, 9, 100, 1)]
+    names += ["images/frame" + "9" * 5000 + ".png", "masks/frame" + "9" * 5000 + ".png"]
+    found = find_pairs(names)
+    assert [pair.name[:8] for pair in found.pairs] == ["frame1", "frame9", "frame10", "frame100", "frame999"]
+    assert find_pairs(reversed(names)) == found
+
+
+def test_numbered_frames_are_no_channels() -> None:
+    names = [f"{folder}/frame_{number:04}.png" for folder in ("images", "masks") for number in range(3)]
+    assert list(pairs(*names)) == ["frame_0000", "frame_0001", "frame_0002"]
+
+
+def test_further_channels_are_refused_and_the_first_is_used() -> None:
+    found = find_pairs(["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz"])
+    assert [(pair.name, pair.image) for pair in found.pairs] == [("a", ("imagesTr/a_0000.nii.gz",))]
+    assert codes(found) == [("extra_channel", "imagesTr/a_0001.nii.gz")]
+
+
+def test_findings_name_the_files() -> None:
+    found = find_pairs(
+        [
+            *("images/good.png", "masks/good.png", "images/lonely.png", "masks/orphan.png"),
+            *("images/two.png", "images/two.jpg", "masks/two.png"),
+            *("images/same.png", "masks/same.png", "masks/same_seg.png"),
+            *("images/photo.heic", "images/readme", "images/notes.txt", "masks/data.csv", "README.md"),
+            *("dataset.json", "imagesTs/a.png", "imagesTs/b.png", "LICENSE", "top.png"),
+        ]
+    )
+    assert [pair.name for pair in found.pairs] == ["good", "same"]
+    assert codes(found) == [
+        ("no_mask", "images/lonely.png"),
+        ("unsupported_format", "images/photo.heic"),
+        ("duplicate_image", "images/two.jpg"),
+        ("duplicate_image", "images/two.png"),
+        ("no_image", "masks/orphan.png"),
+        ("duplicate_mask", "masks/same_seg.png"),
+        ("ignored_folder", "imagesTs"),
+        ("ignored_folder", "top of the ZIP"),
+    ]
+    details = {issue.file: issue.detail for issue in found.issues}
+    assert "images/two.png" in details["images/two.jpg"]
+    assert "masks/same.png" in details["masks/same_seg.png"]
+    assert "2 files" in details["imagesTs"]
+    assert [issue.severity for issue in found.issues] == ["error"] * 6 + ["warning"] * 2
+
+
+def test_mirrored_subfolders_and_several_wrappers_keep_names_apart() -> None:
+    names = ["images/Train/a.png", "images/val/a.png", "masks/train/a.png", "masks/val/a.png"]
+    assert list(pairs(*names)) == ["Train/a", "val/a"]
+    names = [f"{split}/{folder}/a.png" for split in ("train", "val") for folder in ("images", "masks")]
+    assert list(pairs(*names)) == ["train/a", "val/a"]
+    names = ["images/train/1.dcm", "images/train/2.dcm", "masks/train/1.png", "masks/train/2.png"]
+    assert list(pairs(*names)) == ["train/1", "train/2"]
+
+
+def test_subfolder_without_a_mirror_is_one_finding() -> None:
+    names = ["images/a.png", "masks/a.png", "images/b/1.png", "images/b/2.png", "masks/c/1.png"]
+    assert codes(find_pairs(names)) == [("no_masks_folder", "images/b/"), ("no_images_folder", "masks/c/")]
+
+
+def test_folder_of_slices_is_one_image() -> None:
+    slices = ["images/P1/IM10", "images/P1/IM9", "images/P2/a.dcm", "images/P2/DICOMDIR"]
+    found = find_pairs([*slices, "masks/P1.nii.gz", "masks/p2_seg.nii"])
+    assert found.issues == []
+    assert [(pair.name, pair.image, pair.mask, pair.is_series) for pair in found.pairs] == [
+        ("P1", ("images/P1/IM9", "images/P1/IM10"), "masks/P1.nii.gz", True),
+        ("P2", ("images/P2/a.dcm",), "masks/p2_seg.nii", True),
+    ]
+    nested = find_pairs(["images/train/P1/1.dcm", "images/train/P1/2.dcm", "masks/train/P1.nii.gz"])
+    assert [(pair.name, len(pair.image)) for pair in nested.pairs] == [("train/P1", 2)]
+
+
+def test_series_whose_mask_is_a_folder_is_refused() -> None:
+    found = find_pairs(["images/P1/1.dcm", "images/P1/2.dcm", "masks/P1/1.dcm", "images/a.png", "masks/a.png"])
+    assert [pair.name for pair in found.pairs] == ["a"]
+    assert codes(found) == [("mask_is_folder", "images/P1")]
+    assert "P1.nii.gz" in found.issues[0].detail
+
+
+def test_the_work_grows_with_the_number_of_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    parted = Mock(side_effect=stem)
+    monkeypatch.setattr(archives, "stem", parted)
+    names = [f"{folder}/{number}.png" for folder in ("images", "masks") for number in range(5000)]
+    assert len(find_pairs(names).pairs) == 5000
+    assert parted.call_count <= 2 * len(names)
