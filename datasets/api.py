@@ -24,7 +24,7 @@ from datasets.serializers import (
     DatasetSerializer,
     SampleSerializer,
 )
-from medseg_site.shared.api import answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.api import answer_page, answer_started, wait_for_end, wait_seconds
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
 PNG = {(200, "image/png"): OpenApiTypes.BINARY}
@@ -104,8 +104,7 @@ class DatasetViewSet(
     def samples(self, request: Request, pk: str) -> Response:
         """The images of a dataset with their masks, in the order of their names."""
         found = self.filter_queryset_for(Sample.objects.filter(dataset=self.get_object()), request)
-        page = self.paginate_queryset(found)
-        return self.get_paginated_response(SampleSerializer(page, many=True, context={"request": request}).data)
+        return answer_page(self.paginator, found, request, SampleSerializer)
 
     def filter_queryset_for(self, queryset: QuerySet[Sample], request: Request) -> QuerySet[Sample]:
         if text := request.query_params.get("search"):

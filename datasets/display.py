@@ -87,14 +87,13 @@ def slice_index(text: str | None, depth: int) -> int:
     return int(text)
 
 
-def overlay(
-    image: NDArray[np.uint8], labels: NDArray[np.uint8], colors: list[str], opacity: float
-) -> NDArray[np.uint8]:
+def overlay(image: NDArray[np.uint8], labels: NDArray[Any], colors: list[str], opacity: float) -> NDArray[np.uint8]:
     """Colours of all classes but the first (background) over a picture: (H, W, C) and (H, W) → (H, W, 3)."""
     table = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors], dtype=np.float32)
     weight = np.where(labels > 0, np.float32(opacity), np.float32(0))[..., None]
     blended = image * (1 - weight) + table[labels] * weight
-    return np.rint(blended).astype(np.uint8)
+    colored: NDArray[np.uint8] = np.rint(blended).astype(np.uint8)
+    return colored
 
 
 def png_bytes(array: NDArray[np.uint8]) -> bytes:

@@ -158,9 +158,7 @@ def _check_pairs(
     checked = _Checked()
     first_with: dict[str, str] = {}
     for position, pair in enumerate(pairs):
-        job.beat(
-            {"stage": "checking", "done": position, "total": len(pairs), "fraction": position / len(pairs)}
-        )
+        job.beat({"stage": "checking", "done": position, "total": len(pairs), "fraction": position / len(pairs)})
         prefix = storage.object_key("datasets", job.row.uuid, "samples", f"{position:06d}")
         try:
             sample = check_sample(pair, archive, folder, prefix, checked.classes, checked.builders)
@@ -168,16 +166,14 @@ def _check_pairs(
             issues.append(Issue("error", error.code, getattr(error, "file", pair.name), str(error)))
             continue
         issues.extend(sample.issues)
-        if twin := first_with.setdefault(sample.image.sha256, pair.name):
-            if twin != pair.name:
-                text = f"The image is the same as that of {twin}. Leave one of them out, or the numbers will flatter."
-                issues.append(Issue("warning", "duplicate_image", pair.image[0], text))
+        twin = first_with.setdefault(sample.image.sha256, pair.name)
+        if twin != pair.name:
+            text = f"The image is the same as that of {twin}. Leave one of them out, or the numbers will flatter."
+            issues.append(Issue("warning", "duplicate_image", pair.image[0], text))
         checked.samples.append(sample)
         if len(checked.classes) > MOST_CLASSES:
             cure = "Store every class as one number in the mask, without smoothing or lossy compression."
-            raise DatasetRefusedError(
-                f"The masks hold more than {MOST_CLASSES} different values.", cure, issues
-            )
+            raise DatasetRefusedError(f"The masks hold more than {MOST_CLASSES} different values.", cure, issues)
     return checked
 
 
@@ -201,9 +197,7 @@ def _check_classes(fingerprint: dict[str, Any], issues: list[Issue]) -> None:
     found = fingerprint["classes"]
     if len(found) < 2:
         reason = f"All masks hold the one value {found[0]['value']}, so there is nothing to tell apart."
-        raise DatasetRefusedError(
-            reason, "Check that the masks were exported with the structures drawn in.", issues
-        )
+        raise DatasetRefusedError(reason, "Check that the masks were exported with the structures drawn in.", issues)
     for entry in found:
         if entry["share"] < RARE_SHARE:
             text = (

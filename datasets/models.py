@@ -41,7 +41,9 @@ class Dataset(Job):
     class Meta:
         db_table = "datasets"
         ordering = ["-uploaded_at", "-id"]
-        constraints = job_constraints("datasets", WORDS, Q(dimensions__isnull=False) & Q(file_count__gte=2) & ~Q(s3_key=""))
+        constraints = job_constraints(
+            "datasets", WORDS, Q(dimensions__isnull=False) & Q(file_count__gte=2) & ~Q(s3_key="")
+        )
 
     def __str__(self) -> str:
         return self.name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import uuid
-import zipfile
 from typing import Any
 
 from django.conf import settings
@@ -26,15 +25,11 @@ def create_dataset_from_upload(
     """Store the ZIP and start its check."""
     name = clean_name(name)
     if not archive.size:
-        raise MedSegError(
-            "empty", "The archive is empty. Choose a ZIP file with images/ and masks/.", attr="archive"
-        )
+        raise MedSegError("empty", "The archive is empty. Choose a ZIP file with images/ and masks/.", attr="archive")
     if archive.size > settings.MEDSEG_MAX_UPLOAD_BYTES:
         limit = settings.MEDSEG_MAX_UPLOAD_BYTES // 2**20
-        raise MedSegError(
-            "too_large", f"The archive is larger than {limit} MB.", attr="archive", http_status=413
-        )
-    if not zipfile.is_zipfile(archive.file):
+        raise MedSegError("too_large", f"The archive is larger than {limit} MB.", attr="archive", http_status=413)
+    if not storage.is_zip(archive):
         file_name = clean_file_name(archive.name)
         text = f"{file_name} is not a ZIP file, or it is damaged. Zip the folder that holds images/ and masks/ and upload that."
         raise MedSegError("not_a_zip", text, attr="archive")
@@ -91,9 +86,7 @@ def delete_dataset(*, dataset: Dataset) -> None:
     with transaction.atomic():
         locked = Dataset.objects.select_for_update().get(pk=dataset.pk)
         if locked.models.filter(status__in=["queued", "training"]).exists():
-            raise WrongStateError(
-                "A training reads this dataset. Wait until it has ended, or cancel it first."
-            )
+            raise WrongStateError("A training reads this dataset. Wait until it has ended, or cancel it first.")
         prefix = storage.object_key("datasets", locked.uuid)
         owner = locked.uuid
         locked.delete()

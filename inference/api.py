@@ -187,7 +187,8 @@ class InferenceBatchViewSet(
             "completed": Count("inferences", filter=Q(inferences__status="completed")),
             "failed": Count("inferences", filter=Q(inferences__status__in=["failed", "cancelled"])),
         }
-        return InferenceBatch.objects.visible_to(self.request.user).annotate(total=Count("inferences"), **ended)
+        rows: QuerySet[InferenceBatch] = InferenceBatch.objects.visible_to(self.request.user)
+        return rows.annotate(total=Count("inferences"), **ended).order_by(*InferenceBatch._meta.ordering or ())
 
     @extend_schema(
         request=BatchCreateSerializer,

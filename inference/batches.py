@@ -61,14 +61,10 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[
     batch = job.row
     archive_path = storage.fetch(batch.archive_key)
     rows, issues = [], []
-    with SafeArchive(
-        archive_path, ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)
-    ) as archive:
+    with SafeArchive(archive_path, ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)) as archive:
         names = sorted(archive.sizes)
         if len(names) > MOST_IMAGES:
-            raise ArchiveError(
-                "too_many", f"The ZIP holds {len(names)} files; {MOST_IMAGES} is the most.", "Split it."
-            )
+            raise ArchiveError("too_many", f"The ZIP holds {len(names)} files; {MOST_IMAGES} is the most.", "Split it.")
         for position, name in enumerate(names):
             job.beat(
                 {
@@ -82,9 +78,7 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[
             suffix = ".nii.gz" if lower.endswith(".nii.gz") else PurePosixPath(lower).suffix
             if suffix not in SUPPORTED_SUFFIXES:
                 text = "It is no image that can be read. Use PNG, JPG, TIFF, BMP, DICOM or NIfTI."
-                issues.append(
-                    {"severity": "warning", "code": "unsupported_type", "file": name[:500], "detail": text}
-                )
+                issues.append({"severity": "warning", "code": "unsupported_type", "file": name[:500], "detail": text})
                 continue
             owner = uuid.uuid4()
             prefix = storage.object_key("inferences", owner)
@@ -120,9 +114,7 @@ def close_batch_if_done(pk: int) -> None:
     """End a batch whose last inference has ended: completed if any image could be segmented, else failed."""
     active = InferenceResult.objects.filter(batch=OuterRef("pk"), status__in=ACTIVE)
     any_row = InferenceResult.objects.filter(batch=OuterRef("pk"))
-    done = InferenceBatch.objects.filter(
-        Exists(any_row), ~Exists(active), pk=pk, status="running", claim_token=None
-    )
+    done = InferenceBatch.objects.filter(Exists(any_row), ~Exists(active), pk=pk, status="running", claim_token=None)
     results = InferenceResult.objects.filter(batch=pk)
     if results.filter(status="completed").exists():
         closed, status = done.update(status="completed", finished_at=timezone.now()), "completed"

@@ -43,9 +43,7 @@ def batch_zip(batch: InferenceBatch) -> FileResponse:
         }
         archive.writestr("summary.json", json.dumps(summary, indent=1))
     temporary.seek(0)
-    return FileResponse(
-        temporary, as_attachment=True, filename=f"batch-{batch.pk}.zip", content_type="application/zip"
-    )
+    return FileResponse(temporary, as_attachment=True, filename=f"batch-{batch.pk}.zip", content_type="application/zip")
 
 
 def _free_name(row: InferenceResult, used: set[str]) -> str:

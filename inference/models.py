@@ -75,9 +75,7 @@ class InferenceResult(Job):
     class Meta:
         db_table = "inference_results"
         ordering = ["-created_at", "-id"]
-        constraints = job_constraints(
-            "inference_results", WORDS, ~Q(output_image_s3_key="") & ~Q(output_sha256="")
-        )
+        constraints = job_constraints("inference_results", WORDS, ~Q(output_image_s3_key="") & ~Q(output_sha256=""))
 
     def __str__(self) -> str:
         return f"{self.image_name} by {self.model or 'a deleted model'}"

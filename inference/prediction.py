@@ -111,9 +111,7 @@ def _run(job: Claim[InferenceResult], folder: Path) -> None:
         )
 
 
-def _class_rows(
-    indices: NDArray[np.uint8], classes: list[dict[str, Any]], image: Image
-) -> list[dict[str, Any]]:
+def _class_rows(indices: NDArray[np.uint8], classes: list[dict[str, Any]], image: Image) -> list[dict[str, Any]]:
     """Pixels, share and (where the spacing of a volume is known) millilitres of each class."""
     counts = np.bincount(indices.reshape(-1), minlength=len(classes))
     volume = math.prod(image.spacing) / 1000 if image.spacing and image.dimensions == 3 else None
@@ -146,12 +144,8 @@ def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: P
         ) from None
     rows = case_metrics(reference, found.indices, len(predictor.plan.class_values), image.spacing)
     summary = summarise([rows])
-    classes = zip(
-        predictor.plan.class_values, predictor.plan.class_names, predictor.plan.class_colors, strict=True
-    )
-    per_class = [
-        {"value": v, "name": n, "color": c, **entry} for (v, n, c), entry in zip(classes, rows, strict=True)
-    ]
+    classes = zip(predictor.plan.class_values, predictor.plan.class_names, predictor.plan.class_colors, strict=True)
+    per_class = [{"value": v, "name": n, "color": c, **entry} for (v, n, c), entry in zip(classes, rows, strict=True)]
     unit = "mm" if image.spacing else "px"
     return {
         **{name: summary[name] for name in ("dice", "iou", "precision", "recall", "hd95", "nsd")},

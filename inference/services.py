@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-import zipfile
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -32,9 +32,7 @@ def create_inference(
         stored = storage.store_upload(f"{prefix}/input{_checked_suffix(image, 'image')}", image)
         reference_key = ""
         if mask:
-            reference_key = storage.store_upload(
-                f"{prefix}/reference{_checked_suffix(mask, 'mask')}", mask
-            ).key
+            reference_key = storage.store_upload(f"{prefix}/reference{_checked_suffix(mask, 'mask')}", mask).key
         with transaction.atomic():
             row = InferenceResult.objects.create(
                 uuid=owner,
@@ -57,7 +55,7 @@ def create_inference(
 def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> InferenceBatch:
     """Store a ZIP of images; a worker makes one inference of each."""
     _check_usable(model)
-    if not archive.size or not zipfile.is_zipfile(archive.file):
+    if not archive.size or not storage.is_zip(archive):
         text = f"{clean_file_name(archive.name)} is not a ZIP file, or it is damaged. Zip the images and upload that."
         raise MedSegError("not_a_zip", text, attr="archive")
     owner = uuid.uuid4()
@@ -126,9 +124,8 @@ def delete_inference(*, inference: InferenceResult) -> None:
 
 def delete_batch(*, batch: InferenceBatch) -> None:
     prefixes = [storage.object_key("batches", batch.uuid)]
-    prefixes += [
-        storage.object_key("inferences", item) for item in batch.inferences.values_list("uuid", flat=True)
-    ]
+    prefixes += [storage.object_key("inferences", item) for item in batch.inferences.values_list("uuid", flat=True)]
     with transaction.atomic():
         batch.delete()
-        transaction.on_commit(lambda: [storage.delete_prefix(prefix) for prefix in prefixes] and None)
+        for prefix in prefixes:
+            transaction.on_commit(partial(storage.delete_prefix, prefix))

@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "medseg_site.settings")
 
-from django.core.asgi import get_asgi_application  # noqa: E402 (Django must be set up before the imports below)
+from django.core.asgi import get_asgi_application
 
 django_application = get_asgi_application()
 

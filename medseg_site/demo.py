@@ -33,13 +33,9 @@ def start_demo(user: Any) -> Dataset:
             archive.writestr(f"images/cells_{index:02d}.png", png(image))
             archive.writestr(f"masks/cells_{index:02d}.png", png(labels))
     upload = SimpleUploadedFile("synthetic-cells.zip", buffer.getvalue(), "application/zip")
-    text = (
-        "Drawn by a program: round cells with nuclei on a noisy ground. Not real data; to look around only."
-    )
-    dataset = create_dataset_from_upload(
-        user=user, name=NAME, archive=upload, description=text, is_synthetic=True
-    )
-    advance_demo.apply_async(args=[dataset.pk], countdown=1)
+    text = "Drawn by a program: round cells with nuclei on a noisy ground. Not real data; to look around only."
+    dataset = create_dataset_from_upload(user=user, name=NAME, archive=upload, description=text, is_synthetic=True)
+    advance_demo.apply_async(args=(dataset.pk,), countdown=1)
     return dataset
 
 

@@ -146,9 +146,7 @@ MEDSEG_URL_IMPORT_ALLOW_PRIVATE = env.flag("MEDSEG_URL_IMPORT_ALLOW_PRIVATE", de
 MEDSEG_URL_IMPORT_SECONDS = env.integer("MEDSEG_URL_IMPORT_SECONDS", 4 * 3600, minimum=1)
 MEDSEG_MODEL_CACHE_BYTES = env.integer("MEDSEG_MODEL_CACHE_MB", 2_000, minimum=1) * 2**20
 MEDSEG_OBJECT_CACHE_BYTES = env.integer("MEDSEG_OBJECT_CACHE_MB", 50_000, minimum=1) * 2**20
-MEDSEG_TRAINING_SECONDS = env.integer(
-    "MEDSEG_TRAINING_SECONDS", 480, minimum=10
-)  # default time budget of a training
+MEDSEG_TRAINING_SECONDS = env.integer("MEDSEG_TRAINING_SECONDS", 300, minimum=10)  # default time budget of a training
 FILE_UPLOAD_TEMP_DIR = str(TMP_DIR)
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 2**20
@@ -169,11 +167,11 @@ CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_TRANSPORT_OPTIONS = {
-    "visibility_timeout": 3600
-}  # a redelivered message is harmless: claims decide
-CELERY_TASK_DEFAULT_QUEUE = "ingest"
+CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # a redelivered message is harmless: claims decide
+CELERY_TASK_DEFAULT_QUEUE = "housekeeping"  # short tasks, taken by whichever of the two workers is free
 CELERY_TASK_ROUTES = {
+    "datasets.tasks.check_dataset": {"queue": "ingest"},
+    "inference.tasks.expand_batch": {"queue": "ingest"},
     "models_app.tasks.train_model": {"queue": "train"},
     "inference.tasks.run_inference": {"queue": "infer"},
 }

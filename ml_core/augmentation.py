@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (everybody's name for it)
 from torch import Tensor
 
 

@@ -38,7 +38,7 @@ def _parameter(label: str, help: str, type: type, **limits: Any) -> Any:
     return field(default=None, metadata={"spec": Spec(label, help, type, **limits)})
 
 
-class ConfigErrors(ConfigError):
+class ConfigErrors(ConfigError):  # noqa: N818 (several errors in one)
     """Everything that is wrong with a set of hyperparameters: `fields` is name → sentence."""
 
     def __init__(self, fields: dict[str, str]) -> None:
@@ -210,11 +210,13 @@ def _to_number(value: Any, spec: Spec) -> Any:
 def _problem(value: Any, spec: Spec) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, spec.type) or isinstance(value, bool):
+    if type(value) is not spec.type:
         return f"{_shown(value)} is not {'text' if spec.type is str else 'a whole number' if spec.type is int else 'a number'}."
     if spec.choices and value not in spec.choices:
         return f"{_shown(value)} is not one of: {', '.join(spec.choices)}."
-    if isinstance(value, float) and not math.isfinite(value):
+    if not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
         return "It must be a finite number."
     if spec.minimum is not None and value < spec.minimum:
         return f"{value} is too small. The least is {spec.minimum:g}."

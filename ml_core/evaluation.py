@@ -13,8 +13,8 @@ from PIL import Image as PILImage
 from ml_core.data import Case, label_indices
 from ml_core.io import Image, display_slice, is_oriented, read_image, read_mask, to_screen
 from ml_core.metrics import NAMES, case_metrics, summarise
-from ml_core.preprocessing import labels_to_slices
 from ml_core.predictor import Predictor
+from ml_core.preprocessing import labels_to_slices
 
 FOUND, MISSED, TOO_MUCH = (47, 179, 68), (214, 57, 57), (66, 153, 225)
 PICTURE_SIDE = 512

@@ -63,7 +63,7 @@ class FingerprintBuilder:
         low, high = np.percentile(inside, [0.5, 99.5])
         clipped = np.clip(inside, low, high)
         return {
-            "n_cases": int(len(shapes)),
+            "n_cases": len(shapes),
             "dimensions": int(shapes.shape[1]),
             "channels": self._channels.most_common(1)[0][0],
             "modality": self._modalities.most_common(1)[0][0],

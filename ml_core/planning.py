@@ -10,7 +10,7 @@ from ml_core.architectures import ARCHITECTURES
 from ml_core.config import Hyperparameters, specs
 from ml_core.preprocessing import Preprocessing
 
-DEFAULT_SECONDS = 480
+DEFAULT_SECONDS = 300
 
 
 @dataclass(frozen=True)

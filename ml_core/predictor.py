@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (everybody's name for it)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -55,7 +55,7 @@ def forward_slices(network: nn.Module, images: Tensor, plan: Plan) -> Tensor:
     least = ARCHITECTURES[plan.architecture].minimum_size
     target = [max(least, -(-length // 32) * 32) for length in (height, width)]
     if max(target) > WINDOW:
-        from monai.inferers import sliding_window_inference  # heavy, and only large images need it
+        from monai.inferers.utils import sliding_window_inference  # heavy, and only large images need it
 
         window = [min(WINDOW, length) for length in target]
 

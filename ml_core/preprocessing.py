@@ -68,10 +68,12 @@ def _with_channels(array: NDArray[Any], channels: int) -> NDArray[Any]:
 def _normalise(channel: NDArray[Any], how: Preprocessing) -> NDArray[np.float32]:
     if how.normalisation == "ct":
         scaled = np.clip(channel, how.low, how.high).astype(np.float32)
-        return (scaled - np.float32(how.mean)) / np.float32(max(how.std, 1e-6))
+        fixed: NDArray[np.float32] = (scaled - np.float32(how.mean)) / np.float32(max(how.std, 1e-6))
+        return fixed
     step = max(1, channel.size // 1_000_000)
     low, high = np.percentile(channel.reshape(-1)[::step], [0.5, 99.5])
     if low == high:
         low, high = channel.min(), channel.max()
     clipped = np.clip(channel, low, high).astype(np.float32)
-    return (clipped - clipped.mean()) / max(float(clipped.std()), 1e-6)
+    own: NDArray[np.float32] = (clipped - clipped.mean()) / np.float32(max(float(clipped.std()), 1e-6))
+    return own

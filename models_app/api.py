@@ -17,7 +17,7 @@ from rest_framework.reverse import reverse
 from datasets.display import object_response
 from datasets.models import Dataset
 from medseg_site.shared import storage
-from medseg_site.shared.api import answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.api import answer_page, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.errors import WrongStateError
 from ml_core.architectures import ARCHITECTURES
 from ml_core.config import json_schema
@@ -34,9 +34,7 @@ from models_app.serializers import (
 class ModelFilter(django_filters.FilterSet):
     status = django_filters.ChoiceFilter(choices=[(word, word) for word in SegmentationModel.WORDS.all()])
     dataset = django_filters.ModelChoiceFilter(
-        queryset=lambda request: (
-            Dataset.objects.visible_to(request.user) if request else Dataset.objects.none()
-        )
+        queryset=lambda request: Dataset.objects.visible_to(request.user) if request else Dataset.objects.none()
     )
 
     class Meta:
@@ -69,9 +67,7 @@ class ModelViewSet(
         wanted.is_valid(raise_exception=True)
         model = services.create_model(user=request.user, **wanted.validated_data)
         wait_for_end(model, wait_seconds(request))
-        return answer_started(
-            request, model, self.get_serializer(model).data, reverse("model-detail", args=[model.pk])
-        )
+        return answer_started(request, model, self.get_serializer(model).data, reverse("model-detail", args=[model.pk]))
 
     def perform_destroy(self, instance: SegmentationModel) -> None:
         services.delete_model(model=instance)
@@ -80,8 +76,7 @@ class ModelViewSet(
     @action(detail=True, filterset_class=None, search_fields=[], ordering_fields=[])
     def epochs(self, request: Request, pk: str) -> Response:
         """The training's curve, an entry an epoch."""
-        page = self.paginate_queryset(Epoch.objects.filter(model=self.get_object()))
-        return self.get_paginated_response(EpochSerializer(page, many=True).data)
+        return answer_page(self.paginator, Epoch.objects.filter(model=self.get_object()), request, EpochSerializer)
 
     @extend_schema(request=None, responses={202: ModelSerializer})
     @action(detail=True, methods=["post"])
@@ -115,7 +110,7 @@ class ModelViewSet(
         return object_response(key, content_type="image/png", name=f"case-{sample_id}.png")
 
 
-class ArchitectureListView(ListAPIView[None]):
+class ArchitectureListView(ListAPIView[SegmentationModel]):
     """Every variant that can be trained."""
 
     serializer_class = ArchitectureSerializer
@@ -134,5 +129,4 @@ class ArchitectureListView(ListAPIView[None]):
             }
             for item in ARCHITECTURES.values()
         ]
-        page = self.paginator.paginate_queryset(rows, request, view=self)  # type: ignore[union-attr, arg-type]
-        return self.get_paginated_response(ArchitectureSerializer(page, many=True).data)
+        return answer_page(self.paginator, rows, request, ArchitectureSerializer)

@@ -23,9 +23,7 @@ class ModelConsumer(AsyncJsonWebsocketConsumer):
     async def connect(self) -> None:
         pk = self.scope["url_route"]["kwargs"]["pk"]
         self.group = group_name(SegmentationModel.KIND, pk)
-        await self.channel_layer.group_add(
-            self.group, self.channel_name
-        )  # first, so that no change falls in between
+        await self.channel_layer.group_add(self.group, self.channel_name)  # first, so that no change falls in between
         state = await self._state(pk)
         await self.accept()
         if state is None:

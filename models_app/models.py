@@ -10,9 +10,7 @@ from django.utils import timezone
 from datasets.models import Dataset
 from medseg_site.shared.jobs import Job, JobWords, job_constraints
 
-WORDS = JobWords(
-    queued="queued", working="training", done="completed", failed="failed", cancelled="cancelled"
-)
+WORDS = JobWords(queued="queued", working="training", done="completed", failed="failed", cancelled="cancelled")
 
 
 class SegmentationModel(Job):
@@ -23,16 +21,12 @@ class SegmentationModel(Job):
 
     name = models.CharField(max_length=200)
     version = models.PositiveIntegerField(default=1, editable=False)
-    dataset = models.ForeignKey(
-        Dataset, null=True, on_delete=models.SET_NULL, related_name="models", editable=False
-    )
+    dataset = models.ForeignKey(Dataset, null=True, on_delete=models.SET_NULL, related_name="models", editable=False)
     s3_bucket = models.CharField(max_length=200, blank=True, editable=False)
     s3_key = models.CharField(max_length=300, blank=True, editable=False)
     checksum = models.CharField(max_length=64, blank=True, editable=False)
     requested = models.JSONField(default=dict, blank=True, editable=False)  # the hyperparameters as asked for
-    hyperparameters = models.JSONField(
-        default=dict, blank=True, editable=False
-    )  # as really used, once planned
+    hyperparameters = models.JSONField(default=dict, blank=True, editable=False)  # as really used, once planned
     plan = models.JSONField(default=dict, blank=True, editable=False)
     split = models.JSONField(default=dict, blank=True, editable=False)
     metrics = models.JSONField(default=dict, blank=True, editable=False)

@@ -85,7 +85,7 @@ class EpochSerializer(serializers.ModelSerializer[Epoch]):
 
 class ArchitectureSerializer(serializers.Serializer[Any]):
     name = serializers.CharField()
-    label = serializers.CharField()
+    label = serializers.CharField()  # type: ignore[assignment]  # the contract's name, which shadows the base's
     summary = serializers.CharField()
     dimensions = serializers.IntegerField()
     encoders = serializers.ListField(child=serializers.CharField())

@@ -25,9 +25,7 @@ def check_hyperparameters(values: dict[str, Any]) -> Hyperparameters:
         raise MedSegError("invalid_hyperparameters", str(error), attr="hyperparameters") from None
 
 
-def create_model(
-    *, user: Any, name: str, dataset: Dataset, hyperparameters: dict[str, Any]
-) -> SegmentationModel:
+def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dict[str, Any]) -> SegmentationModel:
     """Queue a training. A second model of the same name becomes its next version."""
     name = clean_name(name)
     requested = check_hyperparameters(hyperparameters).to_dict()
@@ -41,9 +39,7 @@ def create_model(
                     raise WrongStateError(
                         f"The dataset is {state}, not ready. Wait for its check, or mend what it found."
                     )
-                latest = (
-                    SegmentationModel.objects.filter(name=name).aggregate(Max("version"))["version__max"] or 0
-                )
+                latest = SegmentationModel.objects.filter(name=name).aggregate(Max("version"))["version__max"] or 0
                 model = SegmentationModel.objects.create(
                     created_by=user,
                     name=name,

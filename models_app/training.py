@@ -89,9 +89,7 @@ def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]
             image = storage.fetch(sample.image_key, sample.image_sha256)
             mask = storage.fetch(sample.mask_key, sample.mask_sha256)
         except FileNotFoundError:
-            raise TrainingFailedError(
-                f"{sample.name} is not in storage any more. Upload the dataset again."
-            ) from None
+            raise TrainingFailedError(f"{sample.name} is not in storage any more. Upload the dataset again.") from None
         cases.append(
             {
                 "id": sample.pk,
@@ -214,9 +212,7 @@ class _Run:
         busy = self.upload is not None and self.upload.is_alive()
         if storage.is_remote() and not busy and time.monotonic() - self.uploaded_at > SECONDS_BETWEEN_UPLOADS:
             self.uploaded_at = time.monotonic()
-            self.upload = threading.Thread(
-                target=_store_checkpoints, args=(self.job.row, self.folder), daemon=True
-            )
+            self.upload = threading.Thread(target=_store_checkpoints, args=(self.job.row, self.folder), daemon=True)
             self.upload.start()
 
     def _why_it_died(self) -> str:
@@ -225,17 +221,17 @@ class _Run:
         last = self.errors.read().decode(errors="replace").strip().splitlines()[-1:]
         log.error("training process of model %s ended with %s: %s", self.job.row.pk, code, last)
         if code == -9:
-            return "The system ended the training process, most likely because memory ran out. Choose a smaller batch or patch size, or a smaller encoder."
-        return f"The training process ended unexpectedly ({last[0][:300] if last else f'exit code {code}'}). Resume it; if it fails again, see the worker's log."
+            reason = "The system ended the training process, most likely because memory ran out."
+            return f"{reason} Choose a smaller batch or patch size, or a smaller encoder."
+        what = last[0][:300] if last else f"exit code {code}"
+        return f"The training process ended unexpectedly ({what}). Resume it; if it fails again, see the worker's log."
 
 
 def _store_checkpoints(model: SegmentationModel, folder: Path) -> None:
     try:
         for name in CHECKPOINTS:
             if (folder / name).exists():
-                storage.store_file(
-                    storage.object_key("models", model.uuid, "checkpoints", name), folder / name
-                )
+                storage.store_file(storage.object_key("models", model.uuid, "checkpoints", name), folder / name)
     except Exception:
         log.exception("checkpoints of model %s are not stored; the training goes on", model.pk)
 
@@ -258,9 +254,7 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
     columns: dict[str, Any] = {"warnings": outcome["warnings"], "progress": {}}
     with job.kept_alive():
         if outcome["package"]:
-            stored = storage.store_file(
-                storage.object_key("models", model.uuid, "model.zip"), Path(outcome["package"])
-            )
+            stored = storage.store_file(storage.object_key("models", model.uuid, "model.zip"), Path(outcome["package"]))
             for picture in sorted((folder / "cases").glob("*.png")):
                 storage.store_file(storage.object_key("models", model.uuid, "cases", picture.name), picture)
             columns |= {"s3_bucket": storage.bucket_name(), "s3_key": stored.key, "checksum": stored.sha256}
@@ -280,10 +274,8 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
 def _store_manifest(job: Claim[SegmentationModel], columns: dict[str, Any]) -> None:
     """Everything that the rows say, beside the objects."""
     model = SegmentationModel.objects.get(pk=job.row.pk)
-    epochs = list(model.epochs.values())
-    for epoch in epochs:
-        epoch.pop("id")
-        epoch.pop("model_id")
+    columns_of_epoch = [field.name for field in Epoch._meta.fields if field.name not in {"id", "model"}]
+    epochs = [{name: getattr(row, name) for name in columns_of_epoch} for row in model.epochs.all()]
     document = {
         "uuid": str(model.uuid),
         "name": model.name,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.files.storage import default_storage
 from rest_framework.test import APIClient
 
 from medseg_site.celery import app
@@ -15,19 +14,14 @@ from medseg_site.shared.local_user import local_user
 
 
 @pytest.fixture(autouse=True)
-def own_media(tmp_path: Path, settings: Any) -> Iterator[Path]:
+def own_media(tmp_path: Path, settings: Any) -> Path:
     """Every test has an empty storage of its own."""
     root = tmp_path / "media"
     root.mkdir()
-    settings.MEDIA_ROOT = root
-    before = default_storage.base_location, default_storage.location
-    default_storage.__dict__.pop("base_location", None)
-    backend = default_storage._wrapped if hasattr(default_storage, "_wrapped") else default_storage
-    backend._location = str(root)
-    for name in ("base_location", "location"):
-        backend.__dict__.pop(name, None)
-    yield root
-    assert before
+    options = {"location": str(root), "base_url": None}
+    default = {"BACKEND": "medseg_site.shared.storage.AtomicFileSystemStorage", "OPTIONS": options}
+    settings.STORAGES = {**settings.STORAGES, "default": default}
+    return root
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
 from rest_framework.pagination import PageNumberPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.serializers import BaseSerializer
 
 from medseg_site.shared import progress
 from medseg_site.shared.errors import MedSegError
@@ -37,7 +38,14 @@ class ExceptionHandler(StandardizedExceptionHandler):
             answer = APIException(exc.detail, code=exc.code)
             answer.status_code = exc.http_status
             return answer
-        return super().convert_known_exceptions(exc)  # type: ignore[no-any-return]
+        return super().convert_known_exceptions(exc)
+
+
+def answer_page(paginator: Any, rows: Any, request: Request, serializer: type[BaseSerializer[Any]]) -> Response:
+    """One page of a list that is not the view's own (a dataset's samples, a model's epochs)."""
+    page = paginator.paginate_queryset(rows, request)
+    answer: Response = paginator.get_paginated_response(serializer(page, many=True, context={"request": request}).data)
+    return answer
 
 
 def wait_seconds(request: Request) -> float:

@@ -49,11 +49,7 @@ def check_front_end(**kwargs: Any) -> list[CheckMessage]:
     if settings.STATICFILES_DIRS:
         return []
     hint = "Run `npm ci` in the project's folder (`make run` does it)."
-    return [
-        Warning(
-            "The front-end libraries are not installed; pages will look bare.", hint=hint, id="medseg.W002"
-        )
-    ]
+    return [Warning("The front-end libraries are not installed; pages will look bare.", hint=hint, id="medseg.W002")]
 
 
 @register()

@@ -51,6 +51,4 @@ def readyz(request: HttpRequest) -> JsonResponse:
         except Exception as error:
             parts[name] = f"{type(error).__name__}: {error}"[:300]
     ready = all(answer == "ok" for answer in parts.values())
-    return JsonResponse(
-        {"status": "ready" if ready else "not ready", "parts": parts}, status=200 if ready else 503
-    )
+    return JsonResponse({"status": "ready" if ready else "not ready", "parts": parts}, status=200 if ready else 503)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from django.conf import settings
 from django.db import connection, models, transaction
@@ -57,7 +57,7 @@ class CancelledError(Exception):
 
 
 class JobQuerySet(models.QuerySet[Any]):
-    def visible_to(self, user: Any) -> JobQuerySet:
+    def visible_to(self, user: Any) -> Self:
         """The rows that this user may see. Every page and every API query starts here."""
         if settings.MEDSEG_SINGLE_USER or user.is_superuser:
             return self
@@ -104,14 +104,12 @@ class Job(models.Model):
         return self.is_active and self.claim_token is not None
 
 
-def job_constraints(table: str, words: JobWords, done_needs: Q) -> list[models.CheckConstraint]:
+def job_constraints(table: str, words: JobWords, done_needs: Q) -> list[models.BaseConstraint]:
     """CHECK constraints that make a row which contradicts itself impossible."""
     has_error = Q(error__isnull=False) & ~Q(error="")
     return [
         models.CheckConstraint(condition=Q(status__in=words.all()), name=f"{table}_known_status"),
-        models.CheckConstraint(
-            condition=~Q(status=words.failed) | has_error, name=f"{table}_failed_says_why"
-        ),
+        models.CheckConstraint(condition=~Q(status=words.failed) | has_error, name=f"{table}_failed_says_why"),
         models.CheckConstraint(condition=~Q(status=words.done) | done_needs, name=f"{table}_done_has_result"),
         models.CheckConstraint(
             condition=Q(claim_token__isnull=True) | Q(status=words.working),
@@ -184,9 +182,7 @@ class Claim(Generic[J]):
         self._end(self.row.WORDS.done, error=None, **fields)
 
     def fail(self, reason: str, **fields: Any) -> None:
-        self._end(
-            self.row.WORDS.failed, error=reason.strip() or "The work failed without a reason.", **fields
-        )
+        self._end(self.row.WORDS.failed, error=reason.strip() or "The work failed without a reason.", **fields)
 
     def cancel(self, **fields: Any) -> None:
         assert self.row.WORDS.cancelled
@@ -223,7 +219,7 @@ def claim(model: type[J], pk: int) -> Claim[J] | None:
     )
     if not mine:
         return None
-    row = model._default_manager.get(pk=pk)
+    row: J = model._default_manager.get(pk=pk)  # type: ignore[assignment]  # the manager of an abstract model has no type
     announce(row, row.status)
     return Claim(row)
 
@@ -271,9 +267,7 @@ def reap(model: type[J], enqueue: Callable[[int], Any]) -> None:
                 announce(row, words.cancelled)
         elif row.attempt < MAX_ATTEMPTS:
             if mine.update(status=words.queued, claim_token=None, enqueued_at=now):
-                log.warning(
-                    "%s %s: its worker died, attempt %s; queued again", model.KIND, row.pk, row.attempt
-                )
+                log.warning("%s %s: its worker died, attempt %s; queued again", model.KIND, row.pk, row.attempt)
                 announce(row, words.queued)
                 enqueue(row.pk)
         else:

@@ -57,9 +57,7 @@ class LocalUserAuthentication(BaseAuthentication):
         if not settings.MEDSEG_SINGLE_USER:
             return None
         if request.method not in SAFE_METHODS and is_cross_site(request._request):
-            raise PermissionDenied(
-                "This request comes from another site. Use the platform's own pages or a program."
-            )
+            raise PermissionDenied("This request comes from another site. Use the platform's own pages or a program.")
         user = request._request.user
         return (user, None) if user.is_authenticated else (local_user(), None)
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,9 +42,7 @@ class AtomicFileSystemStorage(FileSystemStorage):
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
         try:
             if hasattr(content, "temporary_file_path"):
-                shutil.move(
-                    content.temporary_file_path(), part
-                )  # an upload on disk: a rename, not a second copy
+                shutil.move(content.temporary_file_path(), part)  # an upload on disk: a rename, not a second copy
             else:
                 with part.open("wb") as out:
                     for chunk in content.chunks(CHUNK):
@@ -89,8 +88,13 @@ def sha256_of(source: IO[bytes]) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
+def is_zip(upload: File[Any]) -> bool:
+    return upload.file is not None and zipfile.is_zipfile(upload.file)
+
+
 def store_upload(key: str, upload: File[Any]) -> StoredObject:
     """Store an uploaded file without holding it in memory."""
+    assert upload.file is not None
     sha256, size = sha256_of(upload.file)
     default_storage.save(key, upload)
     return StoredObject(key, size, sha256)
@@ -161,9 +165,7 @@ def fetch(key: str, sha256: str | None = None) -> Path:
                 digest.update(chunk)
                 out.write(chunk)
         if sha256 and digest.hexdigest() != sha256:
-            raise StorageCorruptError(
-                f"The object {key} is damaged: its checksum is not the one that was recorded."
-            )
+            raise StorageCorruptError(f"The object {key} is damaged: its checksum is not the one that was recorded.")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -65,4 +65,5 @@ def _windowed(image: Image, pixels: NDArray[Any]) -> NDArray[np.uint8]:
     if high <= low:  # nearly constant, such as a few bright pixels on black
         low, high = float(array.min()), float(array.max())
     scaled = (pixels.astype(np.float32) - np.float32(low)) * np.float32(255.0 / max(high - low, 1e-12))
-    return np.clip(scaled, 0, 255).astype(np.uint8)
+    shown: NDArray[np.uint8] = np.clip(scaled, 0, 255).astype(np.uint8)
+    return shown

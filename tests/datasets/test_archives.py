@@ -53,7 +53,8 @@ def patch(path: Path, signature: bytes, offset: int, value: bytes, which: int = 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "upload.zip"
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work" / "upload.zip"
 
 
 def test_members_are_listed_and_extracted_with_their_checksum(path: Path) -> None:

@@ -88,7 +88,9 @@ class Site(ThreadingHTTPServer):
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    with Site(tmp_path) as site:
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    with Site(folder) as site:
         thread = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield site

@@ -17,7 +17,9 @@ TIMEOUT_SECONDS = 900
 
 
 class Command(BaseCommand):
-    help = "Uploads a synthetic dataset, trains a short while on it and segments one image. The platform must be running."
+    help = (
+        "Uploads a synthetic dataset, trains a short while on it and segments one image. The platform must be running."
+    )
 
     def handle(self, *args: Any, **options: Any) -> None:
         dataset = start_demo(local_user())
@@ -55,4 +57,5 @@ class Command(BaseCommand):
         if inference.status != "completed":
             return f"Inference: {inference.status}"
         address = f"http://127.0.0.1:{settings.PORT}{reverse('inference:detail', args=[inference.pk])}"
-        return f"Look at it: {address} (Dice against the reference: {inference.metrics['dice']:.3f})"
+        dice = (inference.metrics or {}).get("dice") or 0.0
+        return f"Look at it: {address} (Dice against the reference: {dice:.3f})"
