@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from django import forms
@@ -22,6 +23,12 @@ class ClassForm(ClassModelForm):
     class Meta:
         model = DatasetClass
         fields = ["name", "color"]
+
+    def clean_color(self) -> str:
+        color: str = self.cleaned_data["color"]
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
+            raise forms.ValidationError("Write the colour as # and six hexadecimal digits, such as #d63939.")
+        return color.lower()
 
     def rename(self) -> None:
         """Save through the service; what it refuses becomes an error of the field."""

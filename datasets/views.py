@@ -26,7 +26,10 @@ def rows_of(user: Any) -> QuerySet[Dataset]:
     """Datasets with what a line of a list shows: classes, number of models, first sample. Two queries in all."""
     first = Sample.objects.filter(dataset=OuterRef("pk")).order_by("position").values("pk")[:1]
     shown = Dataset.objects.visible_to(user).prefetch_related("classes")
-    return shown.annotate(model_count=Count("models", distinct=True), first_sample=Subquery(first))
+    annotated: QuerySet[Dataset] = shown.annotate(
+        model_count=Count("models", distinct=True), first_sample=Subquery(first)
+    )
+    return annotated
 
 
 @login_required

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.models import QuerySet
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.reverse import reverse
@@ -13,6 +14,7 @@ from inference.models import InferenceBatch, InferenceResult
 from models_app.models import SegmentationModel
 
 
+@extend_schema_field(OpenApiTypes.INT)
 class VisibleModelField(serializers.PrimaryKeyRelatedField[SegmentationModel]):
     def get_queryset(self) -> QuerySet[SegmentationModel]:
         return SegmentationModel.objects.visible_to(self.context["request"].user)

@@ -32,11 +32,12 @@ def rows_of(user: Any) -> QuerySet[InferenceResult]:
 def batches_of(user: Any) -> QuerySet[InferenceBatch]:
     """Batches with `total`, `completed` and `failed` (which counts the cancelled too). One query."""
     shown = InferenceBatch.objects.visible_to(user).select_related("model__dataset")
-    return shown.annotate(
+    annotated: QuerySet[InferenceBatch] = shown.annotate(
         total=Count("inferences"),
         completed=Count("inferences", filter=Q(inferences__status="completed")),
         failed=Count("inferences", filter=Q(inferences__status__in=["failed", "cancelled"])),
     )
+    return annotated
 
 
 def usable_models(user: Any) -> QuerySet[SegmentationModel]:

@@ -5,4 +5,4 @@ class MedSegSiteConfig(AppConfig):
     name = "medseg_site"
 
     def ready(self) -> None:
-        from medseg_site.shared import checks  # noqa: F401 (registers the checks)
+        from medseg_site.shared import checks, openapi  # noqa: F401 (they register themselves)

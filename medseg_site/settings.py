@@ -72,12 +72,11 @@ TEMPLATES: list[dict[str, Any]] = [
 
 # --- Database -------------------------------------------------------------------------------------------------------
 DATABASES: dict[str, Any] = {
-    "default": dj_database_url.parse(
-        env.text("DATABASE_URL", f"sqlite:///{DATA_DIR / 'medseg.sqlite3'}"),
-        conn_max_age=60,
-        conn_health_checks=True,
-    )
+    "default": dj_database_url.parse(env.text("DATABASE_URL"))
+    if env.text("DATABASE_URL")
+    else {"ENGINE": "django.db.backends.sqlite3", "NAME": DATA_DIR / "medseg.sqlite3"}
 }
+DATABASES["default"].update(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=True)
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     # WAL lets readers go on while one writes; IMMEDIATE makes a writer wait for its turn instead of failing half-way.
     DATABASES["default"]["OPTIONS"] = {
@@ -150,12 +149,13 @@ MEDSEG_TRAINING_SECONDS = env.integer("MEDSEG_TRAINING_SECONDS", 300, minimum=10
 FILE_UPLOAD_TEMP_DIR = str(TMP_DIR)
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 2**20
-for _folder in (DATA_DIR, TMP_DIR, CACHE_DIR, MEDIA_ROOT):
+for _folder in (DATA_DIR, TMP_DIR, CACHE_DIR, MEDIA_ROOT, STATIC_ROOT):
     _folder.mkdir(parents=True, exist_ok=True)
 
 # --- Redis, Celery, WebSockets ----------------------------------------------------------------------------------------
 PORT = env.integer("PORT", 8000, minimum=1)
-MEDSEG_REDIS_PORT = env.integer("MEDSEG_REDIS_PORT", PORT + 8379, minimum=1)
+# The embedded Redis of this PORT; scripts/run.py computes the same.
+MEDSEG_REDIS_PORT = env.integer("MEDSEG_REDIS_PORT", PORT + 8379 if PORT + 8379 < 2**16 else PORT - 8379, minimum=1)
 REDIS_URL = env.text("REDIS_URL", f"redis://127.0.0.1:{MEDSEG_REDIS_PORT}/0")
 CHANNEL_LAYERS = {
     "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}
@@ -206,6 +206,10 @@ REST_FRAMEWORK = {
 DRF_STANDARDIZED_ERRORS = {
     "EXCEPTION_HANDLER_CLASS": "medseg_site.shared.api.ExceptionHandler",
     "ALLOWED_ERROR_STATUS_CODES": ["400", "404", "409", "413", "415"],
+    "ERROR_SCHEMAS": {
+        "409": "medseg_site.shared.openapi.WrongStateResponseSerializer",
+        "413": "medseg_site.shared.openapi.TooLargeResponseSerializer",
+    },
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "MedSeg Platform",
@@ -217,6 +221,9 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_NAME_OVERRIDES": {
+        "DatasetStatusEnum": ["uploaded", "ready", "error"],
+        "ModelStatusEnum": ["queued", "training", "completed", "failed", "cancelled"],
+        "InferenceStatusEnum": ["queued", "running", "completed", "failed", "cancelled"],
         "ValidationErrorEnum": "drf_standardized_errors.openapi_serializers.ValidationErrorEnum.choices",
         "ClientErrorEnum": "drf_standardized_errors.openapi_serializers.ClientErrorEnum.choices",
         "ServerErrorEnum": "drf_standardized_errors.openapi_serializers.ServerErrorEnum.choices",

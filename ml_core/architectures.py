@@ -30,8 +30,6 @@ ENCODERS = [
     "efficientnet-b4",
     "mobilenet_v2",
     "timm-efficientnet-b0",
-    "timm-resnest14d",
-    "timm-regnetx_002",
     "vgg11_bn",
     "vgg16_bn",
     "mobileone_s0",
@@ -41,7 +39,7 @@ ENCODERS = [
 ]
 _NO_TRANSFORMER = [name for name in ENCODERS if not name.startswith("mit_")]
 # Encoders whose strides can be turned into dilations.
-_DILATED = [name for name in _NO_TRANSFORMER if not name.startswith(("densenet", "vgg", "mobileone", "timm-resnest"))]
+_DILATED = [name for name in _NO_TRANSFORMER if not name.startswith(("densenet", "vgg", "mobileone"))]
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def fit(
             if now - reported > SECONDS_BETWEEN_PROGRESS:
                 reported = now
                 speed = (index + 1) * plan.batch_size / (now - epoch_start)
-                on_event(clock.progress(epoch, step, steps, train_loss=float(loss), images_per_second=speed))
+                on_event(clock.progress(epoch, step, steps, train_loss=float(losses[-1]), images_per_second=speed))
             if should_stop() or clock.is_late(now):
                 break
         stopped = should_stop()

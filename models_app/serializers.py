@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.models import QuerySet
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -14,6 +15,7 @@ from ml_core.config import ConfigErrors, Hyperparameters, json_schema
 from models_app.models import Epoch, SegmentationModel
 
 
+@extend_schema_field(OpenApiTypes.INT)
 class VisibleDatasetField(serializers.PrimaryKeyRelatedField[Dataset]):
     def get_queryset(self) -> QuerySet[Dataset]:
         return Dataset.objects.visible_to(self.context["request"].user)

@@ -34,7 +34,8 @@ METRICS = [
 def rows_of(user: Any) -> QuerySet[SegmentationModel]:
     """Models with what a line of a list shows. One query."""
     shown = SegmentationModel.objects.visible_to(user).select_related("dataset")
-    return shown.annotate(inference_count=Count("inferences", distinct=True))
+    annotated: QuerySet[SegmentationModel] = shown.annotate(inference_count=Count("inferences", distinct=True))
+    return annotated
 
 
 @login_required

@@ -21,9 +21,7 @@ def executable() -> str:
 def main() -> None:
     folder = Path(os.environ["MEDSEG_DATA_DIR"]) / "redis"
     folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(
-        folder
-    )  # Redis keeps its files where it stands; no path, so no space in a path, on its command line
+    os.chdir(folder)  # Redis keeps its files where it stands; no path, so no space in a path, on its command line
     options = {
         "bind": "127.0.0.1",
         "port": os.environ["MEDSEG_REDIS_PORT"],

@@ -29,9 +29,7 @@ from typing import NoReturn
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-REDIS_PORT_OFFSET = (
-    8379  # downwards where it would leave the range; medseg_site/settings.py computes the same
-)
+REDIS_PORT_OFFSET = 8379  # downwards where it would leave the range; medseg_site/settings.py computes the same
 READY_SECONDS = 120
 CRASHES = 3  # a process that ended this often while starting will not come up
 PR_SET_PDEATHSIG = 1

@@ -64,6 +64,14 @@ def find_pages(browser: Browser, base: str) -> dict[str, str]:
     return pages
 
 
+def listen(page: Page) -> list[str]:
+    """Fills up with the errors that the page's scripts and requests write to the console."""
+    said: list[str] = []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda line: said.append(line.text) if line.type == "error" else None)
+    return said
+
+
 def take(browser: Browser, base: str, pages: dict[str, str], folder: Path, *, width: int, dark: bool) -> list[str]:
     """One picture a page; returns what is wrong with the pages."""
     context = browser.new_context(
@@ -72,9 +80,7 @@ def take(browser: Browser, base: str, pages: dict[str, str], folder: Path, *, wi
     problems: list[str] = []
     for name, path in pages.items():
         page = context.new_page()
-        said: list[str] = []
-        page.on("pageerror", lambda error, said=said: said.append(str(error)))  # type: ignore[misc]
-        page.on("console", lambda line, said=said: said.append(line.text) if line.type == "error" else None)  # type: ignore[misc]
+        said = listen(page)
         answer = page.goto(base + path)
         page.wait_for_timeout(1200)  # charts, the viewer's first slice
         page.screenshot(path=folder / f"{name}-{width}{'-dark' if dark else ''}.png", full_page=True)

@@ -54,6 +54,7 @@ def _prepare() -> None:
         MEDSEG_DATA_DIR=folder,
         REDIS_URL=f"redis://127.0.0.1:{port}/0",
         SECRET_KEY="tests",
+        HF_HUB_OFFLINE="1",
         ALLOWED_HOSTS="testserver,localhost,127.0.0.1",
     )
     server = subprocess.Popen(

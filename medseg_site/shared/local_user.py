@@ -58,8 +58,8 @@ class LocalUserAuthentication(BaseAuthentication):
             return None
         if request.method not in SAFE_METHODS and is_cross_site(request._request):
             raise PermissionDenied("This request comes from another site. Use the platform's own pages or a program.")
-        user = request._request.user
-        return (user, None) if user.is_authenticated else (local_user(), None)
+        user = getattr(request._request, "user", None)  # from the middleware; none while the OpenAPI document is made
+        return (user, None) if user is not None and user.is_authenticated else None
 
     def authenticate_header(self, request: Request) -> str:
         return "Session"

@@ -21,7 +21,7 @@ from typing import IO, Any
 from django.conf import settings
 from django.core.files import File
 from django.core.files.base import ContentFile
-from django.core.files.storage import FileSystemStorage, default_storage
+from django.core.files.storage import FileSystemStorage, default_storage, storages
 
 CHUNK = 2**20
 
@@ -61,10 +61,7 @@ class StoredObject:
 
 
 def is_remote() -> bool:
-    return not isinstance(
-        default_storage._wrapped if hasattr(default_storage, "_wrapped") else default_storage,
-        FileSystemStorage,
-    )
+    return not isinstance(storages["default"], FileSystemStorage)
 
 
 def bucket_name() -> str:

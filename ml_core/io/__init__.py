@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ml_core.errors import ImageError
 from ml_core.io import dicom, nifti, raster, series
 from ml_core.io.display import display_slice, display_volume, is_oriented, to_rgb, to_screen
+from ml_core.io.grid import align
 from ml_core.io.image import (
     DICOM_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -75,17 +76,17 @@ def read_mask(path: Path, like: Image | None = None) -> Mask:
     """Read a label map from any of the formats of `read_image`. Raises ImageError.
 
     With `like`, the image that the mask belongs to, a mask of another format family is turned to the image's axes:
-    a NIfTI mask of a PNG keeps its rows and columns, a PNG or TIFF mask of a NIfTI image follows the image's stored
-    rows and columns, and NIfTI and DICOM are flipped onto each other. Nothing is resampled.
+    a NIfTI mask of a PNG keeps its rows and columns, a PNG or TIFF mask of a NIfTI image or DICOM volume follows the
+    image's stored rows and columns, and NIfTI and DICOM are flipped onto each other. Nothing is resampled.
     """
     kind = _kind_of(path)
     if kind == "raster":
         mask = raster.read_mask(path)
     elif kind == "nifti":
-        mask = nifti.read_mask(path, stored=like is not None and like.affine is None)
+        mask = nifti.read_mask(path, stored_axes=like is not None and like.affine is None)
     else:
         mask = dicom.read_mask(path) if kind == "dicom" else series.read_mask(path)
-    return mask if like is None else nifti.aligned(mask, like)
+    return mask if like is None else align(mask, like)
 
 
 def write_label_map(values: NDArray[Any], like: Image, folder: Path, coding: Coding = "values") -> Path:

@@ -13,7 +13,8 @@ from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -23,6 +24,7 @@ from pydicom.uid import (
 
 from ml_core.errors import ImageError
 from ml_core.io.geometry import Plane, frame_planes, stack
+from ml_core.io.grid import oriented_grid, to_canonical
 from ml_core.io.image import Coding, Grid, Image, Mask, check_finite, check_size, decoding, rescale, supported
 from ml_core.io.masks import as_labels, from_rgb, snap
 
@@ -127,10 +129,13 @@ def to_image(
     affine: NDArray[np.float64] | None,
     dataset: Dataset,
 ) -> Image:
-    """The Image of decoded, sorted pixels (C, ...) and the header that they came with."""
+    """The Image of decoded, sorted pixels (C, ...) and the header that they came with; a volume is turned to RAS+."""
     array = supported(pixels)
     check_finite(array)
     grid = Grid(tuple(array.shape[1:]), affine)
+    if array.ndim == 4 and affine is not None:
+        grid, spacing, affine = oriented_grid(array.shape[:0:-1], affine)
+        array = to_canonical(array.transpose(), grid)
     patient, modality = (str(dataset.get(name) or "").strip() or None for name in ("PatientID", "Modality"))
     return Image(array, spacing, affine, "dicom", modality, patient, grid)
 
@@ -149,6 +154,9 @@ def to_mask(
         labels, coding = (snap(interleaved), coding) if lossy else from_rgb(interleaved)
     else:
         labels = snap(pixels[0]) if lossy else as_labels(pixels[0])
+    if labels.ndim == 3 and affine is not None:
+        grid, spacing, affine = oriented_grid(labels.shape[::-1], affine)
+        labels = to_canonical(labels.transpose(), grid)
     return Mask(labels, coding, None, lossy, spacing, affine)
 
 

@@ -98,8 +98,12 @@ def stack(
     spacing: tuple[float, ...] | None = (rows, columns)
     if count > 1:
         spacing = None if across is None else (abs(across), rows, columns)
-    if positions is None or normal is None or first.orientation is None:
-        return order, spacing, None
+    if positions is None or first.orientation is None:
+        if count == 1 or spacing is None:
+            return order, spacing, None
+        # A volume of unknown orientation is taken as lying straight, rows to the left and columns to the back, as
+        # ITK does; so it is shown as stored.
+        return order, spacing, np.asarray(_LPS_TO_RAS @ np.diag([columns, rows, spacing[0], 1.0]), dtype=np.float64)
     affine = np.eye(4)
     affine[:3, 0] = np.multiply(first.orientation[:3], columns)
     affine[:3, 1] = np.multiply(first.orientation[3:], rows)

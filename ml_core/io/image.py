@@ -46,11 +46,11 @@ class Grid:
     """How the pixels lie in the file: what is needed to write a label map back on the file's own grid."""
 
     shape: tuple[int, ...]
-    """Shape as stored. NIfTI: (X, Y, Z, ...) with its trailing 1s; else the image's spatial shape."""
+    """NIfTI and DICOM volumes: (X, Y, Z, ...) as stored, with trailing 1s; else the image's spatial shape."""
     affine: NDArray[np.float64] | None = None
     """4x4, stored voxel → RAS+ mm; None when unknown."""
     orientation: NDArray[np.float64] | None = None
-    """NIfTI: nibabel's 3x2 orientation of the stored axes. None: the array is in stored order."""
+    """nibabel's 3x2 orientation of the stored axes. None: the array is in stored order."""
     codes: tuple[int, int] = (1, 1)
     """NIfTI: sform and qform code of the header."""
 
@@ -59,8 +59,8 @@ class Grid:
 class Image:
     """One 2D image or one volume.
 
-    NIfTI is turned to its closest RAS+ axes; raster and DICOM keep their own rows and columns, so that a slice and
-    the series that it belongs to look the same way, and DICOM slices are sorted along their normal.
+    NIfTI and DICOM volumes are turned to their closest RAS+ axes. Raster files, single DICOM slices, and volumes
+    without known spacing keep their own rows and columns.
     """
 
     array: NDArray[Any]
@@ -199,13 +199,13 @@ def rescale(array: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]
         )
     small = array.dtype.kind in "iu" and array.dtype.itemsize <= 2
     if small and slope == int(slope) and intercept == int(intercept) and abs(slope) * 65536 + abs(intercept) < 2**31:
-        exact = array.astype(np.int32)
+        exact: NDArray[np.int32] = array.astype(np.int32)
         exact *= int(slope)
         exact += int(intercept)
         limits = np.iinfo(np.int16)
         fits = int(exact.min()) >= limits.min and int(exact.max()) <= limits.max
         return exact.astype(np.int16) if fits else exact
-    real = array.astype(np.float32 if small else np.float64)
+    real: NDArray[Any] = array.astype(np.float32 if small else np.float64)
     real *= slope
     real += intercept
     with np.errstate(over="ignore"):

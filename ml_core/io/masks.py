@@ -101,8 +101,8 @@ def check_pair(image: Image, mask: Mask) -> None:
     """Refuse a mask that does not lie on the image's grid.
 
     Shapes must be equal; spacing, and where both are known origin and direction, agree within 1e-3 (mm, and unit
-    vectors). A mask without geometry is accepted for raster and DICOM images, whose rows and columns are the stored
-    ones; for NIfTI only when it was read with `read_mask(path, like=image)`. Raises ImageError with code
+    vectors). A mask without geometry is accepted for images in their stored order (raster, DICOM slices); for others
+    only when it was read with `read_mask(path, like=image)`, which turns it. Raises ImageError with code
     shape_mismatch, no_geometry, spacing_mismatch or geometry_mismatch.
     """
     ours, theirs = image.shape, tuple(mask.values.shape)
@@ -119,10 +119,10 @@ def check_pair(image: Image, mask: Mask) -> None:
             "The mask has a position in space and the image has none, so how the mask lies is not known.",
             "Save image and mask in the same format.",
         )
-    if image.family == "nifti" and mask.affine is None:
+    if image.grid.orientation is not None and mask.affine is None:
         raise ImageError(
             "no_geometry",
-            "The image is NIfTI and the mask has no position in space, so how the mask lies is not known.",
+            "The image has a position in space and the mask has none, so how the mask lies is not known.",
             "Save the mask as NIfTI, with the affine of its image.",
         )
     if image.spacing and mask.spacing and _differ(image.spacing, mask.spacing):

@@ -1,7 +1,6 @@
 """NIfTI-1 and NIfTI-2 in one file (.nii, .nii.gz), through nibabel.
 
-Arrays are turned to the closest RAS+ axes and transposed to (D, H, W) = (z, y, x). A file with one slice, whichever
-way it lies, is a 2D image: its remaining two axes, the higher world axis first.
+Arrays are turned to the closest RAS+ axes (`ml_core.io.grid`).
 """
 
 from __future__ import annotations
@@ -10,89 +9,68 @@ import gzip
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from ml_core.errors import ImageError
+from ml_core.io.grid import first_three, from_canonical, is_flat, oriented_grid, to_canonical
 from ml_core.io.image import Grid, Image, Mask, check_finite, check_size, decoding, rescale, supported
 from ml_core.io.masks import as_labels
 
-_RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 _WHAT, _CURE = "NIfTI file", "Export it again as .nii.gz, and check that it was copied completely."
 _MAX_HEADER = 64 * 1024**2
+
+
+@dataclass(frozen=True)
+class _Stored:
+    array: NDArray[Any]
+    """(X, Y, Z), unscaled."""
+    slope: float
+    intercept: float
+    grid: Grid
+    spacing: tuple[float, ...]
+    affine: NDArray[np.float64]
 
 
 def read_image(path: Path) -> Image:
     """Read one 2D image or volume, scl_slope applied. Raises ImageError."""
     with decoding(_WHAT, _CURE):
-        array, scale, grid = _load(path)
-        array = supported(rescale(array, *scale))
+        stored = _load(path)
+        array = supported(rescale(stored.array, stored.slope, stored.intercept))
         check_finite(array)
-        canonical = to_canonical(array, grid)
-        spacing, affine = geometry(grid)
-    return Image(canonical[None], spacing, affine, "nifti", None, None, grid)
+        canonical = to_canonical(array, stored.grid)
+    return Image(canonical[None], stored.spacing, stored.affine, "nifti", None, None, stored.grid)
 
 
-def read_mask(path: Path, *, stored: bool = False) -> Mask:
+def read_mask(path: Path, *, stored_axes: bool = False) -> Mask:
     """Read one label map; floats must hold integers. Raises ImageError.
 
-    With `stored` the rows and columns are the file's own (z, y, x) and the mask has no geometry: programs that draw
-    masks on a PNG and save NIfTI keep the picture's rows and columns.
+    With `stored_axes` the rows and columns are the file's own (z, y, x) and the mask has no geometry: programs that
+    draw masks on a PNG and save NIfTI keep the picture's rows and columns.
     """
     with decoding(_WHAT, _CURE):
-        array, (slope, intercept), grid = _load(path)
-        if (slope, intercept) != (1.0, 0.0):
-            array = array.astype(np.float64) * slope + intercept
+        stored = _load(path)
+        array = stored.array
+        if (stored.slope, stored.intercept) != (1.0, 0.0):
+            array = array.astype(np.float64) * stored.slope + stored.intercept
         labels = as_labels(array, negative=True)
-        if stored:
-            plain = labels.transpose(2, 1, 0)
-            return Mask(plain[0] if _is_flat(grid) else plain, "values", None, False, None, None)
-        spacing, affine = geometry(grid)
-        return Mask(to_canonical(labels, grid), "values", None, False, spacing, affine)
-
-
-def to_canonical(stored: NDArray[Any], grid: Grid) -> NDArray[Any]:
-    """(X, Y, Z) in stored order → (D, H, W), or (H, W) for one slice. A view."""
-    assert grid.orientation is not None
-    array = apply_orientation(stored, grid.orientation).transpose(2, 1, 0)
-    return np.squeeze(array, axis=2 - _flat_axis(grid)) if _is_flat(grid) else array
-
-
-def from_canonical(values: NDArray[Any], grid: Grid) -> NDArray[Any]:
-    """The inverse of `to_canonical`: (D, H, W) or (H, W) → the file's own shape, trailing 1s included."""
-    assert grid.orientation is not None
-    array = np.expand_dims(values, 2 - _flat_axis(grid)) if _is_flat(grid) else values
-    back = apply_orientation(array.transpose(2, 1, 0), ornt_transform(_RAS, grid.orientation))
-    return cast(NDArray[Any], back.reshape(grid.shape))
-
-
-def geometry(grid: Grid) -> tuple[tuple[float, ...], NDArray[np.float64]]:
-    """Spacing in mm in array order, and the affine whose columns run along W, H and D (the slice's normal in 2D)."""
-    assert grid.affine is not None
-    assert grid.orientation is not None
-    affine = grid.affine @ inv_ornt_aff(grid.orientation, _three(grid.shape))
-    if _is_flat(grid):
-        flat = _flat_axis(grid)
-        affine = affine[:, [*(axis for axis in range(3) if axis != flat), flat, 3]]
-    lengths = [float(v) for v in np.linalg.norm(affine[:3, :3], axis=0)]
-    return tuple(lengths[:2][::-1] if _is_flat(grid) else lengths[::-1]), affine
+    if stored_axes:
+        plain = labels.transpose()
+        return Mask(plain[0] if is_flat(stored.grid) else plain, "values", None, False, None, None)
+    return Mask(to_canonical(labels, stored.grid), "values", None, False, stored.spacing, stored.affine)
 
 
 def write_labels(values: NDArray[Any], grid: Grid, path: Path) -> None:
     """Write canonical integers on the file's own grid as .nii.gz: same shape, affine and codes.
 
-    A grid without orientation (DICOM, TIFF) is written as (x, y, z) with its affine, or the identity.
+    A grid without orientation (a stack of TIFF pages) is written as (x, y, z) with the identity as affine.
     """
-    if grid.orientation is not None:
-        stored = from_canonical(values, grid)
-    else:
-        stored = (values[None] if values.ndim == 2 else values).transpose(2, 1, 0)
+    stored = values.transpose() if grid.orientation is None else from_canonical(values, grid)
     low, high = int(values.min()), int(values.max())
     fitting = (
         d for d in (np.uint8, np.int16, np.uint16, np.int32) if np.iinfo(d).min <= low and high <= np.iinfo(d).max
@@ -112,23 +90,7 @@ def write_labels(values: NDArray[Any], grid: Grid, path: Path) -> None:
     nib.save(picture, path)
 
 
-def _is_flat(grid: Grid) -> bool:
-    return _three(grid.shape)[2] == 1
-
-
-def _flat_axis(grid: Grid) -> int:
-    """The world axis (0 x, 1 y, 2 z) across the single slice."""
-    assert grid.orientation is not None
-    return int(grid.orientation[2, 0])
-
-
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    x, y, z = (*shape, 1, 1)[:3]
-    return x, y, z
-
-
-def _load(path: Path) -> tuple[NDArray[Any], tuple[float, float], Grid]:
-    """Stored pixels (X, Y, Z) unscaled, (slope, intercept), and the grid."""
+def _load(path: Path) -> _Stored:
     with _opened(path) as (file, kind):
         picture = kind.from_file_map(kind.make_file_map({"image": file}), mmap=False)
         shape = tuple(int(n) for n in picture.shape)
@@ -147,11 +109,11 @@ def _load(path: Path) -> tuple[NDArray[Any], tuple[float, float], Grid]:
                 "Save the magnitude as float32.",
             )
         proxy = picture.dataobj
-        scale = (float(proxy.slope), float(proxy.inter))
-        array = np.asanyarray(proxy.get_unscaled()).reshape(_three(shape))
-        affine = _usable(np.asarray(picture.affine, dtype=np.float64), _three(shape))
+        array = np.asanyarray(proxy.get_unscaled()).reshape(first_three(shape))
+        affine = _usable(np.asarray(picture.affine, dtype=np.float64), first_three(shape))
         codes = (int(picture.header["sform_code"]), int(picture.header["qform_code"]))
-    return array, scale, Grid(shape, affine, io_orientation(affine), codes)
+        slope, intercept = float(proxy.slope), float(proxy.inter)
+    return _Stored(array, slope, intercept, *oriented_grid(shape, affine, codes))
 
 
 @contextmanager
@@ -165,6 +127,7 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], Any]]:
         if len(start) < 348:
             raise EOFError("truncated header")
         order = "<" if start[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0") else ">"
+        kind: Any
         if start[4:8] == b"n+2\0":
             kind, offset = nib.Nifti2Image, struct.unpack(order + "q", start[168:176])[0]
         elif start[344:348] == b"n+1\0":
@@ -202,7 +165,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
             f"The file has no image pixels (its size is {' x '.join(str(n) for n in shape) or '0'}).",
             "Export it again.",
         )
-    x, y, z = _three(shape)
+    x, y, z = first_three(shape)
     check_size((y, x) if z == 1 else (z, y, x))
 
 
@@ -219,33 +182,3 @@ def _usable(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray
             "Save the file with valid spacing and orientation.",
         )
     return affine
-
-
-def aligned(mask: Mask, image: Image) -> Mask:
-    """The mask turned to the image's axes where shapes and geometry allow it; `check_pair` judges the result.
-
-    Without geometry a mask lies on the stored grid of its NIfTI image, row by row, as programs that export slices
-    write it. Between NIfTI and DICOM axes are flipped and swapped; nothing is resampled.
-    """
-    if image.affine is None:
-        return replace(mask, spacing=None, affine=None)
-    volume = mask.values if mask.values.ndim == 3 else mask.values[None]
-    if mask.affine is None:
-        if image.family != "nifti" or volume.shape[::-1] != _three(image.grid.shape):
-            return mask
-        values = to_canonical(volume.transpose(2, 1, 0), image.grid)
-        return replace(mask, values=values, spacing=image.spacing, affine=image.affine)
-    turn = ornt_transform(io_orientation(mask.affine), io_orientation(image.affine))
-    if np.array_equal(turn, _RAS):
-        return mask
-    stored = volume.transpose(2, 1, 0)
-    moved = apply_orientation(stored, turn)
-    affine = mask.affine @ inv_ornt_aff(turn, stored.shape)
-    values = moved.transpose(2, 1, 0)
-    if mask.values.ndim == 2:
-        if values.shape[0] != 1:
-            return mask
-        values = values[0]
-    lengths = [float(v) for v in np.linalg.norm(affine[:3, :3], axis=0)]
-    spacing = tuple(lengths[: values.ndim][::-1])
-    return replace(mask, values=values, spacing=spacing, affine=affine)

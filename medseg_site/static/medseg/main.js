@@ -12,13 +12,16 @@ const MODULES = {
   viewer: mountViewer,
 };
 
+const mounted = new WeakSet();
+
 function mountAll(root) {
   const found = [...root.querySelectorAll("[data-module]")];
   if (root instanceof Element && root.matches("[data-module]")) found.unshift(root);
   for (const element of found) {
-    if (element.dataset.mounted) continue;
-    element.dataset.mounted = "yes";
-    MODULES[element.dataset.module](element);
+    if (mounted.has(element)) continue;
+    mounted.add(element);
+    // Not `element.dataset.module`: a form that has a field called "dataset" hides that property.
+    MODULES[element.getAttribute("data-module")](element);
   }
 }
 

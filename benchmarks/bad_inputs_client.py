@@ -1,0 +1,158 @@
+"""How the bad inputs are sent, and what an answer is: over HTTP to a running platform, or inside a test to the same views."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+API = "/api/v1/"
+Headers = dict[str, str]
+Part = tuple[str, str | None, bytes]  # field, file name or None, content
+WAIT = {"Prefer": "wait=60"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`body` is the JSON document, or None where the answer is none."""
+
+    status: int
+    body: Any = None
+    headers: Headers = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """What the answer says to a person: the error's detail, the row's error, or its first issue."""
+        found = self.body if isinstance(self.body, dict) else {}
+        if errors := found.get("errors"):
+            return " ".join(f"{item['attr']}: {item['detail']}" if item["attr"] else item["detail"] for item in errors)
+        if found.get("error"):
+            return str(found["error"])
+        if issues := found.get("issues"):
+            return f"{issues[0]['file']}: {issues[0]['detail']}"
+        return " ".join(found.get("warnings") or [])
+
+
+class Client(Protocol):
+    """Sends one request."""
+
+    def request(self, method: str, path: str, body: bytes, headers: Headers) -> Answer: ...
+
+
+class HttpClient:
+    """A connection of its own per request, without any help of a library: what is given is what is sent."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
+
+    def request(self, method: str, path: str, body: bytes, headers: Headers) -> Answer:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=180)
+        try:
+            connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            if "Transfer-Encoding" not in headers:
+                connection.putheader("Content-Length", str(len(body)))
+            try:
+                connection.endheaders(body or None)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # refused before all was sent: the answer is there to be read
+            reply = connection.getresponse()
+            data = reply.read()
+            return Answer(reply.status, as_json(data), {name.lower(): value for name, value in reply.getheaders()})
+        finally:
+            connection.close()
+
+
+def as_json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def multipart(parts: list[Part]) -> tuple[bytes, Headers]:
+    boundary = uuid.uuid4().hex
+    body = b""
+    for name, file_name, content in parts:
+        shown = "" if file_name is None else f'; filename="{file_name}"'
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{shown}\r\n\r\n'
+        body += head.encode() + content + b"\r\n"
+    return body + f"--{boundary}--\r\n".encode(), {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+
+
+@dataclass
+class Platform:
+    """What the cases need: a client, and (where they ask for it) a good dataset and a model that was trained on it."""
+
+    client: Client
+    dataset: int = 0
+    model: int = 0
+    inference: int = 0
+    address: str = ""  # of a web server that the platform may read from, where there is one
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.client.request("GET", _full(path), b"", headers)
+
+    def delete(self, path: str, **headers: str) -> Answer:
+        return self.client.request("DELETE", _full(path), b"", headers)
+
+    def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.request(method, _full(path), body, named)
+
+    def post_json(self, path: str, document: Any) -> Answer:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        return self.client.request("POST", _full(path), body, {"Content-Type": "application/json", **WAIT})
+
+    def post_parts(self, path: str, parts: list[Part], **more: str) -> Answer:
+        body, headers = multipart(parts)
+        return self.client.request("POST", _full(path), body, {**headers, **WAIT, **more})
+
+    def upload(self, archive: bytes, name: str = "bad.zip", title: str = "bad input") -> Answer:
+        return self.post_parts("datasets/", [("name", None, title.encode()), ("archive", name, archive)])
+
+    def segment(self, name: str, image: bytes, mask: tuple[str, bytes] | None = None) -> Answer:
+        parts: list[Part] = [("model", None, str(self.model).encode()), ("image", name, image)]
+        return self.post_parts("inferences/", [*parts, *([("mask", *mask)] if mask else [])])
+
+    def batch(self, archive: bytes) -> Answer:
+        return self.post_parts(
+            "inference-batches/", [("model", None, str(self.model).encode()), ("archive", "batch.zip", archive)]
+        )
+
+    def train(self, hyperparameters: Any, **changes: Any) -> Answer:
+        document = {"name": "bad input", "dataset": self.dataset, "hyperparameters": hyperparameters, **changes}
+        return self.post_json("models/", document)
+
+
+def _full(path: str) -> str:
+    return path if path.startswith("/") else API + path
+
+
+Send = Callable[[Platform], Answer]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bad input and what must come of it.
+
+    `status`: the HTTP statuses that are right. `final`: the row's last status; "" where no row may be made. `says`:
+    words that the answer's sentence must hold; "" where an answer without a sentence is right (a page, a 404 of a path).
+    """
+
+    kind: str
+    what: str
+    send: Send
+    status: tuple[int, ...] = (400,)
+    final: str = ""
+    says: str = " "
+    over_http: bool = False  # what only a real server sees: lengths, hosts, sockets
+    setting: str = (
+        ""  # what the platform must be started with: "small" (MEDSEG_MAX_UPLOAD_MB=1), "private" (network allowed)
+    )

@@ -1,0 +1,203 @@
+"""From an uploaded ZIP to a ready dataset, or to one sentence that says why not."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from django.core.files.storage import default_storage
+from django.core.files.uploadedfile import SimpleUploadedFile
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from datasets.ingestion import check
+from datasets.models import Dataset
+from datasets.services import create_dataset_from_upload
+from medseg_site.demo import draw_cells, png
+
+pytestmark = pytest.mark.django_db
+
+
+def picture(seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    return draw_cells(np.random.default_rng(seed))
+
+
+def zipped(files: dict[str, bytes]) -> SimpleUploadedFile:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return SimpleUploadedFile("set.zip", buffer.getvalue())
+
+
+def ingest(user: Any, files: dict[str, bytes]) -> Dataset:
+    dataset = create_dataset_from_upload(user=user, name="set", archive=zipped(files))
+    check(dataset.pk)
+    dataset.refresh_from_db()
+    return dataset
+
+
+def pairs(count: int, mask: Any = lambda labels: png(labels * 100)) -> dict[str, bytes]:
+    files = {}
+    for index in range(count):
+        image, labels = picture(index)
+        files |= {f"images/c{index}.png": png(image), f"masks/c{index}.png": mask(labels)}
+    return files
+
+
+def objects(media: Path) -> list[str]:
+    return sorted(str(path.relative_to(media)) for path in media.rglob("*") if path.is_file())
+
+
+def dicom_slice(pixels: NDArray[np.uint8], patient: str) -> bytes:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = pydicom.Dataset()
+    file.file_meta = meta
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    file.Modality, file.PatientID, file.PatientName = "CT", patient, "Doe^Jane"
+    file.Rows, file.Columns = pixels.shape
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 16, 15, 0
+    file.RescaleSlope, file.RescaleIntercept = 1, -1000
+    file.PixelData = pixels.astype("<u2").tobytes()
+    buffer = io.BytesIO()
+    file.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_a_good_zip_becomes_ready_with_everything_known(user: Any, own_media: Path) -> None:
+    dataset = ingest(user, pairs(12))
+    assert (dataset.status, dataset.error, dataset.issues) == ("ready", None, [])
+    assert (dataset.file_count, dataset.dimensions, dataset.channels, dataset.modality) == (12, 2, 1, "greyscale")
+    assert [(item.value, item.name) for item in dataset.classes.all()] == [
+        (0, "background"),
+        (100, "class 100"),
+        (200, "class 200"),
+    ]
+    samples = list(dataset.samples.all())
+    assert {sample.split for sample in samples} == {"train", "val", "test"}
+    assert samples[0].shape == [160, 160]
+    stored = np.asarray(PILImage.open(default_storage.open(samples[3].mask_key)))
+    assert np.array_equal(stored, picture(3)[1] * 100)
+    assert PILImage.open(default_storage.open(samples[0].thumbnail_key)).size == (160, 160)
+    assert sum(item["share"] for item in dataset.fingerprint["classes"]) == pytest.approx(1)
+    manifest = f"datasets/{dataset.uuid}/manifest.json"
+    assert len(objects(own_media)) == 12 * 3 + 2
+    assert manifest in objects(own_media)
+
+
+def test_a_broken_file_costs_its_pair_only_and_is_named(user: Any, own_media: Path) -> None:
+    files = pairs(4)
+    files["images/c1.png"] = files["images/c1.png"][:200]
+    image, labels = picture(2)
+    files["masks/c2.png"] = png(labels[:80])
+    del files["masks/c3.png"]
+    files |= {f"images/d{index}.png": data for index, data in enumerate([png(image), png(picture(9)[0])])}
+    files |= {f"masks/d{index}.png": png(picture(index)[1] * 100) for index in range(2)}
+    dataset = ingest(user, files)
+    assert dataset.status == "ready"
+    assert dataset.file_count == 3
+    found = {issue["file"]: issue["detail"] for issue in dataset.issues}
+    assert "images/c1.png" in found
+    shapes = found["images/c2.png and masks/c2.png"]
+    assert "160" in shapes
+    assert "80" in shapes
+    assert "images/c3.png" in found
+    assert len(objects(own_media)) == 3 * 3 + 2
+
+
+def test_too_little_good_data_is_one_sentence_and_leaves_nothing(user: Any, own_media: Path) -> None:
+    dataset = ingest(user, pairs(1))
+    assert dataset.status == "error"
+    assert dataset.error
+    assert "2 pairs are needed" in dataset.error
+    assert dataset.s3_key == ""
+    assert objects(own_media) == []
+    assert not dataset.samples.exists()
+
+
+def test_masks_of_one_value_teach_nothing(user: Any, own_media: Path) -> None:
+    dataset = ingest(user, pairs(3, lambda labels: png(labels * 0)))
+    assert dataset.status == "error"
+    assert "one value" in str(dataset.error)
+    assert objects(own_media) == []
+
+
+def test_colour_coded_masks_become_numbers_with_their_colours(user: Any) -> None:
+    table = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)
+    dataset = ingest(user, pairs(3, lambda labels: png(table[labels])))
+    assert dataset.status == "ready"
+    assert {item.value for item in dataset.classes.all()} == {0, 1, 2}
+    assert {item.color for item in dataset.classes.all()} == {"#000000", "#ff0000", "#0000ff"}
+
+
+def test_photographs_as_masks_are_refused_with_the_cure(user: Any) -> None:
+    dataset = ingest(user, pairs(3, lambda labels: png(picture(1)[0])))
+    assert dataset.status == "error"
+    assert "one number per class" in str(dataset.error)
+
+
+def test_the_patient_stays_behind_but_keeps_the_split_honest(user: Any, own_media: Path) -> None:
+    files = {}
+    for index in range(12):
+        image, labels = picture(index)
+        files |= {f"images/c{index}.dcm": dicom_slice(image, f"PATIENT{index % 3}"), f"masks/c{index}.png": png(labels)}
+    dataset = ingest(user, files)
+    assert dataset.status == "ready", dataset.error
+    assert dataset.modality == "CT"
+    groups: dict[str, set[str]] = {}
+    for sample in dataset.samples.all():
+        groups.setdefault(sample.patient_group, set()).add(sample.split)
+    assert len(groups) == 3
+    assert all(len(sides) == 1 for sides in groups.values())
+    written = (own_media / f"datasets/{dataset.uuid}/manifest.json").read_text() + str(dataset.__dict__)
+    assert "PATIENT" not in written
+    assert "Doe" not in written
+
+
+def test_a_second_worker_that_gets_the_message_does_nothing(user: Any) -> None:
+    dataset = ingest(user, pairs(2))
+    before = dataset.finished_at
+    check(dataset.pk)
+    dataset.refresh_from_db()
+    assert (dataset.finished_at, dataset.attempt) == (before, 1)
+
+
+def test_a_dataset_deleted_while_it_is_checked_leaves_nothing(
+    user: Any, own_media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = create_dataset_from_upload(user=user, name="set", archive=zipped(pairs(3)))
+    from datasets import ingestion
+
+    real = ingestion._store_manifest
+
+    def delete_then_store(*arguments: Any) -> None:
+        Dataset.objects.filter(pk=dataset.pk).delete()
+        real(*arguments)
+
+    monkeypatch.setattr(ingestion, "_store_manifest", delete_then_store)
+    check(dataset.pk)
+    assert objects(own_media) == []
+
+
+def test_an_unexpected_failure_is_told_and_keeps_the_archive(
+    user: Any, own_media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("datasets.ingestion.check_sample", broken)
+    dataset = ingest(user, pairs(2))
+    assert dataset.status == "error"
+    assert "Check it again" in str(dataset.error)
+    assert objects(own_media) == [f"datasets/{dataset.uuid}/archive.zip"]

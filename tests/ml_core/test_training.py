@@ -1,0 +1,222 @@
+"""A whole training on pictures drawn here: plan → store → loop → evaluation → package → prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+
+from ml_core.augmentation import PRESETS, augment
+from ml_core.config import Hyperparameters
+from ml_core.data import Case, PatchSampler, label_indices, open_store
+from ml_core.errors import ConfigError, TrainingError
+from ml_core.fingerprint import FingerprintBuilder
+from ml_core.io import Image, read_image, read_mask
+from ml_core.job import TrainingJob, run
+from ml_core.package import read_package
+from ml_core.planning import Machine, Plan, make_plan
+from ml_core.predictor import Predictor, forward_slices, input_warnings
+
+CLASSES = [
+    {"value": 0, "name": "background", "color": "#000000"},
+    {"value": 255, "name": "disc", "color": "#ff0000"},
+]
+QUICK = {"epochs": 2, "patch_size": 32, "batch_size": 4, "encoder": "mobilenet_v2", "learning_rate": 3e-3}
+
+
+def draw(folder: Path, count: int, side: int = 48) -> list[Case]:
+    """Bright discs on a dark ground."""
+    rng, cases = np.random.default_rng(0), []
+    y, x = np.mgrid[:side, :side]
+    for index in range(count):
+        cy, cx, radius = rng.uniform(14, side - 14, 2).tolist() + [rng.uniform(8, 13)]
+        disc = (y - cy) ** 2 + (x - cx) ** 2 < radius**2
+        pixels = np.clip(disc * 120 + 60 + rng.normal(0, 8, disc.shape), 0, 255).astype(np.uint8)
+        image, mask = folder / f"image{index}.png", folder / f"mask{index}.png"
+        PILImage.fromarray(pixels).save(image)
+        PILImage.fromarray((disc * 255).astype(np.uint8)).save(mask)
+        cases.append(Case(id=index + 1, name=f"case {index}", image=image, mask=mask, key=f"drawn {side} {index}"))
+    return cases
+
+
+def fingerprint_of(cases: list[Case]) -> dict[str, Any]:
+    builder = FingerprintBuilder()
+    for case in cases:
+        values = read_mask(case.mask).values
+        present, counts = np.unique(values, return_counts=True)
+        builder.add(read_image(case.image), values, dict(zip(present.tolist(), counts.tolist(), strict=True)))
+    return builder.result()
+
+
+def plan_for(cases: list[Case], **wanted: Any) -> Plan:
+    return make_plan(Hyperparameters.from_dict(wanted), fingerprint_of(cases), CLASSES, Machine(False, 2, False))
+
+
+def train(folder: Path, cases: list[Case], stop_after: int | None = None, **wanted: Any) -> list[dict[str, Any]]:
+    """The events of one training in `folder`, stopped after so many epochs."""
+    folder.mkdir(exist_ok=True)
+    events: list[dict[str, Any]] = []
+    job = TrainingJob(cases, CLASSES, fingerprint_of(cases), {**QUICK, **wanted}, folder, folder.parent / "store")
+    run(job, on_event=events.append, should_stop=lambda: stop_after is not None and len(curve(events)) >= stop_after)
+    return events
+
+
+def curve(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["type"] == "epoch"]
+
+
+def losses(events: list[dict[str, Any]]) -> list[float]:
+    return [event["train_loss"] for event in curve(events)]
+
+
+def test_a_training_learns_and_its_package_predicts(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 12)
+    events = train(tmp_path / "run", cases, epochs=8)
+    done = events[-1]
+    assert [event["type"] for event in events if event["type"] != "progress"] == [
+        "plan",
+        "start",
+        *["epoch"] * 8,
+        "done",
+    ]
+    assert losses(events)[-1] < losses(events)[0]
+    metrics = done["metrics"]
+    assert metrics["evaluated_on"] == "test"
+    assert metrics["n_cases"] == len(metrics["per_case"]) == 2
+    assert metrics["dice"] > 0.8
+    assert [row["value"] for row in metrics["per_class"]] == [0, 255]
+    assert sorted(path.name for path in (tmp_path / "run/cases").iterdir()) == sorted(
+        f"{row['sample']}.png" for row in metrics["per_case"]
+    )
+    predictor = Predictor.load(Path(done["package"]))
+    found = predictor.predict(read_image(cases[0].image))
+    assert set(np.unique(found.values)) <= {0, 255}
+    assert found.values.shape == (48, 48)
+    truth = read_mask(cases[0].mask).values == 255
+    assert 2 * (truth & (found.values == 255)).sum() / (truth.sum() + (found.values == 255).sum()) > 0.8
+
+
+def test_one_seed_gives_one_curve(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    assert losses(train(tmp_path / "a", cases)) == losses(train(tmp_path / "b", cases))
+    assert losses(train(tmp_path / "a2", cases, seed=1)) != losses(train(tmp_path / "b2", cases, seed=2))
+
+
+def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    whole = train(tmp_path / "whole", cases, epochs=4)
+    stopped = train(tmp_path / "run", cases, epochs=4, stop_after=2)
+    assert stopped[-1]["stopped"]
+    assert read_package(Path(stopped[-1]["package"])).metrics == {}
+    resumed = train(tmp_path / "run", cases, epochs=4)
+    assert {"type": "start", "epoch": 2} in resumed
+    assert [event["epoch"] for event in curve(resumed)] == [3, 4]
+    assert losses(stopped) + losses(resumed) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_a_stop_before_the_first_step_leaves_no_model(tmp_path: Path) -> None:
+    events = train(tmp_path / "run", draw(tmp_path, 3), stop_after=0)
+    assert events[-1] == {"type": "done", "stopped": True, "package": None, "metrics": {}, "warnings": []}
+
+
+def test_patience_ends_a_training_that_does_not_improve(tmp_path: Path) -> None:
+    events = train(tmp_path / "run", draw(tmp_path, 3), epochs=50, early_stopping_patience=1, learning_rate=1e-7)
+    assert len(curve(events)) < 50
+
+
+def test_a_diverged_training_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_core.trainer.make_loss", lambda name: lambda logits, labels: logits.sum() * float("nan"))
+    with pytest.raises(TrainingError, match="lower learning rate"):
+        train(tmp_path / "run", draw(tmp_path, 3))
+
+
+def test_little_data_is_said_in_the_warnings(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", draw(tmp_path, 3), epochs=1)[-1]
+    assert done["metrics"]["evaluated_on"] == "val"
+    assert any("too small for a test part" in text for text in done["warnings"])
+
+
+def test_the_plan_gives_a_reason_for_everything_and_obeys_the_user(tmp_path: Path) -> None:
+    plan = plan_for(draw(tmp_path, 3), epochs=7)
+    assert plan.epochs == 7
+    assert plan.time_budget_seconds is None
+    assert plan.reasons["epochs"] == "You chose it."
+    assert set(plan.hyperparameters()) <= set(plan.reasons)
+    assert plan.patch_size == 64
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_a_label_that_is_no_class_is_refused() -> None:
+    assert label_indices(np.array([[0, 255]]), [0, 255], "x").tolist() == [[0, 1]]
+    with pytest.raises(TrainingError, match=r"\[7\]"):
+        label_indices(np.array([[0, 7]]), [0, 255], "x")
+
+
+def test_patches_have_one_size_also_from_smaller_images(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 2, side=40)
+    plan = plan_for(cases, patch_size=96, batch_size=3)
+    sampler = PatchSampler(
+        open_store(tmp_path / "store", cases, plan, lambda done, total: None), plan, np.random.default_rng(0)
+    )
+    images, labels = sampler.batch()
+    assert images.shape == (3, 1, 96, 96)
+    assert labels.shape == (3, 96, 96)
+    assert set(np.unique(labels)) == {0, 1}
+
+
+def test_the_store_is_made_once_and_mapped(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 2)
+    plan = plan_for(cases)
+    first = open_store(tmp_path / "store", cases, plan, lambda done, total: None)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()}
+    cases[0].image.unlink()
+    second = open_store(tmp_path / "store", cases, plan, lambda done, total: None)
+    assert isinstance(second[0].images, np.memmap)
+    assert np.array_equal(first[0].images, second[0].images)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()}
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("shape", [(32, 32), (32, 48)])
+def test_augmentation_moves_image_and_labels_together(preset: str, shape: tuple[int, int]) -> None:
+    labels = torch.zeros(6, *shape, dtype=torch.long)
+    labels[:, 8:20, 10:24] = 1
+    images = labels.unsqueeze(1).float() * 4 - 2
+    changed, moved = augment(images, labels, PRESETS[preset], torch.Generator().manual_seed(3))
+    assert changed.shape == images.shape
+    assert moved.dtype == torch.long
+    assert set(moved.unique().tolist()) <= {0, 1}
+    for image, label in zip(changed[:, 0], moved, strict=True):
+        if label.float().mean() > 0.05:
+            assert image[label == 1].mean() > image[label == 0].mean() + 1
+
+
+def test_a_large_image_goes_through_a_sliding_window(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    done = train(tmp_path / "run", cases, epochs=1)[-1]
+    predictor = Predictor.load(Path(done["package"]))
+    logits = forward_slices(predictor.network, torch.zeros(1, 1, 800, 100), predictor.plan)
+    assert logits.shape == (1, 2, 800, 100)
+
+
+def test_a_damaged_package_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    path.write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_package(path)
+
+
+def test_an_image_unlike_the_training_s_is_said(tmp_path: Path) -> None:
+    plan = plan_for(draw(tmp_path, 2))
+    same = read_image(tmp_path / "image0.png")
+    assert input_warnings(same, plan) == []
+    volume = np.full((3, 4, 8, 8), 30_000, np.int16)
+    strange = Image(volume, (2.0, 1.0, 1.0), np.eye(4), "nifti", "CT", None, same.grid)
+    text = " ".join(input_warnings(strange, plan))
+    for word in ("CT", "volume", "colour", "values"):
+        assert word in text

@@ -1,0 +1,150 @@
+"""The one life of every job: who may do what, and what a death leaves behind."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from datasets.models import Dataset
+from medseg_site.shared import jobs
+from medseg_site.shared.errors import WrongStateError
+from models_app.models import SegmentationModel
+from tests.factories import CompletedModelFactory, DatasetFactory, ModelFactory
+
+pytestmark = pytest.mark.django_db
+
+
+def make_stale(row: Any) -> None:
+    past = timezone.now() - timedelta(seconds=jobs.STALE_SECONDS + 5)
+    type(row).objects.filter(pk=row.pk).update(heartbeat_at=past)
+
+
+def test_only_one_worker_gets_a_row() -> None:
+    model = ModelFactory.create()
+    first = jobs.claim(SegmentationModel, model.pk)
+    assert first is not None
+    assert jobs.claim(SegmentationModel, model.pk) is None
+    model.refresh_from_db()
+    assert (model.status, model.attempt) == ("training", 1)
+
+
+def test_queued_and_working_may_share_a_word() -> None:
+    dataset = DatasetFactory.create(status="uploaded")
+    assert jobs.claim(Dataset, dataset.pk) is not None
+    assert jobs.claim(Dataset, dataset.pk) is None
+    dataset.refresh_from_db()
+    assert dataset.status == "uploaded"
+    assert dataset.is_working
+
+
+def test_finish_of_a_lost_claim_rolls_everything_back() -> None:
+    model = ModelFactory.create()
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    SegmentationModel.objects.filter(pk=model.pk).update(claim_token="00000000-0000-0000-0000-000000000001")
+
+    def write_results() -> None:
+        with transaction.atomic():
+            ModelFactory.create(name="written beside the result")
+            job.finish(s3_key="k", checksum="c", trained_at=timezone.now())
+
+    with pytest.raises(jobs.ClaimLostError):
+        write_results()
+    assert not SegmentationModel.objects.filter(name="written beside the result").exists()
+
+
+def test_beat_tells_of_a_cancel_wish_and_of_a_deleted_row() -> None:
+    model = ModelFactory.create()
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    job.beat({"step": 1}, force=True)
+    model.refresh_from_db()
+    assert model.progress == {"step": 1}
+    jobs.request_cancel(model)
+    with pytest.raises(jobs.CancelledError):
+        job.beat(force=True)
+    model.delete()
+    with pytest.raises(jobs.ClaimLostError):
+        job.beat(force=True)
+
+
+def test_cancel_of_a_queued_row_is_immediate_and_of_an_ended_one_an_error() -> None:
+    model = ModelFactory.create()
+    jobs.request_cancel(model)
+    assert model.status == "cancelled"
+    with pytest.raises(WrongStateError):
+        jobs.request_cancel(model)
+
+
+def test_requeue_only_what_has_ended() -> None:
+    model = ModelFactory.create(status="failed", error="because")
+    jobs.requeue(model)
+    assert (model.status, model.error, model.attempt) == ("queued", None, 0)
+    with pytest.raises(WrongStateError):
+        jobs.requeue(CompletedModelFactory.create())
+
+
+def test_reaper_gives_back_then_fails_with_the_reason() -> None:
+    model = ModelFactory.create()
+    sent: list[int] = []
+    for attempt in range(1, jobs.MAX_ATTEMPTS + 1):
+        assert jobs.claim(SegmentationModel, model.pk)
+        make_stale(model)
+        jobs.reap(SegmentationModel, sent.append)
+        model.refresh_from_db()
+        assert model.attempt == attempt
+    assert sent == [model.pk] * (jobs.MAX_ATTEMPTS - 1)
+    assert model.status == "failed"
+    assert "died 3 times" in str(model.error)
+
+
+def test_reaper_leaves_living_rows_alone_and_ends_cancelled_ones() -> None:
+    living, dying = ModelFactory.create(), ModelFactory.create()
+    sent: list[int] = []
+    for row in (living, dying):
+        assert jobs.claim(SegmentationModel, row.pk)
+    jobs.request_cancel(dying)
+    make_stale(dying)
+    jobs.reap(SegmentationModel, sent.append)
+    living.refresh_from_db()
+    dying.refresh_from_db()
+    assert (living.status, dying.status, sent) == ("training", "cancelled", [])
+
+
+def test_reaper_sends_a_lost_message_again_once() -> None:
+    model = ModelFactory.create()
+    sent: list[int] = []
+    past = timezone.now() - timedelta(seconds=jobs.LOST_MESSAGE_SECONDS + 5)
+    SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=past)
+    jobs.reap(SegmentationModel, sent.append)
+    jobs.reap(SegmentationModel, sent.append)
+    assert sent == [model.pk]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"status": "failed", "error": None},
+        {"status": "failed", "error": ""},
+        {"status": "completed", "s3_key": ""},
+        {"status": "training somewhere"},
+        {"status": "queued", "claim_token": "00000000-0000-0000-0000-000000000001"},
+    ],
+)
+def test_the_database_refuses_rows_that_contradict_themselves(columns: dict[str, Any]) -> None:
+    model = ModelFactory.create()
+    with pytest.raises(IntegrityError), transaction.atomic():
+        SegmentationModel.objects.filter(pk=model.pk).update(**columns)
+
+
+def test_release_gives_the_row_back_without_counting() -> None:
+    model = ModelFactory.create()
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    job.release()
+    model.refresh_from_db()
+    assert (model.status, model.attempt, model.claim_token) == ("queued", 0, None)

@@ -1,0 +1,58 @@
+"""Objects are whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.files.base import File
+from django.core.files.storage import default_storage
+from django.core.files.uploadedfile import TemporaryUploadedFile
+
+from medseg_site.shared import storage
+
+
+def test_store_and_fetch_by_checksum(own_media: Path) -> None:
+    stored = storage.store_bytes("datasets/x/a.bin", b"hello")
+    assert stored.sha256 == hashlib.sha256(b"hello").hexdigest()
+    assert storage.fetch(stored.key, stored.sha256).read_bytes() == b"hello"
+    storage.store_bytes(stored.key, b"again")
+    assert storage.fetch(stored.key).read_bytes() == b"again"
+
+
+def test_an_upload_on_disk_is_moved_not_copied(own_media: Path) -> None:
+    upload = TemporaryUploadedFile("a.zip", "application/zip", 5, None)
+    upload.write(b"12345")
+    upload.seek(0)
+    before = Path(upload.temporary_file_path()).stat().st_ino
+    stored = storage.store_upload("datasets/x/archive.zip", upload)
+    assert stored.size == 5
+    assert Path(default_storage.path(stored.key)).stat().st_ino == before
+    upload.close()
+
+
+def test_a_broken_save_leaves_nothing(own_media: Path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, *args: Any) -> bytes:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        default_storage.save("datasets/x/a.bin", File(Broken(b"12345"), name="a.bin"))
+    assert [path for path in own_media.rglob("*") if path.is_file()] == []
+
+
+def test_delete_prefix_removes_that_owner_only(own_media: Path) -> None:
+    one, two = uuid.uuid4(), uuid.uuid4()
+    for owner in (one, two):
+        storage.store_bytes(storage.object_key("models", owner, "model.zip"), b"x")
+    storage.delete_prefix(storage.object_key("models", one))
+    assert [path.parent.name for path in own_media.rglob("model.zip")] == [str(two)]
+
+
+def test_fetch_of_nothing_is_file_not_found(own_media: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.fetch("datasets/none")
