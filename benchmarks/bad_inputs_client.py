@@ -6,6 +6,7 @@ import http.client
 import json
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -58,10 +59,8 @@ class HttpClient:
                 connection.putheader(name, value)
             if "Transfer-Encoding" not in headers:
                 connection.putheader("Content-Length", str(len(body)))
-            try:
+            with suppress(ConnectionError):  # refused before all was sent: the answer is there to be read
                 connection.endheaders(body or None)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # refused before all was sent: the answer is there to be read
             reply = connection.getresponse()
             data = reply.read()
             return Answer(reply.status, as_json(data), {name.lower(): value for name, value in reply.getheaders()})

@@ -140,7 +140,7 @@ def bad_images() -> list[tuple[str, str, bytes, str]]:
         ),
         ("RGB NIfTI", "a.nii.gz", make.nifti_rgb(), "RGB"),
         ("complex NIfTI", "a.nii.gz", make.nifti(np.zeros((8, 8, 4), np.complex64)), "type complex64"),
-        ("NIfTI without an affine", "a.nii.gz", make.nifti(flat, np.zeros((4, 4))), "affine"),
+        ("NIfTI without an affine", "a.nii.gz", make.nifti(flat, sform_code=1, srow_x=0, srow_y=0, srow_z=0), "affine"),
         ("NIfTI with negative sizes", "a.nii", make.nifti(flat, packed=False, dim=[3, -16, 16, 4, 1, 1, 1, 1]), "."),
         ("NIfTI with vox_offset 1e30", "a.nii", make.nifti(flat, packed=False, vox_offset=1e30), "size"),
         ("NIfTI with slope infinity", "a.nii", make.nifti(flat, packed=False, scl_slope=np.inf, scl_inter=0), "."),

@@ -20,7 +20,7 @@ def headers() -> list[Case]:
         body, kind = multipart([("name", None, b"bad input"), ("archive", "a.zip", b"junk")])
         send: Send = lambda platform: platform.client.request(
             "POST", "/api/v1/datasets/", body, {**kind, **_named(values)}
-        )  # noqa: E731
+        )
         return Case("header", what, send, (status,), "", says)
 
     def change(method: str, path: str, **values: str) -> Case:

@@ -219,7 +219,7 @@ def queries() -> list[Case]:
     def get(path: str, says: str, *status: int) -> Case:
         send: Send = lambda platform: platform.get(
             path.format(d=platform.dataset, m=platform.model, i=platform.inference)
-        )  # noqa: E731
+        )
         return Case("query", f"GET {_shown(path)}", send, status, "", says)
 
     cases = [

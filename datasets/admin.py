@@ -42,6 +42,7 @@ class DatasetAdmin(JobAdmin):
     list_display = (
         "preview",
         "name",
+        "page",
         "status",
         "file_count",
         "samples_link",
@@ -50,7 +51,6 @@ class DatasetAdmin(JobAdmin):
         "issue_count",
         "total_size_mb",
         "uploaded_at",
-        "page",
     )
     list_display_links = ("name",)
     list_filter = ("status", "dimensions", "modality", "is_synthetic", "uploaded_at")

@@ -22,7 +22,7 @@ def model_link(row: Any) -> str:
 
 @admin.register(InferenceResult)
 class InferenceResultAdmin(JobAdmin):
-    list_display = ("preview", "image_name", "status", "by_model", "in_batch", "dice", "seconds", "created_at", "page")
+    list_display = ("preview", "image_name", "page", "status", "by_model", "in_batch", "dice", "seconds", "created_at")
     list_display_links = ("image_name",)
     list_filter = ("status", ("model", admin.RelatedOnlyFieldListFilter), "created_at")
     search_fields = ("image_name", "model__name", "input_sha256", "uuid")
@@ -100,7 +100,7 @@ class InferenceResultAdmin(JobAdmin):
 
 @admin.register(InferenceBatch)
 class InferenceBatchAdmin(JobAdmin):
-    list_display = ("archive_name", "status", "by_model", "images_link", "completed", "failed", "created_at", "page")
+    list_display = ("archive_name", "page", "status", "by_model", "images_link", "completed", "failed", "created_at")
     list_filter = ("status", ("model", admin.RelatedOnlyFieldListFilter), "created_at")
     search_fields = ("archive_name", "model__name", "uuid")
     date_hierarchy = "created_at"

@@ -19,6 +19,7 @@ class SegmentationModelAdmin(JobAdmin):
     list_display = (
         "name",
         "version",
+        "page",
         "status",
         "dataset_link",
         "architecture",
@@ -26,7 +27,6 @@ class SegmentationModelAdmin(JobAdmin):
         "epochs_link",
         "inferences_link",
         "created_at",
-        "page",
     )
     list_filter = ("status", ("dataset", admin.RelatedOnlyFieldListFilter), "created_at")
     search_fields = ("name", "dataset__name", "checksum", "uuid")

@@ -48,7 +48,7 @@ def draw_volume(
         inside = sum(((axis - c) / (0.3 * n)) ** 2 for axis, c, n in zip(grid, centre, shape, strict=True)) <= 1
         labels[inside] = value
     ramp = grid[0] * 3 + grid[1] * 2 + grid[2]
-    return (labels * 300 + ramp + rng.normal(0, 5, shape)).astype(np.int16), labels
+    return (labels * 300.0 + ramp + rng.normal(0, 5, shape)).astype(np.int16), labels
 
 
 def write_png(path: Path, array: Array, mode: str | None = None) -> Path:
@@ -98,7 +98,7 @@ def write_nifti(
 ) -> Path:
     """An array in NIfTI's own order (X, Y[, Z, ...]); the spacing 1, 1, 2 mm in RAS without an affine."""
     affine = np.diag([1.0, 1.0, 2.0, 1.0]) if affine is None else affine
-    picture: Any = nib.Nifti1Image(array, affine, dtype=array.dtype)  # type: ignore[no-untyped-call]
+    picture: Any = nib.Nifti1Image(array, affine, dtype=array.dtype)
     if slope is not None:
         picture.header.set_slope_inter(slope, intercept)
         # nibabel would divide the pixels again; here the array is what is stored.
@@ -106,7 +106,7 @@ def write_nifti(
         raw.set_data_offset(352)
         path.write_bytes(raw.binaryblock + bytes(4) + array.tobytes(order="F"))
         return path
-    nib.save(picture, path)  # type: ignore[no-untyped-call]
+    nib.save(picture, path)
     return path
 
 
@@ -231,5 +231,5 @@ def _bytes_of(picture: PIL.Image.Image) -> bytes:
 
 
 def _nifti_bytes(array: Array) -> bytes:
-    picture: Any = nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0]), dtype=array.dtype)  # type: ignore[no-untyped-call]
+    picture: Any = nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0]), dtype=array.dtype)
     return gzip.compress(picture.to_bytes(), mtime=0)

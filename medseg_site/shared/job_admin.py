@@ -131,8 +131,9 @@ def link(url: str, text: Any) -> str:
 
 
 def picture(url: str, size: int = 56) -> str:
+    style = "object-fit: contain; background: #000; border-radius: 4px"
     return format_html(
-        '<img src="{}" alt="" loading="lazy" height="{}" style="max-width: 100%; border-radius: 4px">', url, size
+        '<img src="{}" alt="" loading="lazy" width="{}" height="{}" style="{}">', url, size, size, style
     )
 
 

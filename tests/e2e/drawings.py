@@ -22,6 +22,8 @@ AFFINE = np.array([[-0.9, 0, 0, 30], [0, 0.8, 0, -20], [0, 0, 3, 7], [0, 0, 0, 1
 VOLUME_SHAPE = (24, 28, 6)  # x, y, z of the file
 # Enough for the disc to be found, little enough for a few seconds.
 QUICK = {"epochs": 2, "patch_size": 64, "batch_size": 4, "learning_rate": 0.003, "augmentation": "none"}
+# The least work an epoch can be, for tests in which trainings are interrupted.
+TINY = {"architecture": "linknet", "encoder": "mobilenet_v2", "patch_size": 32, "batch_size": 2, "augmentation": "none"}
 
 
 def disc(seed: int, side: int = SIDE) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -11,8 +11,9 @@ function line(label, color, dash = []) {
 }
 
 function chart(canvas, datasets, limits) {
-  const ink = style("--tblr-secondary");
-  const grid = style("--tblr-border-color-translucent") || "rgba(128,128,128,.2)";
+  const { color: ink, fontFamily: family } = getComputedStyle(canvas.closest(".plot"));
+  const grid = "rgba(128, 128, 128, .25)";
+  Chart.defaults.font.family = family;
   return new Chart(canvas, {
     type: "line",
     data: { labels: [], datasets },
@@ -21,7 +22,7 @@ function chart(canvas, datasets, limits) {
       maintainAspectRatio: false,
       interaction: { mode: "index", intersect: false },
       scales: {
-        x: { title: { display: true, text: "Epoch", color: ink }, ticks: { color: ink, maxTicksLimit: 10, maxRotation: 0 }, grid: { display: false } },
+        x: { offset: true, title: { display: true, text: "Epoch", color: ink }, ticks: { color: ink, maxTicksLimit: 10, maxRotation: 0 }, grid: { display: false } },
         y: { ...limits, ticks: { color: ink, maxTicksLimit: 6 }, grid: { color: grid } },
       },
       plugins: { legend: { position: "bottom", labels: { color: ink, usePointStyle: true, pointStyle: "line" } } },

@@ -1,0 +1,194 @@
+"""Label maps on the image's own grid in the dataset's own values, from a model package made here (untrained: shapes matter)."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from PIL import Image as PILImage
+from rest_framework.test import APIClient
+
+from inference import batches, prediction
+from inference.models import InferenceBatch, InferenceResult
+from medseg_site.demo import draw_cells, png
+from medseg_site.shared import storage
+from ml_core.architectures import build
+from ml_core.config import Hyperparameters
+from ml_core.fingerprint import FingerprintBuilder
+from ml_core.io import read_image
+from ml_core.package import Package, write_package
+from ml_core.planning import Machine, make_plan
+from models_app.models import SegmentationModel
+from tests.factories import CompletedModelFactory, DatasetFactory
+
+pytestmark = pytest.mark.django_db
+
+CLASSES = [
+    {"value": 0, "name": "background", "color": "#000000"},
+    {"value": 255, "name": "cell", "color": "#ff0000"},
+]
+
+
+@pytest.fixture
+def model(tmp_path: Path, own_media: Path) -> SegmentationModel:
+    path = tmp_path / "drawn.png"
+    path.write_bytes(png(draw_cells(np.random.default_rng(0))[0]))
+    builder = FingerprintBuilder()
+    builder.add(read_image(path), np.eye(160, dtype=int) * 255, {0: 160 * 159, 255: 160})
+    plan = make_plan(Hyperparameters(encoder="mobilenet_v2"), builder.result(), CLASSES, Machine(False, 2, False))
+    network, _ = build("unet", encoder="mobilenet_v2", channels=1, classes=2)
+    write_package(tmp_path / "model.zip", Package(plan, network.state_dict(), {}, {}, {}))
+    dataset = DatasetFactory.create()
+    stored = storage.store_file(f"models/{tmp_path.name}/model.zip", tmp_path / "model.zip")
+    return CompletedModelFactory.create(dataset=dataset, classes=CLASSES, s3_key=stored.key, checksum=stored.sha256)
+
+
+def send(api: APIClient, model: SegmentationModel, name: str, data: bytes, **more: Any) -> InferenceResult:
+    files = {"image": SimpleUploadedFile(name, data), **more}
+    answer = api.post("/api/v1/inferences/", {"model": model.pk, **files}, format="multipart")
+    assert answer.status_code == 202, answer.content
+    assert answer["Location"].endswith(f"/api/v1/inferences/{answer.json()['id']}/")
+    prediction.run(answer.json()["id"])
+    return InferenceResult.objects.get(pk=answer.json()["id"])
+
+
+def body(answer: Any) -> bytes:
+    return b"".join(answer.streaming_content) if answer.streaming else answer.content
+
+
+def test_a_picture_gets_a_png_in_the_dataset_s_values(api: APIClient, model: SegmentationModel) -> None:
+    image = draw_cells(np.random.default_rng(5))[0]
+    row = send(api, model, "new.png", png(image[:100]))
+    assert (row.status, row.error) == ("completed", None)
+    shown = api.get(f"/api/v1/inferences/{row.pk}/").json()
+    mask = np.asarray(PILImage.open(io.BytesIO(body(api.get(shown["mask_url"])))))
+    assert mask.shape == (100, 160)
+    assert set(np.unique(mask)) <= {0, 255}
+    assert [item["pixels"] for item in shown["classes"]] == [int((mask == value).sum()) for value in (0, 255)]
+    assert sum(item["fraction"] for item in shown["classes"]) == pytest.approx(1)
+    overlay = np.asarray(PILImage.open(io.BytesIO(body(api.get(shown["overlay_url"] + "?opacity=1")))))
+    expected = np.where((mask == 255)[..., None], [255, 0, 0], image[:100, :, None])
+    assert np.array_equal(overlay, expected)
+    assert api.get(shown["overlay_url"] + "?opacity=2").status_code == 400
+    assert api.get(shown["image_url"] + "?slice=1").status_code == 400
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR"])
+def test_a_volume_gets_a_nifti_on_its_own_grid(
+    api: APIClient, model: SegmentationModel, tmp_path: Path, codes: str
+) -> None:
+    rng = np.random.default_rng(1)
+    start, end = (nib.orientations.axcodes2ornt(tuple(word)) for word in ("RAS", codes))
+    turned = nib.Nifti1Image(rng.normal(100, 20, (20, 24, 5)).astype(np.float32), np.diag([0.7, 0.7, 3.0, 1.0]))
+    turned = turned.as_reoriented(nib.orientations.ornt_transform(start, end))
+    nib.save(turned, tmp_path / "volume.nii.gz")
+    row = send(api, model, "volume.nii.gz", (tmp_path / "volume.nii.gz").read_bytes())
+    assert row.status == "completed", row.error
+    (tmp_path / "labels.nii.gz").write_bytes(body(api.get(f"/api/v1/inferences/{row.pk}/mask/")))
+    labels = nib.load(tmp_path / "labels.nii.gz")
+    assert labels.shape == turned.shape
+    assert np.allclose(labels.affine, turned.affine)
+    assert set(np.unique(np.asarray(labels.dataobj))) <= {0, 255}
+    volume = sum(item["volume_ml"] for item in row.classes)
+    assert volume == pytest.approx(20 * 24 * 5 * 0.7 * 0.7 * 3 / 1000, rel=1e-3)
+    assert any("volume" in text for text in row.warnings)
+    for picture in ("image", "labels", "overlay"):
+        shown = PILImage.open(io.BytesIO(body(api.get(f"/api/v1/inferences/{row.pk}/{picture}/?slice=4"))))
+        assert shown.size == (20, 24)
+
+
+def test_a_reference_gives_scores_and_one_that_does_not_fit_says_so(api: APIClient, model: SegmentationModel) -> None:
+    image, labels = draw_cells(np.random.default_rng(6))
+    reference = png((labels > 0).astype(np.uint8) * 255)
+    scored = send(api, model, "new.png", png(image), mask=SimpleUploadedFile("truth.png", reference))
+    assert scored.metrics
+    assert 0 <= scored.metrics["dice"] <= 1
+    for mask, word in ((png(labels[:50]), "160"), (png(labels * 7), "no class"), (b"nonsense", "truth.png")):
+        row = send(api, model, "new.png", png(image), mask=SimpleUploadedFile("truth.png", mask))
+        assert row.status == "failed"
+        assert word in str(row.error)
+
+
+def test_the_second_request_finds_the_model_warm(
+    api: APIClient, model: SegmentationModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = png(draw_cells(np.random.default_rng(7))[0])
+    loads = []
+    real = prediction.Predictor.load
+    monkeypatch.setattr(prediction.Predictor, "load", lambda path: loads.append(path) or real(path))
+    for _ in range(2):
+        assert send(api, model, "new.png", image).status == "completed"
+    assert len(loads) == 1
+
+
+def test_an_unreadable_image_fails_with_its_name(api: APIClient, model: SegmentationModel) -> None:
+    row = send(api, model, "holiday.png", b"not an image at all")
+    assert row.status == "failed"
+    assert "holiday.png" in str(row.error)
+    assert api.get(f"/api/v1/inferences/{row.pk}/mask/").status_code == 409
+
+
+def test_a_row_deleted_while_it_runs_leaves_nothing(
+    api: APIClient, model: SegmentationModel, own_media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = prediction.write_label_map
+
+    def delete_first(*arguments: Any) -> Path:
+        InferenceResult.objects.all().delete()
+        return real(*arguments)
+
+    monkeypatch.setattr(prediction, "write_label_map", delete_first)
+    image = SimpleUploadedFile("new.png", png(draw_cells(np.random.default_rng(8))[0]))
+    pk = api.post("/api/v1/inferences/", {"model": model.pk, "image": image}, format="multipart").json()["id"]
+    prediction.run(pk)
+    assert not list((own_media / "inferences").rglob("*.png"))
+
+
+def test_a_batch_of_images_becomes_a_zip_of_masks(api: APIClient, model: SegmentationModel) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for folder in ("a", "b"):
+            archive.writestr(f"{folder}/cells.png", png(draw_cells(np.random.default_rng(9))[0]))
+        archive.writestr("broken.png", b"nothing")
+        archive.writestr("notes.doc", b"text")
+    upload = SimpleUploadedFile("many.zip", buffer.getvalue())
+    answer = api.post("/api/v1/inference-batches/", {"model": model.pk, "archive": upload}, format="multipart")
+    assert answer.status_code == 202
+    pk = answer.json()["id"]
+    assert api.get(f"/api/v1/inference-batches/{pk}/download/").status_code == 409
+    for inference in batches.expand(pk):
+        prediction.run(inference)
+    shown = api.get(f"/api/v1/inference-batches/{pk}/").json()
+    assert (shown["status"], shown["total"], shown["completed"], shown["failed"]) == ("completed", 3, 2, 1)
+    assert shown["issues"][0]["file"] == "notes.doc"
+    with zipfile.ZipFile(io.BytesIO(body(api.get(f"/api/v1/inference-batches/{pk}/download/")))) as archive:
+        summary = json.loads(archive.read("summary.json"))
+        masks = [entry["mask"] for entry in summary["images"] if entry["mask"]]
+        assert len(set(masks)) == 2
+        assert set(masks) | {"summary.json"} == set(archive.namelist())
+
+
+def test_a_batch_without_images_is_refused(api: APIClient, model: SegmentationModel) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    upload = SimpleUploadedFile("none.zip", buffer.getvalue())
+    pk = api.post("/api/v1/inference-batches/", {"model": model.pk, "archive": upload}, format="multipart").json()["id"]
+    assert batches.expand(pk) == []
+    batch = InferenceBatch.objects.get(pk=pk)
+    assert batch.status == "failed"
+    assert "no image" in str(batch.error)
+
+
+def test_a_model_without_weights_cannot_be_used(api: APIClient) -> None:
+    model = CompletedModelFactory.create(status="failed", error="because", s3_key="")
+    image = SimpleUploadedFile("new.png", png(draw_cells(np.random.default_rng(8))[0]))
+    answer = api.post("/api/v1/inferences/", {"model": model.pk, "image": image}, format="multipart")
+    assert answer.status_code == 409
