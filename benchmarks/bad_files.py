@@ -265,6 +265,13 @@ def dicom_nested(depth: int) -> bytes:
     return data[:at] + (start + item) * depth + data[at:]
 
 
+def dicom_endless() -> bytes:
+    """A good start, then a million empty elements that come again and again."""
+    data = dicom()
+    at = data.index(struct.pack("<HH2s", 0x0028, 0x0002, b"US"))
+    return data[:at] + struct.pack("<HH2sH", 0x0008, 0x0050, b"SH", 0) * 1_000_000 + data[at:]
+
+
 def bomb(member: str, size: int) -> Entry:
     return member, b"\0" * size
 

@@ -140,17 +140,14 @@ def main(url: str) -> int:
         "private": os.environ.get("MEDSEG_URL_IMPORT_ALLOW_PRIVATE") == "1",
     }
     platform = Platform(HttpClient(url))
+    cases = [case for case in all_cases() if settings[case.setting] and (case.setting or not settings["private"])]
     before = Watch(platform, data)
     prepare(platform)
     watch = Watch(platform, data)
     wrong: list[str] = []
-    number = 0
     with bad_site() as platform.address:
         print(HEAD, flush=True)
-        for case in all_cases():
-            if not settings[case.setting] or (settings["private"] and not case.setting):
-                continue
-            number += 1
+        for number, case in enumerate(cases, start=1):
             answer = _send(case, platform)
             print(row(number, case, answer), flush=True)
             wrong += [f"{number} ({case.what}): {problem}" for problem in watch.problems(case, answer)]
@@ -158,7 +155,7 @@ def main(url: str) -> int:
     wrong += before.at_the_end()
     if before._rows() != before.rows or before._objects() != before.objects:
         wrong.append("the platform does not hold what it held before")
-    print(f"\n{number} inputs, {len(wrong)} wrong", *wrong, sep="\n", file=sys.stderr)
+    print(f"\n{len(cases)} inputs, {len(wrong)} wrong", *wrong, sep="\n", file=sys.stderr)
     return 1 if wrong else 0
 
 

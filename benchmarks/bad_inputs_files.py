@@ -143,7 +143,6 @@ def bad_images() -> list[tuple[str, str, bytes, str]]:
         ("NIfTI without an affine", "a.nii.gz", make.nifti(flat, sform_code=1, srow_x=0, srow_y=0, srow_z=0), "affine"),
         ("NIfTI with negative sizes", "a.nii", make.nifti(flat, packed=False, dim=[3, -16, 16, 4, 1, 1, 1, 1]), "."),
         ("NIfTI with vox_offset 1e30", "a.nii", make.nifti(flat, packed=False, vox_offset=1e30), "size"),
-        ("NIfTI with slope infinity", "a.nii", make.nifti(flat, packed=False, scl_slope=np.inf, scl_inter=0), "."),
         ("NIfTI of 7 dimensions of nothing", "a.nii", make.nifti(flat, packed=False, dim=[7, 0, 0, 0, 0, 0, 0, 0]), "."),
         ("gzip of text with the ending .nii.gz", "a.nii.gz", gzip.compress(b"hello"), "."),
         ("text with the ending .dcm", "a.dcm", b"hello, this is no DICOM file at all " * 9, "DICOM"),
@@ -158,6 +157,8 @@ def bad_images() -> list[tuple[str, str, bytes, str]]:
         ("deflated DICOM", "a.dcm", make.dicom_deflated(), "deflated"),
         ("DICOM SEG object", "a.dcm", make.dicom(Modality="SEG"), "SEG"),
         ("DICOM with 3,000 nested sequences", "a.dcm", make.dicom_nested(3000), "decoded"),
+        ("DICOM of 9 MB of zeros", "a.dcm", b"\0" * 9_000_000, "not DICOM"),
+        ("DICOM whose header never ends", "a.dcm", make.dicom_endless(), "no end"),
         ("DICOM with slope 0", "a.dcm", make.dicom(RescaleSlope="0", RescaleIntercept="0"), "slope"),
     ]  # fmt: skip
 
@@ -179,7 +180,7 @@ def images() -> list[Case]:
         ("a PNG among the slices", [*make.dicom_series(0, 1), ("x.png", good_image())], "not a DICOM"),
         ("an archive among the slices", [*make.dicom_series(0, 1), ("x.zip", zipped([]))], "Unpack"),
         ("one slice of another size", [*make.dicom_series(0, 1), ("z.dcm", make.dicom(noise(9, 9).astype(np.uint16)))], "size"),
-        ("a slice of 600 MB of zeros in 600 kB", [*make.dicom_series(0, 1), make.bomb("z.dcm", 600_000_000)], "times"),
+        ("a slice of 300 MB of zeros in 300 kB", [*make.dicom_series(0, 1), make.bomb("z.dcm", 300_000_000)], "times"),
         ("nothing in it", [], "no DICOM"),
     ]  # fmt: skip
     for what, entries, says in volumes:
@@ -192,7 +193,10 @@ def images() -> list[Case]:
         Case("image", "TIFF whose page points at itself", _segment("a.tif", make.tiff_loop()), (201,), "completed", ""),
         Case("image", "GIF", _segment("a.gif", make.animated_gif()), (415,), "", ".gif"),
         Case("image", "program with the ending .exe", _segment("a.exe", b"MZ" * 99), (415,), "", ".exe"),
-        Case("image", "name of 5,000 characters", _segment("x" * 5000 + ".png", b"junk"), (201,), "failed", "content"),
+        Case("image", "file name of 5,000 characters", _segment("x" * 5000 + ".png", b"junk"), (400,), "", "header"),
+        Case(
+            "image", "file name of 600 characters", _segment("x" * 600 + ".png", b"junk"), (201,), "failed", "content"
+        ),
     ]
     return cases
 
@@ -229,7 +233,6 @@ def masks() -> list[Case]:
         cases.append(Case("mask", f"{what}, in a dataset", _upload(pair), (201,), GOOD, says))
         if data:
             send = _segment("a.png", good_image(), (name, data))
-            says = "PNG" if what == "values over 65,535" else says
             cases.append(Case("mask", f"{what}, as a reference", send, (201,), "failed", ""))
     one = [
         (name, picture(square(value=0))) if name.startswith("masks") else (name, data) for name, data in good_pairs(3)

@@ -18,9 +18,10 @@ def headers() -> list[Case]:
 
     def post(what: str, status: int, says: str, **values: str) -> Case:
         body, kind = multipart([("name", None, b"bad input"), ("archive", "a.zip", b"junk")])
-        send: Send = lambda platform: platform.client.request(
-            "POST", "/api/v1/datasets/", body, {**kind, **_named(values)}
-        )
+
+        def send(platform: Platform) -> Answer:
+            return platform.client.request("POST", "/api/v1/datasets/", body, {**kind, **_named(values)})
+
         return Case("header", what, send, (status,), "", says)
 
     def change(method: str, path: str, **values: str) -> Case:
@@ -67,6 +68,10 @@ def wrong_times() -> list[Case]:
         platform.delete(path)
         return platform.delete(path)
 
+    def rename(value: int, body: bytes) -> Send:
+        kind = {"Content_Type": "application/json"}
+        return lambda platform: platform.send("PATCH", f"datasets/{platform.dataset}/classes/{value}/", body, **kind)
+
     def of_failed(what: str) -> Send:
         return lambda platform: platform.get(f"inferences/{platform.segment('a.png', b'junk').body['id']}/{what}/")
 
@@ -78,9 +83,9 @@ def wrong_times() -> list[Case]:
         case("cancel of a model that is not there", lambda p: p.send("POST", "models/999999/cancel/"), "", 404),
         case("the label map of a failed inference", of_failed("mask"), "no label map", 409),
         case("the picture of a broken image", of_failed("image"), "content", 409),
-        case("a class that is not there", lambda p: p.send("PATCH", f"datasets/{p.dataset}/classes/77/", b'{"name": "x"}', Content_Type="application/json"), "no class", 400),
-        case("a class without a name", lambda p: p.send("PATCH", f"datasets/{p.dataset}/classes/255/", b'{"name": " "}', Content_Type="application/json"), "blank", 400),
-        case("a class's colour is red;}", lambda p: p.send("PATCH", f"datasets/{p.dataset}/classes/255/", b'{"name": "x", "color": "red;}"}', Content_Type="application/json"), "match", 400),
+        case("a class that is not there", rename(77, b'{"name": "x"}'), "no class", 400),
+        case("a class without a name", rename(255, b'{"name": " "}'), "blank", 400),
+        case("a class's colour is red;}", rename(255, b'{"name": "x", "color": "red;}"}'), "match", 400),
     ]  # fmt: skip
 
 

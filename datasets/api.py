@@ -10,7 +10,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
-from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
+from rest_framework.parsers import FormParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
@@ -24,7 +24,8 @@ from datasets.serializers import (
     DatasetSerializer,
     SampleSerializer,
 )
-from medseg_site.shared.api import answer_page, answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.errors import MedSegError
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
 PNG = {(200, "image/png"): OpenApiTypes.BINARY}
@@ -107,9 +108,12 @@ class DatasetViewSet(
         return answer_page(self.paginator, found, request, SampleSerializer)
 
     def filter_queryset_for(self, queryset: QuerySet[Sample], request: Request) -> QuerySet[Sample]:
-        if text := request.query_params.get("search"):
+        text, split = (request.query_params.get(name, "") for name in ("search", "split"))
+        if "\0" in text + split:  # Postgres cannot compare with it
+            raise MedSegError("invalid", "Null characters are not allowed.")
+        if text:
             queryset = queryset.filter(name__icontains=text)
-        if split := request.query_params.get("split"):
+        if split:
             queryset = queryset.filter(split=split)
         return queryset
 
@@ -146,9 +150,9 @@ class DatasetViewSet(
         kind = "application/gzip" if suffix == ".nii.gz" else "image/png"
         return display.object_response(sample.mask_key, content_type=kind, name=f"{sample.name}_mask{suffix}")
 
-    @extend_schema(responses=PNG)
+    @extend_schema(responses={(200, "image/jpeg"): OpenApiTypes.BINARY})
     @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/thumbnail", url_name="sample-thumbnail")
     def sample_thumbnail(self, request: Request, pk: str, sample_id: str) -> FileResponse:
         """A small picture of the image with its mask over it."""
         sample = self._sample(sample_id)
-        return display.object_response(sample.thumbnail_key, content_type="image/png", name="thumbnail.png")
+        return display.object_response(sample.thumbnail_key, content_type="image/jpeg", name="thumbnail.jpg")

@@ -80,7 +80,8 @@ def slice_index(text: str | None, depth: int) -> int:
     """The query's `slice`; the middle one without it. Raises MedSegError when there is no such slice."""
     if text is None or text == "":
         return depth // 2
-    if not text.isdigit() or int(text) >= depth:
+    # isdigit() alone is true of "²", and int() refuses very long texts.
+    if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) >= depth:
         raise MedSegError(
             "invalid_slice", f"There is no slice {text[:20]!r}. There are 0 to {depth - 1}.", attr="slice"
         )

@@ -54,9 +54,11 @@ def check(pk: int) -> None:
         job.fail(str(error), s3_key="", **_issue_columns(issues))
         storage.delete_prefix(prefix)
     except SoftTimeLimitExceeded:
+        storage.delete_prefix(f"{prefix}/samples")
         job.fail("The check took longer than its time limit. Split the dataset into smaller ones.")
     except Exception as error:
         log.exception("dataset %s", pk)
+        storage.delete_prefix(f"{prefix}/samples")
         job.fail(
             f"The check ended unexpectedly ({type(error).__name__}). Check it again; if it fails again, see the worker's log."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from datasets.archives import Issue, Pair, SafeArchive
-from datasets.display import overlay, png_bytes
+from datasets.display import overlay
 from medseg_site.shared import storage
 from ml_core.errors import ImageError
 from ml_core.fingerprint import FingerprintBuilder
@@ -62,6 +63,15 @@ class CheckedSample:
     issues: list[Issue] = field(default_factory=list)
 
 
+def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(the values that occur, ascending; how often each does), without sorting where the values are small numbers."""
+    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**16:
+        counts = np.bincount(values.reshape(-1))
+        present = np.flatnonzero(counts)
+        return present, counts[present]
+    return np.unique(values, return_counts=True)
+
+
 class ClassTable:
     """The label values seen so far, with the colour that each keeps; RGB codes become the values 0 (black), 1, 2, …"""
 
@@ -75,7 +85,7 @@ class ClassTable:
 
     def values_of(self, mask: Mask) -> tuple[NDArray[Any], dict[int, int]]:
         """The mask in label values, and its pixels per value. Raises ImageError where masks are coded in two ways."""
-        present, inverse, counts = np.unique(mask.values, return_inverse=True, return_counts=True)
+        present, counts = count_values(mask.values)
         if mask.coding == "values" and mask.values.ndim == 2 and len(present) > MOST_VALUES:
             reason = f"The mask has {len(present)} different values, so it looks smoothed or like a photograph."
             raise ImageError(
@@ -99,7 +109,7 @@ class ClassTable:
         for value in values:
             own = (mask.palette or {}).get(int(value))
             self._colors.setdefault(int(value), own or _next_color(len(self._colors)))
-        mapped = values[inverse].reshape(mask.values.shape)
+        mapped = values[np.searchsorted(present, mask.values)] if mask.coding == "rgb" else mask.values
         return mapped, dict(zip((int(v) for v in values), (int(c) for c in counts), strict=True))
 
     def colors(self) -> dict[int, str]:
@@ -146,14 +156,15 @@ def check_sample(
         try:
             check_pair(image, mask)
             values, counts = classes.values_of(mask)
+            labels_path = write_label_map(values, image, folder)
         except ImageError as error:
-            error.file = f"{pair.image[0]} and {pair.mask}" if error.code != "too_many_values" else pair.mask  # type: ignore[attr-defined]
+            alone = error.code in ("too_many_values", "value_range")
+            error.file = pair.mask if alone else f"{pair.image[0]} and {pair.mask}"  # type: ignore[attr-defined]
             raise
-        builders[image.dimensions].add(image, values, counts)
-        labels_path = write_label_map(values, image, folder)
+        builders[image.dimensions].add(image, values, counts)  # last: what is refused must not be counted
         stored_image = storage.store_file(f"{prefix}/image{_suffix(image_path.name)}", image_path)
         stored_mask = storage.store_file(f"{prefix}/mask{_suffix(labels_path.name)}", labels_path)
-        thumbnail = storage.store_bytes(f"{prefix}/thumbnail.png", thumbnail_png(image, values, classes.colors()))
+        thumbnail = storage.store_bytes(f"{prefix}/thumbnail.jpg", thumbnail_jpeg(image, values, classes.colors()))
         labels_path.unlink()
     finally:
         image_path.unlink(missing_ok=True)
@@ -163,7 +174,7 @@ def check_sample(
         text = "The mask is a JPEG, which blurs the borders of classes; values were set to 0 or 255. Save masks as PNG."
         issues.append(Issue("warning", "lossy_mask", pair.mask, text))
     return CheckedSample(
-        name=pair.name,
+        name=pair.name[:300],  # as long as the column
         group=patient_group(image, pair.name),
         shape=image.shape,
         spacing=[float(step) for step in image.spacing] if image.spacing else None,
@@ -208,7 +219,7 @@ def patient_group(image: Image, name: str) -> str:
     return group_of_name(name)
 
 
-def thumbnail_png(image: Image, values: NDArray[Any], colors: dict[int, str]) -> bytes:
+def thumbnail_jpeg(image: Image, values: NDArray[Any], colors: dict[int, str]) -> bytes:
     """The image with its mask over it; of a volume the slice with most foreground."""
     background = min(colors)
     index = None
@@ -222,4 +233,6 @@ def thumbnail_png(image: Image, values: NDArray[Any], colors: dict[int, str]) ->
     shown = overlay(pixels, np.searchsorted(ordered, labels), [colors[value] for value in ordered], 0.45)
     picture = PILImage.fromarray(shown)
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    return png_bytes(np.asarray(picture))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

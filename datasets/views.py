@@ -29,7 +29,7 @@ def rows_of(user: Any) -> QuerySet[Dataset]:
     annotated: QuerySet[Dataset] = shown.annotate(
         model_count=Count("models", distinct=True), first_sample=Subquery(first)
     )
-    return annotated
+    return annotated.order_by("-uploaded_at", "-id")  # counting drops the table's own order
 
 
 @login_required
@@ -87,7 +87,7 @@ def dataset_live(request: HttpRequest, pk: int) -> HttpResponseBase:
     if not is_live(request):
         return redirect(dataset)
     if dataset.is_active:
-        return render(request, "datasets/partials/dataset_live.html", {"dataset": dataset})
+        return render(request, "datasets/partials/dataset_live.html", {"dataset": dataset, "oob": True})
     return end_live_part(dataset_detail(request, pk), *end_text(dataset))
 
 

@@ -49,6 +49,7 @@ def expand(pk: int) -> list[int]:
         job.fail(
             f"The batch could not be unpacked ({type(error).__name__}). Send it again; if it fails again, see the worker's log."
         )
+        storage.delete_prefix(storage.object_key("batches", job.row.uuid))
     return []
 
 

@@ -37,7 +37,7 @@ def batches_of(user: Any) -> QuerySet[InferenceBatch]:
         completed=Count("inferences", filter=Q(inferences__status="completed")),
         failed=Count("inferences", filter=Q(inferences__status__in=["failed", "cancelled"])),
     )
-    return annotated
+    return annotated.order_by("-created_at", "-id")  # counting drops the table's own order
 
 
 def usable_models(user: Any) -> QuerySet[SegmentationModel]:
@@ -112,7 +112,7 @@ def inference_live(request: HttpRequest, pk: int) -> HttpResponseBase:
     if not is_live(request):
         return redirect(inference)
     if inference.is_active:
-        return render(request, "inference/partials/inference_live.html", {"inference": inference})
+        return render(request, "inference/partials/inference_live.html", {"inference": inference, "oob": True})
     return end_live_part(inference_detail(request, pk), *end_text(inference))
 
 
@@ -171,7 +171,9 @@ def batch_live(request: HttpRequest, pk: int) -> HttpResponseBase:
     if not is_live(request):
         return redirect(batch)
     if batch.is_active:
-        return render(request, "inference/partials/batch_live.html", {"batch": batch, "ended": _ended(batch)})
+        return render(
+            request, "inference/partials/batch_live.html", {"batch": batch, "ended": _ended(batch), "oob": True}
+        )
     return end_live_part(batch_detail(request, pk), *end_text(batch))
 
 

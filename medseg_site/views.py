@@ -15,7 +15,7 @@ from datasets.models import Dataset
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.demo import start_demo as make_demo
 from medseg_site.shared.errors import MedSegError
-from medseg_site.shared.pages import end_live_part, is_live, to_page
+from medseg_site.shared.pages import end_live_part, end_text, is_live, to_page
 from models_app.models import SegmentationModel
 
 RESULTS_SHOWN = 8
@@ -32,8 +32,19 @@ def home(request: HttpRequest) -> HttpResponseBase:
         return render(request, "home.html", context)
     if shown == context["running_keys"]:
         return render(request, "partials/running.html", context)
-    page = render(request, "home.html", context)
-    return end_live_part(page, "Something has ended. See below.", "success")
+    ended = [row for key in shown.split(".") if (row := _ended(request.user, key))]
+    text, kind = end_text(ended[0]) if ended else ("Your running work has changed.", "secondary")
+    return end_live_part(render(request, "home.html", context), text, kind)
+
+
+def _ended(user: Any, key: str) -> Any:
+    """The row behind a key such as "model-3" when it has ended; None else."""
+    kind, _, number = key.partition("-")
+    table = {table.KIND: table for table in (Dataset, SegmentationModel, InferenceBatch, InferenceResult)}.get(kind)
+    if table is None or not number.isdecimal() or len(number) > 18:
+        return None
+    row = table.objects.visible_to(user).filter(pk=int(number)).first()
+    return row if row and not row.is_active else None
 
 
 def _context(user: Any) -> dict[str, Any]:

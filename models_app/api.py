@@ -10,6 +10,7 @@ from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
 from rest_framework.generics import ListAPIView
+from rest_framework.parsers import FormParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
@@ -17,7 +18,7 @@ from rest_framework.reverse import reverse
 from datasets.display import object_response
 from datasets.models import Dataset
 from medseg_site.shared import storage
-from medseg_site.shared.api import answer_page, answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.errors import WrongStateError
 from ml_core.architectures import ARCHITECTURES
 from ml_core.config import json_schema
@@ -52,6 +53,7 @@ class ModelViewSet(
 
     queryset = SegmentationModel.objects.none()
     serializer_class = ModelSerializer
+    parser_classes = [JSONParser, FormParser, MultiPartParser]
     filterset_class = ModelFilter
     search_fields = ["name"]
     ordering_fields = ["id", "name", "version", "status", "created_at", "trained_at"]

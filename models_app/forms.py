@@ -95,4 +95,9 @@ def _limits(spec: Spec) -> str:
     if spec.minimum is None or spec.maximum is None:
         return ""
     multiple = f", a multiple of {spec.multiple_of}" if spec.multiple_of else ""
-    return f"{spec.minimum:,g} to {spec.maximum:,.10g}{multiple}."
+    return f"{_plain(spec.minimum)} to {_plain(spec.maximum)}{multiple}."
+
+
+def _plain(number: float) -> str:
+    """0.0000001 and not 1e-07."""
+    return f"{number:,.7f}".rstrip("0").rstrip(".")

@@ -14,11 +14,19 @@ from datasets.serializers import ClassSerializer
 from ml_core.config import ConfigErrors, Hyperparameters, json_schema
 from models_app.models import Epoch, SegmentationModel
 
+MOST_NAMES = 50  # of hyperparameters in one request; there are far fewer
+
 
 @extend_schema_field(OpenApiTypes.INT)
 class VisibleDatasetField(serializers.PrimaryKeyRelatedField[Dataset]):
     def get_queryset(self) -> QuerySet[Dataset]:
         return Dataset.objects.visible_to(self.context["request"].user)
+
+    def to_internal_value(self, data: Any) -> Dataset:
+        try:
+            return super().to_internal_value(data)
+        except OverflowError:  # the number 1e400
+            self.fail("incorrect_type", data_type=type(data).__name__)
 
 
 @extend_schema_field(json_schema())
@@ -27,8 +35,13 @@ class HyperparametersField(serializers.DictField):
 
     def to_internal_value(self, data: Any) -> dict[str, Any]:
         values: dict[str, Any] = super().to_internal_value(data)
+        # Each unknown name is repeated in the answer, so it must be short, fit for it, and one of few.
+        if len(values) > MOST_NAMES or any(len(name) > 100 or not name.isprintable() for name in values):
+            raise serializers.ValidationError(f"Send at most {MOST_NAMES} names, each of a few printable characters.")
         try:
             Hyperparameters.from_dict(values)
+        except OverflowError:  # a whole number of hundreds of digits
+            raise serializers.ValidationError("A number is too large.") from None
         except ConfigErrors as error:
             raise serializers.ValidationError({name: [text] for name, text in error.fields.items()}) from None
         return values

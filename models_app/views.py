@@ -35,7 +35,7 @@ def rows_of(user: Any) -> QuerySet[SegmentationModel]:
     """Models with what a line of a list shows. One query."""
     shown = SegmentationModel.objects.visible_to(user).select_related("dataset")
     annotated: QuerySet[SegmentationModel] = shown.annotate(inference_count=Count("inferences", distinct=True))
-    return annotated
+    return annotated.order_by("-created_at", "-id")  # counting drops the table's own order
 
 
 @login_required
@@ -171,7 +171,9 @@ def model_live(request: HttpRequest, pk: int) -> HttpResponseBase:
     if not is_live(request):
         return redirect(model)
     if model.is_active:
-        return render(request, "models_app/partials/model_live.html", {"model": model})
+        return render(
+            request, "models_app/partials/model_live.html", {"model": model, "used": _used(model), "oob": True}
+        )
     return end_live_part(model_detail(request, pk), *end_text(model))
 
 

@@ -47,7 +47,7 @@ class SampleFactory(DjangoModelFactory[Sample]):
     shape = [32, 32]
     image_key = LazyAttribute(lambda row: f"datasets/{row.dataset.uuid}/samples/{row.position}/image.png")
     mask_key = LazyAttribute(lambda row: f"datasets/{row.dataset.uuid}/samples/{row.position}/mask.png")
-    thumbnail_key = LazyAttribute(lambda row: f"datasets/{row.dataset.uuid}/samples/{row.position}/thumbnail.png")
+    thumbnail_key = LazyAttribute(lambda row: f"datasets/{row.dataset.uuid}/samples/{row.position}/thumbnail.jpg")
 
 
 class ModelFactory(DjangoModelFactory[SegmentationModel]):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import IO, Any
 
+from django.core.exceptions import ObjectDoesNotExist, RequestDataTooBig, SuspiciousOperation
 from drf_standardized_errors.handler import ExceptionHandler as StandardizedExceptionHandler
 from rest_framework import status
-from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
+from rest_framework.exceptions import APIException, ErrorDetail, NotFound, ParseError, ValidationError
 from rest_framework.pagination import PageNumberPagination
+from rest_framework.parsers import JSONParser as PlainJSONParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
@@ -27,6 +30,18 @@ class Pagination(PageNumberPagination):
     page_size_query_param = "page_size"
 
 
+class JSONParser(PlainJSONParser):
+    """The library's, which lets the error of a text such as 100,000 times "[" through."""
+
+    def parse(
+        self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+    ) -> Any:
+        try:
+            return super().parse(stream, media_type, parser_context)
+        except RecursionError:
+            raise ParseError("The JSON has too many brackets in brackets. Send a plain object.") from None
+
+
 class ExceptionHandler(StandardizedExceptionHandler):
     """Gives a domain error its status and code; everything else is the library's."""
 
@@ -35,10 +50,21 @@ class ExceptionHandler(StandardizedExceptionHandler):
             if exc.http_status == status.HTTP_400_BAD_REQUEST:
                 detail = [ErrorDetail(exc.detail, code=exc.code)]
                 return ValidationError({exc.attr or "non_field_errors": detail})
-            answer = APIException(exc.detail, code=exc.code)
-            answer.status_code = exc.http_status
-            return answer
+            return _api_error(exc.detail, exc.code, exc.http_status)
+        if isinstance(exc, RequestDataTooBig):
+            text = "A text in the request is larger than 5 MB. Send files as files (multipart), and shorter texts."
+            return _api_error(text, "too_large", status.HTTP_413_REQUEST_ENTITY_TOO_LARGE)
+        if isinstance(exc, SuspiciousOperation):  # more fields or files in a form than any of ours has
+            return ParseError(f"{exc} Send only the fields that this address takes.")
+        if isinstance(exc, ObjectDoesNotExist):
+            return NotFound("It was deleted in the meantime.")
         return super().convert_known_exceptions(exc)
+
+
+def _api_error(detail: str, code: str, http_status: int) -> APIException:
+    answer = APIException(detail, code=code)
+    answer.status_code = http_status
+    return answer
 
 
 def answer_page(paginator: Any, rows: Any, request: Request, serializer: type[BaseSerializer[Any]]) -> Response:

@@ -182,7 +182,11 @@ class Claim(Generic[J]):
         self._end(self.row.WORDS.done, error=None, **fields)
 
     def fail(self, reason: str, **fields: Any) -> None:
-        self._end(self.row.WORDS.failed, error=reason.strip() or "The work failed without a reason.", **fields)
+        """Failed, with the reason. A row that was deleted or given to another worker meanwhile is left as it is."""
+        try:
+            self._end(self.row.WORDS.failed, error=reason.strip() or "The work failed without a reason.", **fields)
+        except ClaimLostError as lost:
+            log.info("%s is not ours any more; the failure is not recorded: %s", lost, reason)
 
     def cancel(self, **fields: Any) -> None:
         assert self.row.WORDS.cancelled

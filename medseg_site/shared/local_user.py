@@ -34,7 +34,10 @@ def is_cross_site(request: HttpRequest) -> bool:
     if request.headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"}:
         return True
     origin = request.headers.get("Origin")
-    return origin is not None and urlsplit(origin).netloc != request.get_host()
+    try:
+        return origin is not None and urlsplit(origin).netloc != request.get_host()
+    except ValueError:  # an Origin that is no address
+        return True
 
 
 class LocalUserMiddleware:

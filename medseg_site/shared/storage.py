@@ -86,7 +86,10 @@ def sha256_of(source: IO[bytes]) -> tuple[str, int]:
 
 
 def is_zip(upload: File[Any]) -> bool:
-    return upload.file is not None and zipfile.is_zipfile(upload.file)
+    try:
+        return upload.file is not None and zipfile.is_zipfile(upload.file)
+    except zipfile.BadZipFile:  # an end record that speaks of several disks
+        return False
 
 
 def store_upload(key: str, upload: File[Any]) -> StoredObject:

@@ -19,7 +19,7 @@ class UploadLimit:
         if length.isdigit() and int(length) > self.max_bytes:
             await self._refuse(send)
             return
-        received = 0
+        received, started = 0, False
 
         async def limited_receive() -> Any:
             nonlocal received
@@ -28,7 +28,14 @@ class UploadLimit:
             # Without a length the size shows only while reading; a disconnect makes Django drop what it has.
             return {"type": "http.disconnect"} if received > self.max_bytes else message
 
-        await self.app(scope, limited_receive, send)
+        async def noting_send(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        await self.app(scope, limited_receive, noting_send)
+        if received > self.max_bytes and not started:
+            await self._refuse(send)
 
     async def _refuse(self, send: Any) -> None:
         detail = f"The upload is larger than the limit of {self.max_bytes // 2**20} MB. Split it, or raise MEDSEG_MAX_UPLOAD_MB."

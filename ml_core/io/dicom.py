@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_partial
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import pixel_array
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -25,13 +26,15 @@ from pydicom.uid import (
 from ml_core.errors import ImageError
 from ml_core.io.geometry import Plane, frame_planes, stack
 from ml_core.io.grid import oriented_grid, to_canonical
-from ml_core.io.image import Coding, Grid, Image, Mask, check_finite, check_size, decoding, rescale, supported
+from ml_core.io.image import LIMITS, Coding, Grid, Image, Mask, check_finite, check_size, decoding, rescale, supported
 from ml_core.io.masks import as_labels, from_rgb, snap
 
 WHAT, CURE = (
     "DICOM file",
     "Export it again, uncompressed if possible, and check that it was copied completely.",
 )
+
+_PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
 
 # pydicom's warnings about odd values quote them, patient data included; they must not reach a log.
 pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
@@ -57,7 +60,7 @@ def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
     """Parse a DICOM file with or without preamble, and check its header: pixels, size, kind. Raises ImageError."""
     preamble = file.read(132)[128:] == b"DICM"
     if preamble:
-        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        meta = read_dataset(file, False, True, stop_when=_guard(lambda tag: tag >> 16 != 2))
         # Inflating has no bound that could be checked before, so such a file is never parsed.
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             raise ImageError(
@@ -65,8 +68,13 @@ def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
                 "The DICOM file is stored deflated (compressed as a whole), which is not supported.",
                 "Convert it to Explicit VR Little Endian, for example with dcmconv +te.",
             )
+    else:
+        file.seek(0)
+    if file.read(2) == b"\0\0":  # command elements, which no image file has; zeros look like millions of them
+        raise ImageError("unreadable", "The file is not DICOM, or it is damaged.", CURE)
     file.seek(0)
-    dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=not preamble)
+    guard = _guard(lambda tag: not pixels and tag in _PIXELS)
+    dataset = read_partial(file, stop_when=guard, force=not preamble)
     if not preamble:
         implicit, little = dataset.original_encoding
         if "SOPClassUID" not in dataset and "Rows" not in dataset:
@@ -87,6 +95,20 @@ def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
     if pixels and not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise _no_pixels()
     return dataset
+
+
+def _guard(ends: Callable[[BaseTag], bool]) -> Callable[[BaseTag, str | None, int], bool]:
+    """What stops the parser: at a tag where `ends` says so, and with an error in an endless header."""
+    count = 0
+
+    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
+        nonlocal count
+        count += 1
+        if count > LIMITS.dicom_elements:
+            raise ImageError("unreadable", "The DICOM header has no end: the file is damaged.", CURE)
+        return ends(tag)
+
+    return stop
 
 
 def frame_count(dataset: Dataset) -> int:

@@ -32,8 +32,15 @@ class Limits:
     """Pixels of one 2D image."""
     voxels: int = 1_000_000_000
     """Voxels of one volume."""
+    volume_bytes: int = 4 * 1024**3
+    """Bytes of one NIfTI file's pixels as stored, expanded."""
     archive_bytes: int = 4 * 1024**3
     """Expanded bytes of a ZIP or folder with one DICOM series."""
+    archive_ratio: int = 200
+    """Expanded over packed size of one file in such a ZIP, where it is over `archive_free_bytes`."""
+    archive_free_bytes: int = 256 * 1024**2
+    dicom_elements: int = 20_000
+    """Elements at the top level of one DICOM file. Parsing takes time and memory with each, and zeros are such."""
     archive_entries: int = 10_000
     """Entries of a ZIP or folder with one DICOM series."""
 

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from ml_core.errors import ImageError
 from ml_core.io.grid import first_three, from_canonical, is_flat, oriented_grid, to_canonical
-from ml_core.io.image import Grid, Image, Mask, check_finite, check_size, decoding, rescale, supported
+from ml_core.io.image import LIMITS, Grid, Image, Mask, check_finite, check_size, decoding, rescale, supported
 from ml_core.io.masks import as_labels
 
 _WHAT, _CURE = "NIfTI file", "Export it again as .nii.gz, and check that it was copied completely."
@@ -108,8 +109,16 @@ def _load(path: Path) -> _Stored:
                 f"Pixels of type {dtype} are not supported.",
                 "Save the magnitude as float32.",
             )
+        size = prod(shape) * dtype.itemsize
+        if size > LIMITS.volume_bytes:  # a packed file of a few megabytes can be as much
+            raise ImageError(
+                "too_large",
+                f"The file expands to {size / 1024**3:.1f} GiB; at most {LIMITS.volume_bytes / 1024**3:g} GiB are read.",
+                "Save it with 8 or 16 bits per voxel, crop it or scale it down.",
+            )
         proxy = picture.dataobj
         array = np.asanyarray(proxy.get_unscaled()).reshape(first_three(shape))
+        file.read(1)  # the end of a packed file is where its checksum is checked
         affine = _usable(np.asarray(picture.affine, dtype=np.float64), first_three(shape))
         codes = (int(picture.header["sform_code"]), int(picture.header["qform_code"]))
         slope, intercept = float(proxy.slope), float(proxy.inter)

@@ -155,8 +155,10 @@ def _page(picture: PIL.Image.Image, path: Path, *, expand: bool) -> _Pixels:
         array = array[..., 0]  # grey with alpha; Pillow gives the 16-bit kind as RGBA
     elif mode in ("RGBA", "RGBX"):
         array = array[..., :3]
-    if mode == "1" and expand:
-        array = array.view(np.uint8) * np.uint8(255)
+    if mode == "1":
+        # Pillow's True can be any byte but 0, which numpy's own arithmetic on booleans does not expect.
+        array = (array.view(np.uint8) != 0).astype(np.uint8)
+        array *= np.uint8(255 if expand else 1)
     if not expand and kind == 0 and depth in (2, 4):
         array = array // np.uint8(255 // (2**depth - 1))  # Pillow spreads them over 0..255; labels are what is stored
     return _Pixels(array, array.ndim == 3, palette, lossy)

@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from ml_core.errors import ImageError
 from ml_core.io import dicom
 from ml_core.io.geometry import Plane, stack
-from ml_core.io.image import DICOM_SUFFIXES, Image, Mask, check_archive, check_size, decoding, supported
+from ml_core.io.image import DICOM_SUFFIXES, LIMITS, Image, Mask, check_archive, check_size, decoding, supported
 
 _JUNK = {".ds_store", "thumbs.db", "desktop.ini", "dicomdir"}
 _NOTES = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf")
@@ -174,6 +174,13 @@ def _members(path: Path) -> Iterator[list[Member]]:
                 raise ImageError("encrypted", f"{name} is encrypted.", "Make the ZIP without a password.")
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise ImageError("link", f"{name} is a link.", "Put the file itself into the ZIP.")
+            # zipfile bounds the memory of these two only: one read of another kind can expand to gigabytes.
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                cure = "Zip it with the usual method, Deflate."
+                raise ImageError("compression_method", f"{name} is packed with an unusual method.", cure)
+            if info.file_size > max(LIMITS.archive_free_bytes, LIMITS.archive_ratio * info.compress_size):
+                reason = f"{name} expands to more than {LIMITS.archive_ratio} times its size."
+                raise ImageError("ratio", reason, "Give only the slices of one volume.")
             with naming(name), archive.open(info) as start:
                 head = start.read(132)
             if _wanted(name, head):

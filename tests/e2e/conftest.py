@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from tests.e2e import drawings
 from tests.platform import WORK_SECONDS, Json, Platform, running_platform
@@ -31,11 +32,11 @@ class Listener(threading.Thread):
     def __init__(self, platform: Platform, model_id: int) -> None:
         super().__init__(daemon=True)
         self.address = f"{platform.url.replace('http', 'ws')}/ws/models/{model_id}/"
-        self.origin = platform.url
+        self.origin = Origin(platform.url)
         self.messages: list[Json] = []
 
     def run(self) -> None:
-        with connect(self.address, origin=self.origin, proxy=None) as socket:  # type: ignore[arg-type]  # NewType of str
+        with connect(self.address, origin=self.origin, proxy=None) as socket:
             try:
                 while not self.messages or self.messages[-1].get("status") not in {"completed", "failed", "cancelled"}:
                     self.messages.append(json.loads(socket.recv(timeout=WORK_SECONDS)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from ml_core.io import ImageError, display_slice, image, read_image, read_mask, write_label_map
 from tests.synthetic import (
     COLOURS,
+    Array,
     draw_pair,
     write_bmp,
     write_jpg,
@@ -35,7 +37,7 @@ def code_of(path: Path, *, mask: bool = False) -> str:
 
 
 @pytest.mark.parametrize("array", [IMAGE, IMAGE.astype(np.uint16) * 200], ids=["8 bit", "16 bit"])
-def test_grey_png_comes_back_as_it_is(tmp_path: Path, array: image.NDArray[np.uint8]) -> None:
+def test_grey_png_comes_back_as_it_is(tmp_path: Path, array: Array) -> None:
     found = read_image(write_png(tmp_path / "a.png", array))
     assert (found.array.dtype, found.array.shape) == (array.dtype, (1, 30, 40))
     assert np.array_equal(found.array[0], array)
@@ -77,9 +79,9 @@ def test_jpeg_is_turned_by_its_exif_orientation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
 def test_tiff_pages_are_a_volume(tmp_path: Path, dtype: type) -> None:
-    pages = [(IMAGE + shift).astype(dtype) for shift in (0, 1, 2)]
+    pages: list[Array] = [(IMAGE + shift).astype(dtype) for shift in (0, 1, 2)]
     found = read_image(write_tiff(tmp_path / "a.tif", pages))
-    assert (found.array.dtype, found.shape, found.dimensions) == (dtype, (3, 30, 40), 3)
+    assert (found.array.dtype, found.shape, found.dimensions) == (np.dtype(dtype), (3, 30, 40), 3)
     assert np.array_equal(found.array[0], np.stack(pages))
     written = write_label_map(np.stack([LABELS] * 3), found, tmp_path)
     assert written.name == "labels.nii.gz"
@@ -115,19 +117,17 @@ def test_colour_mask_is_coded_and_grey_rgb_is_plain(tmp_path: Path) -> None:
     assert np.array_equal(plain.values, LABELS)
 
 
-def test_low_bit_depths_give_the_stored_values(tmp_path: Path) -> None:
-    PIL.Image.fromarray(LABELS, mode="P").convert("L").save(tmp_path / "a.png", bits=2)
-    two_bit_grey = bytearray(write_palette(tmp_path / "b.png", LABELS, COLOURS[:4]).read_bytes())
-    assert two_bit_grey[24:26] == b"\x02\x03"
-    # The same pixels as 2-bit grey: colour type 0 in the header (with its checksum), and no palette.
-    import zlib
-
-    head = bytes(two_bit_grey[12:25]) + b"\0" + bytes(two_bit_grey[26:29])
-    plte = two_bit_grey.index(b"PLTE") - 4
-    length = 12 + int.from_bytes(two_bit_grey[plte : plte + 4], "big")
-    rest = bytes(two_bit_grey[33:plte]) + bytes(two_bit_grey[plte + length :])
-    (tmp_path / "c.png").write_bytes(two_bit_grey[:12] + head + zlib.crc32(head).to_bytes(4, "big") + rest)
-    assert np.array_equal(read_mask(tmp_path / "c.png").values, LABELS)
+def test_two_bit_grey_mask_gives_the_stored_values(tmp_path: Path) -> None:
+    # Pillow writes no 2-bit grey; a 2-bit palette PNG with its palette cut out and colour type 0 is one.
+    png = write_palette(tmp_path / "a.png", LABELS).read_bytes()
+    assert png[24:26] == b"\x02\x03"
+    header = png[12:25] + b"\0" + png[26:29]
+    start = png.index(b"PLTE") - 4
+    end = start + 12 + int.from_bytes(png[start : start + 4], "big")
+    grey = png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:start] + png[end:]
+    (tmp_path / "b.png").write_bytes(grey)
+    assert np.array_equal(read_mask(tmp_path / "b.png").values, LABELS)
+    assert np.array_equal(read_image(tmp_path / "b.png").array[0], LABELS * 85)
 
 
 def test_jpeg_mask_is_snapped_when_black_and_white_else_refused(tmp_path: Path) -> None:

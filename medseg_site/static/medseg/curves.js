@@ -6,8 +6,11 @@ function style(name) {
   return getComputedStyle(document.body).getPropertyValue(name).trim();
 }
 
+/** Two points make no line to speak of: then they are drawn as dots. */
+const visibleWhenFew = ({ dataset }) => (dataset.data.length < 3 ? 4 : 0);
+
 function line(label, color, dash = []) {
-  return { label, data: [], borderColor: color, backgroundColor: color, borderDash: dash, borderWidth: 2, pointRadius: 0, pointHitRadius: 12, tension: 0.15 };
+  return { label, data: [], borderColor: color, backgroundColor: color, borderDash: dash, borderWidth: 2, pointRadius: visibleWhenFew, pointHitRadius: 12, tension: 0.15 };
 }
 
 function chart(canvas, datasets, limits) {
@@ -79,12 +82,8 @@ export function mountCurves(root) {
       chart(root.querySelector("[data-loss]"), losses, {}),
       chart(root.querySelector("[data-dice]"), scores, { min: 0, max: 1 }),
     ];
-    const radius = rows.length < 3 ? 3 : 0;
     const columns = [["train_loss", losses[0]], ["val_loss", losses[1]], ["val_dice", scores[0]], ["val_iou", scores[1]]];
-    for (const [name, set] of columns) {
-      set.data = rows.map((row) => row[name]);
-      set.pointRadius = radius;
-    }
+    for (const [name, set] of columns) set.data = rows.map((row) => row[name]);
     for (const item of charts) {
       item.data.labels = rows.map((row) => row.epoch);
       item.update("none");

@@ -27,7 +27,8 @@ function mountAll(root) {
 
 function showToast({ text, kind }) {
   const toast = document.createElement("div");
-  toast.className = `toast show border-0 text-bg-${kind || "secondary"}`;
+  toast.className = "toast show";
+  toast.dataset.kind = kind;
   toast.setAttribute("role", "status");
   const body = document.createElement("div");
   body.className = "toast-body d-flex align-items-center gap-2";
@@ -36,7 +37,7 @@ function showToast({ text, kind }) {
   words.textContent = text;
   const close = document.createElement("button");
   close.type = "button";
-  close.className = "btn-close btn-close-white";
+  close.className = "btn-close";
   close.setAttribute("aria-label", "Close");
   close.addEventListener("click", () => toast.remove());
   body.append(words, close);

@@ -78,6 +78,9 @@ function problemBefore(form) {
       }
     }
   }
+  for (const input of form.querySelectorAll("input[data-required]:not([type=file])")) {
+    if (!input.value.trim()) return { attr: input.name, detail: input.dataset.required };
+  }
   return null;
 }
 
