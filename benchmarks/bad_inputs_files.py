@@ -60,7 +60,7 @@ def archives() -> list[Case]:
         archive("one name twice", zipped([*good_pairs(2), ("images/good0.png", good_image(5))]), "twice"),
         archive("no mask fits an image", zipped([*good_pairs(2)[:2], ("masks/other.png", good_mask())]), "pairs"),
         archive("a single pair", zipped(good_pairs(1)), "2 pairs"),
-        archive("two images for one mask", _pair_named("images/good0.jpg", "masks/x.png"), "Keep one", final=GOOD),
+        archive("two images for one mask", _pair_named("images/good0.jpg", "masks/x.png"), "Keep one"),
         archive("wrong checksum of one member", make.wrong_crc(), "damaged", final=GOOD),
         archive(
             "local names differ from the directory's",

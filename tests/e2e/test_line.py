@@ -21,10 +21,11 @@ pytestmark = pytest.mark.e2e
 SEED = 100  # of an image that no training has seen
 
 
-def pixels(platform: Platform, path: str) -> NDArray[np.uint8]:
+def pixels(platform: Platform, path: str, mode: str = "L") -> NDArray[np.uint8]:
+    """A PNG that the platform serves: (H, W), or (H, W, 3) for the mode RGB."""
     answer = platform.request("GET", path)
     assert answer.headers["Content-Type"] == "image/png"
-    return np.asarray(PILImage.open(io.BytesIO(answer.content)))
+    return np.asarray(PILImage.open(io.BytesIO(answer.content)).convert(mode))
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,9 @@ def test_an_uploaded_zip_becomes_a_ready_dataset(platform: Platform, dataset: Js
     samples = platform.get(f"datasets/{dataset['id']}/samples/")["results"]
     assert [sample["name"] for sample in samples] == [f"case_{seed:02d}" for seed in range(8)]
     assert {sample["split"] for sample in samples} == {"train", "val"}
-    assert np.array_equal(pixels(platform, samples[3]["image_url"])[..., 0], drawings.disc(3)[0])
+    assert np.array_equal(pixels(platform, samples[3]["image_url"]), drawings.disc(3)[0])
     assert np.array_equal(pixels(platform, samples[3]["mask_url"]) == 255, drawings.disc(3)[1])
-    assert pixels(platform, samples[3]["thumbnail_url"]).ndim == 3
+    assert pixels(platform, samples[3]["thumbnail_url"], "RGB").std() > 0
 
 
 def test_a_training_ends_with_curves_and_metrics(platform: Platform, dataset: Json, model: Json) -> None:
@@ -58,7 +59,8 @@ def test_a_training_ends_with_curves_and_metrics(platform: Platform, dataset: Js
     assert epochs[1]["train_loss"] < epochs[0]["train_loss"]
     metrics = model["metrics"]
     held_out = [s["id"] for s in platform.get(f"datasets/{dataset['id']}/samples/?split=val")["results"]]
-    assert [row["id"] for row in metrics["per_case"]] == held_out
+    assert [row["sample"] for row in metrics["per_case"]] == held_out
+    assert pixels(platform, f"models/{model['id']}/cases/{held_out[0]}/overlay/", "RGB").shape == (64, 64, 3)
     assert metrics["n_cases"] == len(held_out)
     assert metrics["dice"] > 0.7, "a bright disc on dim noise is learnt in two epochs"
     assert 0 < metrics["iou"] < metrics["dice"] < 1
@@ -108,14 +110,14 @@ def test_a_label_map_has_the_images_size_and_the_datasets_values(platform: Platf
 
 def test_an_overlay_lays_the_class_colour_over_the_image(platform: Platform, inference: Json) -> None:
     found = pixels(platform, inference["mask_url"]) == 255
-    image = pixels(platform, inference["image_url"])
+    image = pixels(platform, inference["image_url"], "RGB")
     assert np.array_equal(image[..., 0], drawings.disc(SEED)[0])
     color = [int(inference["classes"][1]["color"][at : at + 2], 16) for at in (1, 3, 5)]
-    solid = pixels(platform, f"{inference['overlay_url']}?opacity=1")
+    solid = pixels(platform, f"{inference['overlay_url']}?opacity=1", "RGB")
     assert (solid[found] == color).all()
     assert np.array_equal(solid[~found], image[~found])
-    assert np.array_equal(pixels(platform, f"{inference['overlay_url']}?opacity=0"), image)
-    half = pixels(platform, f"{inference['overlay_url']}?opacity=0.5").astype(float)
+    assert np.array_equal(pixels(platform, f"{inference['overlay_url']}?opacity=0", "RGB"), image)
+    half = pixels(platform, f"{inference['overlay_url']}?opacity=0.5", "RGB").astype(float)
     assert np.abs(half[found] - (image[found].astype(float) + color) / 2).max() <= 0.5
     refused = platform.request("GET", f"{inference['overlay_url']}?opacity=2", expect=400).json()
     assert refused["errors"][0]["attr"] == "opacity"
