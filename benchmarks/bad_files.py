@@ -10,6 +10,7 @@ import warnings
 import zipfile
 import zlib
 from functools import cache
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -176,9 +177,11 @@ def bmp_claiming(width: int, height: int) -> bytes:
 def nifti(
     array: NDArray[np.generic], affine: NDArray[np.float64] | None = None, *, packed: bool = True, **header: object
 ) -> bytes:
-    made = nib.Nifti1Image(array, np.eye(4) if affine is None else affine)
+    image: Any = nib.Nifti1Image
+    head: Any = nib.Nifti1Header
+    made = image(array, np.eye(4) if affine is None else affine)
     data = bytearray(made.to_bytes())
-    raw = nib.Nifti1Header(bytes(data[:348]), check=False)
+    raw = head(bytes(data[:348]), check=False)
     for name, value in header.items():
         raw[name] = value
     data[:348] = raw.binaryblock
@@ -204,7 +207,7 @@ def volume(seed: int = 0) -> NDArray[np.int16]:
 def dicom(pixels: NDArray[np.generic] | None = None, **changes: object) -> bytes:
     """A CT slice; `changes` set elements by keyword, None removes one."""
     pixels = noise(SIDE, SIDE).astype(np.uint16) if pixels is None else pixels
-    meta = FileMetaDataset()
+    meta: Any = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = "1.2.3"
     meta.TransferSyntaxUID = changes.pop("syntax", ExplicitVRLittleEndian)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import zipfile
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import bad_files as make
 from benchmarks.bad_files import SIDE, Entry, good_image, good_mask, good_pairs, noise, picture, square, zipped
@@ -258,11 +260,11 @@ def masks() -> list[Case]:
     ]
 
 
-def _values(first: int, count: int) -> np.ndarray:  # type: ignore[type-arg]
+def _values(first: int, count: int) -> NDArray[Any]:
     return (first + np.arange(SIDE * SIDE) % count).astype(np.uint16).reshape(SIDE, SIDE)
 
 
-def _colours(count: int) -> np.ndarray:  # type: ignore[type-arg]
+def _colours(count: int) -> NDArray[Any]:
     mask = np.zeros((SIDE, SIDE, 3), np.uint8)
     mask[: SIDE // count, :, 0] = 200
     return mask

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from benchmarks.bad_files import good_image, good_pairs, zipped
-from benchmarks.bad_inputs_client import Answer, Case, Platform, Send, multipart
+from benchmarks.bad_inputs_client import Answer, Case, Part, Platform, Send, multipart
 
 
 def _import(url: Any) -> Send:
@@ -125,7 +125,7 @@ def hyperparameters() -> list[Case]:
     numbers = [("NaN", "JSON"), ("Infinity", "JSON"), ("1e400", "finite"), ("1" * 5000, "JSON")]
     for number, says in numbers:
         body = f'{{"name": "x", "dataset": 1, "hyperparameters": {{"learning_rate": {number}}}}}'.encode()
-        send = lambda platform, body=body: platform.post_json("models/", body)  # noqa: E731
+        send = _raw(body, "application/json")
         cases.append(Case("hyperparameters", f"learning_rate: {_shown(number)}", send, (400,), "", says))
     return cases
 
@@ -147,8 +147,12 @@ def bodies() -> list[Case]:
         return lambda platform: platform.post_json("datasets/", {"source_url": "http://x.invalid/a.zip", **fields})
 
     archive = zipped(good_pairs(2))
-    parts = lambda *given: lambda platform: platform.post_parts("datasets/", list(given))  # noqa: E731
-    named, whole = ("name", None, b"bad input"), ("archive", "a.zip", archive)
+
+    def parts(*given: Part) -> Send:
+        return lambda platform: platform.post_parts("datasets/", list(given))
+
+    named: Part = ("name", None, b"bad input")
+    whole: Part = ("archive", "a.zip", archive)
     form, headers = multipart([named, whole])
     cases = [
         case("not JSON", _raw(b"{hello", "application/json"), "JSON"),

@@ -90,7 +90,8 @@ def _decode(case: Case, plan: Plan, stem: Path) -> None:
         mask = read_mask(case.mask, like=image)
     except ImageError as error:
         raise TrainingError(error.code, f"{case.name}: {error.reason}", error.cure) from error
-    labels = labels_to_slices(label_indices(mask.values, plan.class_values, case.name), plan.preprocessing.slice_axis)
+    indices = label_indices(mask.values, plan.class_values, case.name)
+    labels = labels_to_slices(indices, image, plan.preprocessing.slice_axis)
     _save(stem.with_suffix(".images.npy"), preprocess(image, plan.preprocessing).astype(np.float16))
     _save(stem.with_suffix(".labels.npy"), np.ascontiguousarray(labels))
     # The places go last: their file says that the other two are whole.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from ml_core.data import Case, label_indices
-from ml_core.io import Image, display_slice, is_oriented, read_image, read_mask, to_screen
+from ml_core.io import Image, display_slice, read_image, read_mask
 from ml_core.metrics import NAMES, case_metrics, summarise
 from ml_core.predictor import Predictor
 from ml_core.preprocessing import labels_to_slices
@@ -63,12 +63,11 @@ def evaluate(
 
 def error_picture(image: Image, reference: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> PILImage.Image:
     """The slice with the most wrong pixels: found in green, missed in red, too much in blue, over the image."""
-    reference_slices, predicted_slices = labels_to_slices(reference, 0), labels_to_slices(predicted, 0)
+    reference_slices, predicted_slices = (labels_to_slices(labels, image, 0) for labels in (reference, predicted))
     wrong = (reference_slices != predicted_slices).reshape(len(reference_slices), -1).sum(axis=1)
     index = int(wrong.argmax())
     pixels = display_slice(image, index if image.dimensions == 3 else None).astype(np.float32)
-    oriented = is_oriented(image)
-    truth, guess = (to_screen(slices[index], oriented=oriented) for slices in (reference_slices, predicted_slices))
+    truth, guess = reference_slices[index], predicted_slices[index]
     for chosen, color in (
         ((truth == guess) & (truth > 0), FOUND),
         ((truth != guess) & (truth > 0), MISSED),

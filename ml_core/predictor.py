@@ -137,7 +137,7 @@ class Predictor:
         for first in range(0, count, at_once):
             logits = forward_slices(self.network, torch.from_numpy(slices[first : first + at_once]), self.plan)
             labels[first : first + at_once] = logits.argmax(1).to(torch.uint8).cpu().numpy()
-        indices = np.ascontiguousarray(slices_to_labels(labels, image.dimensions, axis))
+        indices = np.ascontiguousarray(slices_to_labels(labels, image, axis))
         values = np.asarray(self.plan.class_values)[indices]
         return Segmentation(values, indices, time.perf_counter() - start, input_warnings(image, self.plan))
 

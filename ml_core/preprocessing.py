@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_core.io import Image
+from ml_core.io import Image, is_oriented, to_screen
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,30 @@ class Preprocessing:
 
 
 def preprocess(image: Image, how: Preprocessing) -> NDArray[np.float32]:
-    """(N, C, H, W) float32: N = 1 for a picture, the number of slices for a volume."""
-    array = _with_channels(image.array, how.channels)
+    """(N, C, H, W) float32: N = 1 for a picture, the number of slices for a volume.
+
+    Oriented volumes are laid as on the screen, which is how single slices are stored: a model sees both alike.
+    """
+    array = _with_channels(to_screen(image.array, oriented=is_oriented(image)), how.channels)
     scaled = np.stack([_normalise(channel, how) for channel in array])
-    return np.ascontiguousarray(to_slices(scaled, how.slice_axis))
+    slices = scaled[None] if image.dimensions == 2 else np.moveaxis(scaled, how.slice_axis + 1, 0)
+    return np.ascontiguousarray(slices)
 
 
-def to_slices(array: NDArray[Any], slice_axis: int) -> NDArray[Any]:
-    """(C, H, W) → (1, C, H, W); (C, D, H, W) → (slices, C, …) across `slice_axis` of the volume. A view."""
-    if array.ndim == 3:
-        return array[None]
-    return np.moveaxis(array, slice_axis + 1, 0)
+def labels_to_slices(labels: NDArray[Any], image: Image, slice_axis: int) -> NDArray[Any]:
+    """The label map of `image` as `preprocess` lays the image: (H, W) → (1, H, W); (D, H, W) → (slices, …). A view."""
+    if labels.ndim == 2:
+        return labels[None]
+    return np.moveaxis(to_screen(labels, oriented=is_oriented(image)), slice_axis, 0)
 
 
-def labels_to_slices(labels: NDArray[Any], slice_axis: int) -> NDArray[Any]:
-    """(H, W) → (1, H, W); (D, H, W) → (slices, …). A view."""
-    return labels[None] if labels.ndim == 2 else np.moveaxis(labels, slice_axis, 0)
-
-
-def slices_to_labels(slices: NDArray[Any], dimensions: int, slice_axis: int) -> NDArray[Any]:
+def slices_to_labels(slices: NDArray[Any], image: Image, slice_axis: int) -> NDArray[Any]:
     """The inverse of labels_to_slices."""
-    return slices[0] if dimensions == 2 else np.moveaxis(slices, 0, slice_axis)
+    if image.dimensions == 2:
+        picture: NDArray[Any] = slices[0]
+        return picture
+    volume: NDArray[Any] = np.moveaxis(slices, 0, slice_axis)
+    return to_screen(volume, oriented=is_oriented(image))
 
 
 def _with_channels(array: NDArray[Any], channels: int) -> NDArray[Any]:

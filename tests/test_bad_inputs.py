@@ -27,7 +27,7 @@ class ViewClient:
     def request(self, method: str, path: str, body: bytes, headers: Headers) -> Answer:
         kind = headers.get("Content-Type", "")
         rest = {name: value for name, value in headers.items() if name != "Content-Type"}
-        reply: Any = self.api.generic(method, path, body, content_type=kind, headers=rest)
+        reply: Any = self.api.generic(method, path, body, content_type=kind, headers=rest)  # type: ignore[arg-type]  # bytes too
         content = b"".join(reply.streaming_content) if reply.streaming else reply.content
         reply.close()
         return Answer(reply.status_code, as_json(content))
@@ -67,5 +67,6 @@ def test_servers_that_misbehave_are_refused_with_the_reason(platform: Platform, 
 
 
 def test_a_row_that_is_deleted_while_its_request_waits_is_not_found() -> None:
-    answer = ExceptionHandler(Dataset.DoesNotExist(), {}).convert_known_exceptions(Dataset.DoesNotExist())
+    context: Any = {}
+    answer = ExceptionHandler(Dataset.DoesNotExist(), context).convert_known_exceptions(Dataset.DoesNotExist())
     assert isinstance(answer, NotFound)

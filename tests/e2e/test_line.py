@@ -12,6 +12,9 @@ import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from tests.e2e import drawings
 from tests.platform import Json, Platform
@@ -46,7 +49,8 @@ def test_an_uploaded_zip_becomes_a_ready_dataset(platform: Platform, dataset: Js
     assert {sample["split"] for sample in samples} == {"train", "val"}
     assert np.array_equal(pixels(platform, samples[3]["image_url"]), drawings.disc(3)[0])
     assert np.array_equal(pixels(platform, samples[3]["mask_url"]) == 255, drawings.disc(3)[1])
-    assert pixels(platform, samples[3]["thumbnail_url"], "RGB").std() > 0
+    thumbnail = PILImage.open(io.BytesIO(platform.request("GET", samples[3]["thumbnail_url"]).content))
+    assert np.asarray(thumbnail.convert("RGB")).std() > 0
 
 
 def test_a_training_ends_with_curves_and_metrics(platform: Platform, dataset: Json, model: Json) -> None:
@@ -75,6 +79,13 @@ def test_a_websocket_tells_the_state_at_once_and_then_every_change(watched_train
     assert {message["type"] for message in messages} == {"status", "progress", "epoch"}
     assert [message["epoch"] for message in messages if message["type"] == "epoch"] == [1, 2]
     assert messages[-1] == {"type": "status", "status": "completed"}
+
+
+def test_a_websocket_refuses_pages_of_other_sites(platform: Platform, model: Json) -> None:
+    address = f"{platform.url.replace('http', 'ws')}/ws/models/{model['id']}/"
+    with pytest.raises(InvalidStatus) as refused, connect(address, origin=Origin("http://other.example"), proxy=None):
+        pass
+    assert refused.value.response.status_code == 403
 
 
 def test_the_model_package_holds_tensors_and_documents_but_no_pickle(platform: Platform, model: Json) -> None:
