@@ -118,7 +118,7 @@ class DatasetViewSet(
     @extend_schema(responses=PNG, parameters=[SLICE])
     @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/image", url_name="sample-image")
     def sample_image(self, request: Request, pk: str, sample_id: str) -> HttpResponse:
-        """The image as an 8-bit RGB picture for the screen (one slice of a volume)."""
+        """The image as an 8-bit picture (grey or RGB) for the screen (one slice of a volume)."""
         sample = self._sample(sample_id)
         return display.slice_response(
             lambda: display.display_array(sample.image_key, sample.image_sha256), request.query_params.get("slice")

@@ -116,7 +116,7 @@ class InferenceViewSet(
     @extend_schema(responses=PNG, parameters=[SLICE])
     @action(detail=True)
     def image(self, request: Request, pk: str) -> HttpResponse:
-        """The input as an 8-bit RGB picture for the screen (one slice of a volume)."""
+        """The input as an 8-bit picture (grey or RGB) for the screen (one slice of a volume)."""
         row: InferenceResult = self.get_object()
         return display.slice_response(lambda: _image(row), request.query_params.get("slice"))
 

@@ -81,7 +81,7 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[
                 text = "It is no image that can be read. Use PNG, JPG, TIFF, BMP, DICOM or NIfTI."
                 issues.append({"severity": "warning", "code": "unsupported_type", "file": name[:500], "detail": text})
                 continue
-            owner = uuid.uuid4()
+            owner = uuid.uuid5(batch.uuid, name)  # the same in a second attempt, which then leaves nothing behind
             prefix = storage.object_key("inferences", owner)
             stored.append(prefix)
             archive.extract(name, folder / "image")
@@ -108,6 +108,7 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[
         InferenceResult.objects.bulk_create(rows, batch_size=500)
         # The batch goes on without a worker of its own: its inferences are jobs themselves.
         job.update(issues=issues[:1000], claim_token=None, heartbeat_at=None, progress={})
+        transaction.on_commit(lambda: storage.delete_prefix(storage.object_key("batches", batch.uuid)))
     return [row.pk for row in rows]
 
 

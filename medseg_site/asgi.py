@@ -1,6 +1,7 @@
 """The one web process: HTTP by Django, WebSockets by Channels."""
 
 import os
+from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "medseg_site.settings")
 
@@ -10,15 +11,23 @@ django_application = get_asgi_application()
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
-from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+from channels.security.websocket import OriginValidator  # noqa: E402
 from django.conf import settings  # noqa: E402
 
 from medseg_site.routing import websocket_urlpatterns  # noqa: E402
 from medseg_site.shared.upload_limit import UploadLimit  # noqa: E402
 
+
+class OwnPagesAndPrograms(OriginValidator):
+    """Pages of other sites are refused; a program sends no Origin and is none of them."""
+
+    def valid_origin(self, parsed_origin: Any) -> bool:
+        return parsed_origin is None or bool(super().valid_origin(parsed_origin))
+
+
 application = ProtocolTypeRouter(
     {
         "http": UploadLimit(django_application, settings.MEDSEG_MAX_UPLOAD_BYTES),
-        "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
+        "websocket": OwnPagesAndPrograms(AuthMiddlewareStack(URLRouter(websocket_urlpatterns)), settings.ALLOWED_HOSTS),
     }
 )

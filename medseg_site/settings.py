@@ -76,7 +76,9 @@ DATABASES: dict[str, Any] = {
     if env.text("DATABASE_URL")
     else {"ENGINE": "django.db.backends.sqlite3", "NAME": DATA_DIR / "medseg.sqlite3"}
 }
-DATABASES["default"]["CONN_MAX_AGE"] = 0  # under ASGI every request has a thread of its own, so a kept connection would leak
+DATABASES["default"]["CONN_MAX_AGE"] = (
+    0  # under ASGI every request has a thread of its own, so a kept connection would leak
+)
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     # WAL lets readers go on while one writes; IMMEDIATE makes a writer wait for its turn instead of failing half-way.
     DATABASES["default"]["OPTIONS"] = {

@@ -16,10 +16,10 @@ from ml_core.data import Case, open_store
 from ml_core.errors import MLError, TrainingError
 from ml_core.evaluation import evaluate
 from ml_core.package import Package, read_package, to_json, write_package
-from ml_core.planning import DEFAULT_SECONDS, Machine, make_plan
+from ml_core.planning import DEFAULT_SECONDS, Machine, Plan, make_plan
 from ml_core.predictor import Predictor
-from ml_core.splits import split_cases
-from ml_core.trainer import fit
+from ml_core.splits import Split, split_cases
+from ml_core.trainer import TrainResult, fit
 
 EVALUATION_SHARE = 0.12  # of a time budget, kept back for the final evaluation and the package
 
@@ -103,24 +103,12 @@ def run(job: TrainingJob, *, on_event: Event, should_stop: Callable[[], bool]) -
         on_event({"type": "done", "stopped": True, "package": None, "metrics": {}, "warnings": result.warnings})
         return
 
-    metrics: dict[str, Any] = {}
-    if not result.stopped:
-        held_out = [job.cases[index] for index in split.held_out]
-        pictures = job.folder / "cases"
-        pictures.mkdir(exist_ok=True)
-
-        def on_evaluated(done: int, total: int) -> None:
-            on_event({"type": "progress", "stage": "evaluating", "done": done, "total": total, "epoch": result.epochs,
-                      "epochs": result.epochs, "step": 0, "fraction": 1.0, "eta_seconds": None})  # fmt: skip
-
-        part = "test" if split.test else "val"
-        metrics = evaluate(
-            Predictor(result.network, plan),
-            held_out,
-            evaluated_on=part,
-            pictures=pictures,
-            on_case=on_evaluated,
-        )
+    metrics, stopped = {}, result.stopped
+    if not stopped:
+        try:
+            metrics = _evaluate(job, plan, split, result, on_event, should_stop)
+        except _StoppedError:
+            stopped = True
     warnings = result.warnings + _warnings(split.grouping, metrics)
     facts = {**job.facts, "epochs": result.epochs, "best_epoch": result.best_epoch, "seconds": round(time.monotonic() - begun, 1),
              "warnings": warnings}  # fmt: skip
@@ -130,12 +118,30 @@ def run(job: TrainingJob, *, on_event: Event, should_stop: Callable[[], bool]) -
     on_event(
         {
             "type": "done",
-            "stopped": result.stopped,
+            "stopped": stopped,
             "package": str(path),
             "metrics": metrics,
             "warnings": warnings,
         }
     )
+
+
+def _evaluate(
+    job: TrainingJob, plan: Plan, split: Split, result: TrainResult, on_event: Event, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    assert result.network is not None
+    pictures = job.folder / "cases"
+    pictures.mkdir(exist_ok=True)
+
+    def on_case(done: int, total: int) -> None:
+        if should_stop():
+            raise _StoppedError
+        on_event({"type": "progress", "stage": "evaluating", "done": done, "total": total, "epoch": result.epochs,
+                  "epochs": result.epochs, "step": 0, "fraction": 1.0, "eta_seconds": None})  # fmt: skip
+
+    held_out = [job.cases[index] for index in split.held_out]
+    part = "test" if split.test else "val"
+    return evaluate(Predictor(result.network, plan), held_out, evaluated_on=part, pictures=pictures, on_case=on_case)
 
 
 def _warnings(grouping: str, metrics: dict[str, Any]) -> list[str]:

@@ -40,7 +40,6 @@ class TrainResult:
     network: nn.Module | None
     epochs: int
     best_epoch: int
-    best_dice: float
     stopped: bool
     warnings: list[str] = field(default_factory=list)
 
@@ -80,12 +79,12 @@ def fit(
     steps = min(max(math.ceil(sampler.units() / plan.batch_size), STEPS_AN_EPOCH[0]), STEPS_AN_EPOCH[1])
 
     latest, best = folder / "latest.safetensors", folder / "best.safetensors"
-    epoch, step, best_dice, best_epoch, spent = 0, 0, -1.0, 0, 0.0
+    epoch, step, best_score, best_epoch, spent = 0, 0, -math.inf, 0, 0.0
     if latest.exists():
         tensors, facts = load_weights(latest)
         unpack(tensors, facts, network, average, optimizer, rng, generator)
         epoch, step, spent = facts["epoch"], facts["step"], facts["seconds"]
-        best_dice, best_epoch = facts["best_dice"], facts["best_epoch"]
+        best_score, best_epoch = facts["best_score"], facts["best_epoch"]
         if deadline is not None:
             deadline -= spent  # the time used before the interruption counts
     on_event({"type": "start", "epoch": epoch})
@@ -136,11 +135,12 @@ def fit(
         speed = len(losses) * plan.batch_size / (time.monotonic() - epoch_start)
         val_loss, dice, iou = validate(average, plan, val, loss_of)
         epoch += 1
-        if dice > best_dice:
-            best_dice, best_epoch = dice, epoch
+        score = -val_loss if math.isnan(dice) else dice  # no foreground among the validation slices: go by the loss
+        if score > best_score:
+            best_score, best_epoch = score, epoch
             save_weights(best, average.state_dict(), {"epoch": epoch, "val_dice": dice})
         tensors, facts = pack(network, average, optimizer, rng, generator)
-        counters = {"epoch": epoch, "step": step, "best_dice": best_dice, "best_epoch": best_epoch}
+        counters = {"epoch": epoch, "step": step, "best_score": best_score, "best_epoch": best_epoch}
         save_weights(latest, tensors, {**facts, **counters, "seconds": time.monotonic() - start})
         on_event(
             {
@@ -160,9 +160,9 @@ def fit(
         if plan.early_stopping_patience and epoch - best_epoch >= plan.early_stopping_patience:
             break
     if not best.exists():
-        return TrainResult(None, epoch, 0, 0.0, stopped, warnings)
+        return TrainResult(None, epoch, 0, stopped, warnings)
     average.load_state_dict(load_weights(best)[0])
-    return TrainResult(average, epoch, best_epoch, best_dice, stopped, warnings)
+    return TrainResult(average, epoch, best_epoch, stopped, warnings)
 
 
 class _Clock:
@@ -267,4 +267,4 @@ def _overlap(counts: Tensor, index: int) -> dict[str, float]:
 
 def _defined_mean(values: list[float]) -> float:
     defined = [value for value in values if not math.isnan(value)]
-    return float(np.mean(defined)) if defined else 0.0
+    return float(np.mean(defined)) if defined else math.nan

@@ -45,7 +45,7 @@ def ingest(user: Any, files: dict[str, bytes]) -> Dataset:
 
 
 def pairs(count: int, mask: Any = lambda labels: png(labels * 100)) -> dict[str, bytes]:
-    files = {}
+    files: dict[str, bytes] = {}
     for index in range(count):
         image, labels = picture(index)
         files |= {f"images/c{index}.png": png(image), f"masks/c{index}.png": mask(labels)}
@@ -148,7 +148,7 @@ def test_photographs_as_masks_are_refused_with_the_cure(user: Any) -> None:
 
 
 def test_the_patient_stays_behind_but_keeps_the_split_honest(user: Any, own_media: Path) -> None:
-    files = {}
+    files: dict[str, bytes] = {}
     for index in range(12):
         image, labels = picture(index)
         files |= {f"images/c{index}.dcm": dicom_slice(image, f"PATIENT{index % 3}"), f"masks/c{index}.png": png(labels)}

@@ -22,9 +22,10 @@ from medseg_site.shared import storage
 from ml_core.architectures import build
 from ml_core.config import Hyperparameters
 from ml_core.fingerprint import FingerprintBuilder
-from ml_core.io import read_image
+from ml_core.io import read_image, write_label_map
 from ml_core.package import Package, write_package
 from ml_core.planning import Machine, make_plan
+from ml_core.predictor import Predictor
 from models_app.models import SegmentationModel
 from tests.factories import CompletedModelFactory, DatasetFactory
 
@@ -92,7 +93,7 @@ def test_a_volume_gets_a_nifti_on_its_own_grid(
     row = send(api, model, "volume.nii.gz", (tmp_path / "volume.nii.gz").read_bytes())
     assert row.status == "completed", row.error
     (tmp_path / "labels.nii.gz").write_bytes(body(api.get(f"/api/v1/inferences/{row.pk}/mask/")))
-    labels = nib.load(tmp_path / "labels.nii.gz")
+    labels = nib.Nifti1Image.from_filename(tmp_path / "labels.nii.gz")
     assert labels.shape == turned.shape
     assert np.allclose(labels.affine, turned.affine)
     assert set(np.unique(np.asarray(labels.dataobj))) <= {0, 255}
@@ -120,9 +121,14 @@ def test_the_second_request_finds_the_model_warm(
     api: APIClient, model: SegmentationModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = png(draw_cells(np.random.default_rng(7))[0])
-    loads = []
-    real = prediction.Predictor.load
-    monkeypatch.setattr(prediction.Predictor, "load", lambda path: loads.append(path) or real(path))
+    loads: list[Path] = []
+    real = Predictor.load
+
+    def counted(path: Path) -> Predictor:
+        loads.append(path)
+        return real(path)
+
+    monkeypatch.setattr(Predictor, "load", counted)
     for _ in range(2):
         assert send(api, model, "new.png", image).status == "completed"
     assert len(loads) == 1
@@ -138,7 +144,7 @@ def test_an_unreadable_image_fails_with_its_name(api: APIClient, model: Segmenta
 def test_a_row_deleted_while_it_runs_leaves_nothing(
     api: APIClient, model: SegmentationModel, own_media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = prediction.write_label_map
+    real = write_label_map
 
     def delete_first(*arguments: Any) -> Path:
         InferenceResult.objects.all().delete()

@@ -34,7 +34,8 @@ def draw(folder: Path, count: int, side: int = 48) -> list[Case]:
     rng, cases = np.random.default_rng(0), []
     y, x = np.mgrid[:side, :side]
     for index in range(count):
-        cy, cx, radius = rng.uniform(14, side - 14, 2).tolist() + [rng.uniform(8, 13)]
+        cy, cx = (float(rng.uniform(14, side - 14)) for _ in range(2))
+        radius = float(rng.uniform(8, 13))
         disc = (y - cy) ** 2 + (x - cx) ** 2 < radius**2
         pixels = np.clip(disc * 120 + 60 + rng.normal(0, 8, disc.shape), 0, 255).astype(np.uint8)
         image, mask = folder / f"image{index}.png", folder / f"mask{index}.png"
@@ -220,3 +221,24 @@ def test_an_image_unlike_the_training_s_is_said(tmp_path: Path) -> None:
     text = " ".join(input_warnings(strange, plan))
     for word in ("CT", "volume", "colour", "values"):
         assert word in text
+
+
+def test_without_foreground_to_validate_on_the_loss_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    falling = iter([0.9, 0.5, 0.7])
+    monkeypatch.setattr("ml_core.trainer.validate", lambda *rest: (next(falling), float("nan"), float("nan")))
+    done = train(tmp_path / "run", draw(tmp_path, 3), epochs=3)[-1]
+    assert read_package(Path(done["package"])).facts["best_epoch"] == 2
+
+
+def test_a_stop_during_the_evaluation_keeps_the_weights(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    events: list[dict[str, Any]] = []
+    job = TrainingJob(
+        cases, CLASSES, fingerprint_of(cases), {**QUICK, "epochs": 1}, tmp_path / "run", tmp_path / "store"
+    )
+    job.folder.mkdir()
+    pictures = job.folder / "cases"  # made when the evaluation begins
+    run(job, on_event=events.append, should_stop=pictures.exists)
+    assert events[-1]["stopped"]
+    assert events[-1]["metrics"] == {}
+    assert Path(events[-1]["package"]).exists()
