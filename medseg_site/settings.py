@@ -178,6 +178,7 @@ CELERY_TASK_ROUTES = {
     "inference.tasks.run_inference": {"queue": "infer"},
 }
 CELERY_BEAT_SCHEDULE = {
+    "sweep-scratch": {"task": "medseg_site.tasks.sweep_scratch", "schedule": 3600, "options": {"expires": 3600}},
     "reap-datasets": {"task": "datasets.tasks.reap_datasets", "schedule": 15, "options": {"expires": 15}},
     "reap-models": {"task": "models_app.tasks.reap_models", "schedule": 15, "options": {"expires": 15}},
     "reap-inferences": {

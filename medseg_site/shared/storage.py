@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -197,6 +198,16 @@ def trim_cache() -> None:
             break
         path.unlink(missing_ok=True)
         excess -= stat.st_size
+
+
+def sweep_scratch(older_than_seconds: float = 24 * 3600) -> None:
+    """Remove temporary files that a killed process left behind; no job and no upload leaves one untouched for a day."""
+    for path in Path(settings.TMP_DIR).iterdir():
+        if time.time() - path.stat().st_mtime > older_than_seconds:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

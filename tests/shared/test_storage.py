@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,17 @@ def test_delete_prefix_removes_that_owner_only(own_media: Path) -> None:
         storage.store_bytes(storage.object_key("models", owner, "model.zip"), b"x")
     storage.delete_prefix(storage.object_key("models", one))
     assert [path.parent.name for path in own_media.rglob("model.zip")] == [str(two)]
+
+
+def test_what_a_killed_process_left_is_swept_and_the_rest_stays(settings: Any, tmp_path: Path) -> None:
+    settings.TMP_DIR = tmp_path / "tmp"
+    old, new = settings.TMP_DIR / "dataset-1-old", settings.TMP_DIR / "dataset-2-new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "image.png").write_bytes(b"x")
+    os.utime(old, (0, 0))
+    storage.sweep_scratch()
+    assert list(settings.TMP_DIR.iterdir()) == [new]
 
 
 def test_fetch_of_nothing_is_file_not_found(own_media: Path) -> None:
