@@ -1,11 +1,25 @@
 """The Celery application: three queues, so that long work of one kind never holds up another."""
 
+import importlib
 import os
+import threading
 
 from celery import Celery
+from celery.signals import worker_process_init
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "medseg_site.settings")
 
 app = Celery("medseg")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+
+
+@worker_process_init.connect
+def preload(**kwargs: object) -> None:
+    """Load PyTorch in the inference worker (MEDSEG_PRELOAD=1) before anybody waits for it.
+
+    In a thread, because Celery kills a process whose start takes more than four seconds.
+    """
+    if os.environ.get("MEDSEG_PRELOAD"):
+        names = ["segmentation_models_pytorch", "inference.prediction"]
+        threading.Thread(target=lambda: [importlib.import_module(name) for name in names], daemon=True).start()
