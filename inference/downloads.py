@@ -8,15 +8,15 @@ import zipfile
 from typing import Any
 
 from django.conf import settings
-from django.http import FileResponse
 
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared import storage
+from medseg_site.shared.downloads import StreamedFileResponse
 
 
-def batch_zip(batch: InferenceBatch) -> FileResponse:
+def batch_zip(batch: InferenceBatch) -> StreamedFileResponse:
     """masks/<name>.png|.nii.gz for each image that could be segmented, and summary.json with the numbers of all."""
-    temporary = tempfile.TemporaryFile(dir=settings.TMP_DIR)  # noqa: SIM115 (FileResponse closes it)
+    temporary = tempfile.TemporaryFile(dir=settings.TMP_DIR)  # noqa: SIM115 (StreamedFileResponse closes it)
     used: set[str] = set()
     entries: list[dict[str, Any]] = []
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
@@ -43,7 +43,9 @@ def batch_zip(batch: InferenceBatch) -> FileResponse:
         }
         archive.writestr("summary.json", json.dumps(summary, indent=1))
     temporary.seek(0)
-    return FileResponse(temporary, as_attachment=True, filename=f"batch-{batch.pk}.zip", content_type="application/zip")
+    return StreamedFileResponse(
+        temporary, as_attachment=True, filename=f"batch-{batch.pk}.zip", content_type="application/zip"
+    )
 
 
 def _free_name(row: InferenceResult, used: set[str]) -> str:
