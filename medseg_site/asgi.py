@@ -2,6 +2,7 @@
 
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "medseg_site.settings")
 
@@ -11,7 +12,7 @@ django_application = get_asgi_application()
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
-from channels.security.websocket import OriginValidator  # noqa: E402
+from channels.security.websocket import OriginValidator, WebsocketDenier  # noqa: E402
 from django.conf import settings  # noqa: E402
 
 from medseg_site.routing import websocket_urlpatterns  # noqa: E402
@@ -20,6 +21,15 @@ from medseg_site.shared.upload_limit import UploadLimit  # noqa: E402
 
 class OwnPagesAndPrograms(OriginValidator):
     """Pages of other sites are refused; a program sends no Origin and is none of them."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        try:
+            for name, value in scope["headers"]:
+                if name == b"origin":
+                    urlsplit(value.decode("latin1"))
+        except ValueError:  # an Origin that is no address, which the library would stumble over
+            return await WebsocketDenier()(scope, receive, send)
+        return await super().__call__(scope, receive, send)
 
     def valid_origin(self, parsed_origin: Any) -> bool:
         return parsed_origin is None or bool(super().valid_origin(parsed_origin))

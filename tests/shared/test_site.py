@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from asgiref.testing import ApplicationCommunicator
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.test import Client
 from rest_framework.test import APIClient
 
+from medseg_site.asgi import application
 from medseg_site.shared import health
 from tests.environment import REPOSITORY
 from tests.factories import DatasetFactory
@@ -84,3 +87,14 @@ def test_system_checks_explain_a_wrong_set_up(changed: dict[str, Any], id: str, 
 
 def test_no_migration_is_missing(db: None) -> None:
     call_command("makemigrations", "--check", "--dry-run", verbosity=0)
+
+
+@pytest.mark.parametrize("origin", [b"http://[", b"http://other.example"])
+def test_a_websocket_of_another_site_is_refused(origin: bytes) -> None:
+    async def answer() -> str:
+        scope = {"type": "websocket", "path": "/ws/models/1/", "headers": [(b"origin", origin)], "query_string": b""}
+        connection = ApplicationCommunicator(application, scope)
+        await connection.send_input({"type": "websocket.connect"})
+        return str((await connection.receive_output())["type"])
+
+    assert asyncio.run(answer()) == "websocket.close"
