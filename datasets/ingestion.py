@@ -165,7 +165,7 @@ def _check_pairs(
         try:
             sample = check_sample(pair, archive, folder, prefix, checked.classes, checked.builders)
         except (ArchiveError, ImageError) as error:
-            issues.append(Issue("error", error.code, getattr(error, "file", pair.name), str(error)))
+            issues.append(Issue("error", error.code, error.file or pair.name, str(error)))
             continue
         issues.extend(sample.issues)
         twin = first_with.setdefault(sample.image.sha256, pair.name)

@@ -159,7 +159,7 @@ def check_sample(
             labels_path = write_label_map(values, image, folder)
         except ImageError as error:
             alone = error.code in ("too_many_values", "value_range")
-            error.file = pair.mask if alone else f"{pair.image[0]} and {pair.mask}"  # type: ignore[attr-defined]
+            error.file = pair.mask if alone else f"{pair.image[0]} and {pair.mask}"
             raise
         builders[image.dimensions].add(image, values, counts)  # last: what is refused must not be counted
         stored_image = storage.store_file(f"{prefix}/image{_suffix(image_path.name)}", image_path)
@@ -196,7 +196,7 @@ def _read(read: Any, path: Path, file: str) -> Any:
     try:
         return read(path)
     except ImageError as error:
-        error.file = file  # type: ignore[attr-defined]
+        error.file = file
         raise
 
 

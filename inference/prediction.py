@@ -67,7 +67,7 @@ def run(pk: int) -> None:
     except CancelledError:
         job.cancel()
     except ImageError as error:
-        job.fail(f"{getattr(error, 'file', row.image_name)}: {error}")
+        job.fail(f"{error.file or row.image_name}: {error}")
     except MLError as error:
         job.fail(str(error))
     except FileNotFoundError:
@@ -136,7 +136,7 @@ def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: P
             raise ImageError("mask_coding", "The reference mask is coded in colours.", cure)
         reference = label_indices(mask.values, predictor.plan.class_values, row.reference_name)
     except ImageError as error:
-        error.file = row.reference_name  # type: ignore[attr-defined]
+        error.file = row.reference_name
         raise
     except MLError as error:
         raise MLError(

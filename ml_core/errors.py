@@ -7,7 +7,10 @@ class MLError(Exception):
     """A failure that a user can act on.
 
     `code` is a stable machine word, `reason` a sentence naming what is wrong, `cure` a sentence saying what to do.
+    `file` is set by whoever knows which file of the user's it is about.
     """
+
+    file: str = ""
 
     def __init__(self, code: str, reason: str, cure: str = "") -> None:
         self.code = code

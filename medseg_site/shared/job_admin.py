@@ -56,6 +56,7 @@ class JobAdmin(ModelAdmin):
         return super().change_view(request, object_id, form_url, {**buttons, **(extra_context or {})})
 
     def delete_row(self, row: Any) -> None:
+        """The service that deletes the row with its objects; each subclass names its own."""
         raise NotImplementedError
 
     def has_add_permission(self, request: HttpRequest) -> bool:
