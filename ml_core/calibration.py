@@ -1,0 +1,97 @@
+"""How far a network's probabilities can be believed: calibration over the held-out cases, and the confidence in one image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+BINS = 15
+CHUNK_PIXELS = 2**19  # pixels looked at together, which bounds the memory however large a volume is
+
+
+class Calibration:
+    """Reliability of the top label, gathered case by case: the expected calibration error (ECE) of Guo et al. 2017.
+
+    Every pixel falls by the probability of its winning class into one of BINS bins of equal width, (0, 1/15] the first. The
+    ECE is the mean over pixels of |accuracy - mean confidence| of their bin: arXiv:1706.04599. Counted twice, over all pixels
+    and over the foreground (reference or prediction is not background, index 0): background is most of a medical image and
+    easy, so that alone it makes nearly any network look calibrated. Pixels of all cases weigh the same.
+    """
+
+    def __init__(self) -> None:
+        self._sums = np.zeros((2, 3, BINS))  # all and foreground; confidence, correct and count
+
+    def add(self, probabilities: NDArray[Any], reference: NDArray[Any]) -> None:
+        """Probabilities (K, *spatial), any float type, summing to 1 over K; reference: class positions (*spatial)."""
+        if probabilities.shape[1:] != reference.shape:
+            raise ValueError(f"probabilities {probabilities.shape} do not fit a reference of {reference.shape}")
+        for part in _chunks(reference.shape):
+            chunk, truth = probabilities[:, part], reference[part]
+            predicted = chunk.argmax(axis=0)
+            confidence = chunk.max(axis=0).astype(np.float64)
+            foreground = (predicted > 0) | (truth > 0)
+            self._count(0, confidence, predicted == truth)
+            self._count(1, confidence[foreground], (predicted == truth)[foreground])
+
+    def _count(self, region: int, confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> None:
+        bins = np.clip(np.ceil(confidence.ravel() * BINS).astype(np.intp) - 1, 0, BINS - 1)
+        for row, weights in enumerate((confidence.ravel(), correct.ravel(), None)):
+            self._sums[region, row] += np.bincount(bins, weights, minlength=BINS)
+
+    def result(self) -> dict[str, Any]:
+        """ece, ece_foreground (NaN where no pixel was seen), and bins and bins_foreground for a reliability diagram.
+
+        A bin: low, high (its bounds), confidence and accuracy (means, NaN where empty) and count (pixels).
+        """
+        (ece, bins), (ece_foreground, bins_foreground) = map(_reliability, self._sums)
+        return {"ece": ece, "ece_foreground": ece_foreground, "bins": bins, "bins_foreground": bins_foreground}
+
+
+def _reliability(sums: NDArray[np.float64]) -> tuple[float, list[dict[str, Any]]]:
+    confidence, correct, count = sums
+    total = float(count.sum())
+    ece = float(np.abs(correct - confidence).sum() / total) if total else math.nan
+    bins = [
+        {
+            "low": index / BINS,
+            "high": (index + 1) / BINS,
+            "confidence": float(confidence[index] / count[index]) if count[index] else math.nan,
+            "accuracy": float(correct[index] / count[index]) if count[index] else math.nan,
+            "count": int(count[index]),
+        }
+        for index in range(BINS)
+    ]
+    return ece, bins
+
+
+def confidence(probabilities: NDArray[Any]) -> tuple[NDArray[np.float16], float]:
+    """How sure a network is of one image, from probabilities (K, *spatial) with K of 2 or more: a map and a number.
+
+    The map, float16 (*spatial): 1 minus the entropy over the K classes, divided by its greatest value log K; 1 is sure, 0
+    a toss-up of all classes. The number, 0..1: its mean over the predicted foreground and the pixels beside it (by an edge or
+    face), since far away background is sure in every image; over all pixels where no foreground is predicted.
+    """
+    classes, shape = probabilities.shape[0], probabilities.shape[1:]
+    if classes < 2:
+        raise ValueError("confidence needs the probabilities of at least two classes")
+    sure = np.empty(shape, np.float16)
+    foreground = np.empty(shape, bool)
+    for part in _chunks(shape):
+        chunk = probabilities[:, part].astype(np.float32)
+        logs = np.log(np.maximum(chunk, np.finfo(np.float32).tiny))
+        sure[part] = np.clip(1 + np.einsum("k...,k...->...", chunk, logs) / math.log(classes), 0, 1)
+        foreground[part] = chunk.argmax(axis=0) > 0
+    region = ndimage.binary_dilation(foreground) if foreground.any() else np.ones(shape, bool)
+    return sure, float(sure.mean(where=region, dtype=np.float64))
+
+
+def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices along the first spatial axis."""
+    rows = max(1, CHUNK_PIXELS // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], rows):
+        yield slice(start, start + rows)
