@@ -14,15 +14,17 @@ import struct
 import unicodedata
 import zipfile
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from ml_core.errors import MLError
-from ml_core.io import SUPPORTED_SUFFIXES, stem
+from ml_core.pairing import SILENT, WANTED, Folders, natural, pair_folders
+from ml_core.pairing import Issue as Issue
+from ml_core.pairing import Pair as Pair
+from ml_core.pairing import Pairing as Pairing
 
 CHUNK_BYTES = 1 << 20
 RATIO_FREE_BYTES = 10_000_000  # below this a high ratio is harmless, and common: an empty mask is all zeros
@@ -208,72 +210,6 @@ def _shown(name: str) -> str:
 FOLDER = re.compile(
     r"(?P<image>images?|imgs?|imagestr)|masks?|labels?|labelstr|annotations?|segmentations?|groundtruth|gt"
 )
-SPLIT_FOLDER = re.compile(r"train|training|val|valid|validation|test|testing")
-DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".ima"}
-SILENT = re.compile(
-    r"(?i).*\.(json|txt|csv|tsv|md|rst|pdf|xml|ya?ml|toml|html?|xlsx?|docx?|log|py|ipynb|ini)"
-    r"|dicomdir|readme|licen[cs]e|version|changes|lockfile|md5sums|checksums"
-)
-MASK_WORDS = re.compile(r"(?i)(?<=.)(?:[_-](?:masks?|seg(?:mentation)?|labels?|gt|groundtruth))+$")
-MASK_WORDS_AND_CHANNEL = re.compile(MASK_WORDS.pattern.replace("gt|", "gt|0000|"))
-OTHER_SUFFIX = re.compile(r"(?i)(?<=.)\.[a-z][a-z0-9]{0,4}$")
-LATER_CHANNEL = re.compile(r"(?<=.)[_-]0\d\d\d$")
-WANTED = "Pack them as images/case1.png and masks/case1.png: one mask per image, with the same name."
-_bare = partial(MASK_WORDS_AND_CHANNEL.sub, "")
-
-Key = tuple[tuple[str, ...], tuple[str, ...]]  # wrappers; folders below images or masks, in lower case
-Folders = defaultdict[Key, list[str]]
-
-
-@dataclass(frozen=True)
-class Issue:
-    """A finding about one file or folder. error: it is left out of the dataset; warning: worth knowing."""
-
-    severity: Literal["error", "warning"]
-    code: str
-    file: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One image with its mask, as archive names. A series has one entry per slice, in natural order."""
-
-    name: str
-    image: tuple[str, ...]
-    mask: str
-    is_series: bool
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """`pairs` in natural order of their unique names; `issues` with errors first."""
-
-    pairs: list[Pair]
-    issues: list[Issue]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Item:
-    stem: str
-    shown: str  # the file, or the folder of a series
-    entries: tuple[str, ...]  # its slices, or the file alone
-
-
-@dataclass(slots=True)
-class _Group:
-    """What can belong together: the images of one folder below images/ and the masks of its mirror."""
-
-    images: list[_Item] = field(default_factory=list)
-    masks: list[_Item] = field(default_factory=list)
-
-    def by_name(self, strip: Callable[[str], str]) -> defaultdict[str, _Group]:
-        found: defaultdict[str, _Group] = defaultdict(_Group)
-        for image in self.images:
-            found[strip(image.stem).casefold()].images.append(image)
-        for mask in self.masks:
-            found[strip(mask.stem).casefold()].masks.append(mask)
-        return found
 
 
 def find_pairs(names: Iterable[str]) -> Pairing:
@@ -282,33 +218,7 @@ def find_pairs(names: Iterable[str]) -> Pairing:
     Accepts many folder names in any case below 0-2 wrapper folders, mirrored subfolders, and one subfolder
     per DICOM series below images/ with one mask file of its name. Raises ArchiveError without such folders.
     """
-    images, masks, issues = _find_folders(list(names))
-    groups: dict[Key, _Group] = defaultdict(_Group)
-    for key, entries in images.items():
-        wrapper, folder = key
-        all_dicom = all(_split(entry)[1] in DICOM_SUFFIXES for entry in entries)
-        shown = entries[0].rpartition("/")[0]
-        base = shown.rpartition("/")[2]
-        if not folder or not all_dicom or (key in masks and SPLIT_FOLDER.fullmatch(folder[-1])):
-            groups[key].images.extend(_items(entries, issues))
-        elif masks.pop(key, None):
-            detail = f"The mask of this DICOM series is a folder. Give one file for all slices: {base}.nii.gz."
-            issues.append(Issue("error", "mask_is_folder", shown, detail))
-        else:
-            series = _Item(base, shown, tuple(sorted(entries, key=_natural)))
-            groups[wrapper, folder[:-1]].images.append(series)
-    for key, entries in masks.items():
-        groups[key].masks.extend(_items(entries, issues))
-    several = len({wrapper for (wrapper, _), group in groups.items() if group.images and group.masks}) > 1
-    pairs: dict[str, Pair] = {}
-    for (wrapper, folder), group in groups.items():
-        for image, mask, short in _match(group, issues):
-            above = image.shown.split("/")[len(wrapper) + 1 :][: len(folder)]
-            name = "/".join([*(wrapper if several else ()), *above, short])
-            name = image.shown if name in pairs else name
-            pairs[name] = Pair(name, image.entries, mask.shown, image.entries != (image.shown,))
-    issues.sort(key=lambda issue: (issue.severity, _natural(issue.file)))
-    return Pairing(sorted(pairs.values(), key=lambda pair: _natural(pair.name)), issues)
+    return pair_folders(*_find_folders(list(names)))
 
 
 def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
@@ -332,68 +242,7 @@ def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
             detail = "{} files outside the image and mask folders were not read. " + WANTED
             issues = [Issue("warning", "ignored_folder", at, detail.format(n)) for at, n in ignored.items()]
             return images, masks, issues
-    found = sorted({"/".join(name.split("/")[:-1][:3]) for name in names} - {""}, key=_natural)
+    found = sorted({"/".join(name.split("/")[:-1][:3]) for name in names} - {""}, key=natural)
     listed = ", ".join(_shown(folder) + "/" for folder in found[:8]) or "no folders"
     reason = f"The ZIP needs a folder of images beside a folder of masks. Found: {listed}."
     raise ArchiveError("no_folders", reason, WANTED)
-
-
-def _items(entries: list[str], issues: list[Issue]) -> Iterator[_Item]:
-    for entry in entries:
-        base, suffix = _split(entry)
-        if suffix in SUPPORTED_SUFFIXES or suffix in DICOM_SUFFIXES:
-            yield _Item(base, entry, (entry,))
-        else:
-            detail = f"Files of type {suffix} cannot be read. Convert it to PNG, TIFF, NIfTI or DICOM."
-            issues.append(Issue("error", "unsupported_format", entry, detail))
-
-
-def _match(group: _Group, issues: list[Issue]) -> Iterator[tuple[_Item, _Item, str]]:
-    """Pair by name: exactly, then without mask words, then without channel 0000. Yields image, mask, name.
-
-    The order keeps video frames (frame_0000, frame_0001) apart from nnU-Net's channels (case_0000, _0001).
-    """
-    if not group.images or not group.masks:
-        for item in (group.images or group.masks)[:1]:
-            lacks = "masks" if group.images else "images"
-            detail = f"There is no folder of {lacks} that belongs to this folder. {WANTED}"
-            issues.append(Issue("error", f"no_{lacks}_folder", item.shown.rpartition("/")[0] + "/", detail))
-        return
-    rest = group
-    for strip in (str, partial(MASK_WORDS.sub, ""), _bare):
-        found = [g for g in rest.by_name(strip).values() if len(g.images) == len(g.masks) == 1]
-        yield from ((g.images[0], g.masks[0], strip(g.images[0].stem)) for g in found)
-        used = {item for g in found for item in g.images + g.masks}
-        rest = _Group([i for i in rest.images if i not in used], [m for m in rest.masks if m not in used])
-    names = (group if rest.images or rest.masks else rest).by_name(_bare)  # only the rest needs it
-    for kind, other, left in (("image", "mask", rest.images), ("mask", "image", rest.masks)):
-        for item in left:
-            same = names[_bare(item.stem).casefold()]
-            mine, theirs = (same.images, same.masks) if kind == "image" else (same.masks, same.images)
-            twin = next((each for each in mine if each is not item), None)
-            case = LATER_CHANNEL.sub("", item.stem)
-            if twin:
-                code, detail = f"duplicate_{kind}", f"It has the same name as {twin.shown}. Keep one of them."
-            elif kind == "image" and case != item.stem and names[_bare(case).casefold()].masks:
-                code, detail = "extra_channel", f"{case} has several channels. Keep the one ending in _0000."
-            elif theirs:
-                continue  # two images wait for this mask: they are named above
-            else:
-                code, detail = f"no_{other}", f"No {other} is named {_bare(item.stem)}. Add one or drop this."
-            issues.append(Issue("error", code, item.shown, detail))
-
-
-def _split(name: str) -> tuple[str, str]:
-    """ "a/b.nii.gz" -> ("b", ".nii.gz"). DICOM files are often named by a UID: no suffix is a number."""
-    base = name.rpartition("/")[2]
-    short = stem(base)
-    if short == base and (other := OTHER_SUFFIX.search(base)):
-        short = base[: other.start()]
-    return short, base[len(short) :].lower()
-
-
-def _natural(name: str) -> list[Any]:
-    """Sort key with 2 before 10. Numbers stay text, the shorter first: int() refuses very long ones."""
-    parts: list[Any] = re.split(r"([0-9]+)", name.casefold())
-    parts[1::2] = [(len(number), number) for number in (text.lstrip("0") for text in parts[1::2])]
-    return [*parts, name]

@@ -17,8 +17,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from datasets import archives
 from datasets.archives import ArchiveError, ArchiveLimits, Pairing, SafeArchive, find_pairs
+from ml_core import pairing
 from ml_core.io import stem
 
 Member = str | zipfile.ZipInfo
@@ -393,7 +393,7 @@ def test_series_whose_mask_is_a_folder_is_refused() -> None:
 
 def test_the_work_grows_with_the_number_of_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
     parted = Mock(side_effect=stem)
-    monkeypatch.setattr(archives, "stem", parted)
+    monkeypatch.setattr(pairing, "stem", parted)
     names = [f"{folder}/{number}.png" for folder in ("images", "masks") for number in range(5000)]
     assert len(find_pairs(names).pairs) == 5000
     assert parted.call_count <= 2 * len(names)
