@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ml_core.planning import Plan
+from ml_core.plan import Plan
 
 
-def model_card(plan: Plan, metrics: dict[str, Any], facts: dict[str, Any]) -> str:
+def model_card(plan: Plan, metrics: dict[str, Any], facts: dict[str, Any], decisions: dict[str, Any]) -> str:
     """`metrics` as ml_core.evaluation gives them, with null for undefined; {} where the training was cancelled."""
     lines = [
         f"# {facts.get('name', 'Segmentation model')}",
@@ -15,7 +15,7 @@ def model_card(plan: Plan, metrics: dict[str, Any], facts: dict[str, Any]) -> st
         "Research use only, not a medical device.",
         "",
         f"{plan.architecture} with encoder {plan.encoder}, trained on {plan.fingerprint['n_cases']} cases "
-        f"({plan.fingerprint['modality']}, {plan.dimensions}D).",
+        f"({plan.fingerprint['modality']}, {plan.configuration}).",
         "",
         "## Classes",
         "",
@@ -35,17 +35,31 @@ def model_card(plan: Plan, metrics: dict[str, Any], facts: dict[str, Any]) -> st
         for row in metrics["per_class"]:
             numbers = " | ".join(_shown(row[name]) for name in ("dice", "iou", "precision", "recall", "hd95", "nsd"))
             lines.append(f"| {row['name']} | {numbers} | {row['n_cases']} | {row['undefined']} | {row['misses']} |")
+        calibration = metrics["calibration"]
+        lines += [
+            "",
+            f"Expected calibration error {_shown(calibration['ece'])} over all pixels, "
+            f"{_shown(calibration['ece_foreground'])} where foreground is or was found.",
+        ]
     else:
         lines.append("None: the training was stopped before its evaluation.")
+    lines += _decision_lines(decisions)
     lines += ["", "## Plan", "", "| setting | value | reason |", "|---|---|---|"]
     values = {
         **plan.hyperparameters(),
-        "normalisation": plan.preprocessing.normalisation,
-        "precision": plan.precision,
         "dimensions": plan.dimensions,
     }
     lines += [f"| {name} | {values.get(name, '')} | {reason} |" for name, reason in plan.reasons.items()]
     return "\n".join(lines) + "\n"
+
+
+def _decision_lines(decisions: dict[str, Any]) -> list[str]:
+    """What was measured on the validation cases, and what came of it."""
+    if not decisions:
+        return []
+    names = [name for name in ("serving", "mirroring", "postprocessing") if name in decisions]
+    found = [f"- {name}: {decisions[name]['reason']}" for name in names]
+    return ["", "## Measured on the validation cases", "", *found]
 
 
 def _shown(value: float | None) -> str:

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -36,32 +35,32 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def pack(network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator,
-         generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Any]]:  # fmt: skip
-    """Everything that the next step depends on."""
+def pack(network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything that the next step depends on; its random numbers come from the seed and the step's number."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    tensors |= {"random.torch": torch.get_rng_state(), "random.augmentation": generator.get_state()}
-    return tensors, {"random": rng.bit_generator.state}
+    return tensors
 
 
-def unpack(tensors: dict[str, Tensor], facts: dict[str, Any], network: nn.Module, average: nn.Module,
-           optimizer: torch.optim.Optimizer, rng: np.random.Generator, generator: torch.Generator) -> None:  # fmt: skip
+def unpack(
+    tensors: dict[str, Tensor], network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     """The inverse of `pack`. Raises TrainingError when the checkpoint belongs to another network."""
     try:
         network.load_state_dict(part_of(tensors, "network."))
         average.load_state_dict(part_of(tensors, "average."))
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, value in part_of(tensors, "optimizer.").items():
             index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            own = parameters[int(index)]
+            # In the parameter's own layout (channels last): the fused optimizer goes through both as they lie in memory.
+            laid = torch.empty_like(own).copy_(value) if value.shape == own.shape and value.ndim else value
+            state.setdefault(int(index), {})[key] = laid
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(tensors["random.torch"])
-        generator.set_state(tensors["random.augmentation"])
-        rng.bit_generator.state = facts["random"]
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (IndexError, KeyError, RuntimeError, ValueError) as error:
         reason = f"The checkpoint does not fit the network: {str(error)[:200]}"
         raise TrainingError("damaged_checkpoint", reason, "Train again.") from error
 

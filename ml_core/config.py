@@ -17,7 +17,14 @@ LOSSES = {
     "dice": "Dice",
     "focal": "Focal",
     "tversky": "Tversky",
+    "boundary": "Dice + cross-entropy, borders count more",
 }
+CONFIGURATIONS = {
+    "2d": "2D: pictures, or volumes slice by slice",
+    "2.5d": "2.5D: a slice with its neighbours",
+    "3d": "3D: whole volumes in patches",
+}
+SWITCH = {"on": "On", "off": "Off"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,12 @@ class ConfigErrors(ConfigError):  # noqa: N818 (several errors in one)
 class Hyperparameters:
     """What the user asked for. None: planned from the data. Raises ConfigErrors when a value is out of its limits."""
 
+    configuration: str | None = _parameter(
+        "Configuration",
+        "How the network looks at volumes. Pictures are always 2D; 3D sees most and takes longest.",
+        str,
+        choices=CONFIGURATIONS,
+    )
     architecture: str | None = _parameter(
         "Architecture",
         "The shape of the network. U-Net is a good first choice; the others trade speed for detail.",
@@ -96,8 +109,28 @@ class Hyperparameters:
         int,
         minimum=32,
         maximum=2048,
-        multiple_of=32,
+        multiple_of=16,
         unit="pixels",
+    )
+    patch_depth: int | None = _parameter(
+        "Patch depth",
+        "3D: slices in a patch, a multiple of 8. 2.5D: slices seen at once, an odd number. 2D: 1.",
+        int,
+        minimum=1,
+        maximum=512,
+        unit="slices",
+    )
+    spacing: str | None = _parameter(
+        "Target spacing",
+        "What images are resampled to before the network sees them, slices first: “2.5 0.8 0.8” in mm for volumes, “1.5 1.5” for "
+        "pictures (in pixels where these have no spacing in mm).",
+        str,
+    )
+    normalisation: str | None = _parameter(
+        "Normalisation",
+        "Scale intensities by the numbers of the whole dataset (CT: its units are fixed) or of each image.",
+        str,
+        choices={"image": "By each image", "ct": "By the whole dataset"},
     )
     augmentation: str | None = _parameter(
         "Augmentation",
@@ -108,18 +141,80 @@ class Hyperparameters:
     loss: str | None = _parameter(
         "Loss", "What the training makes small. Dice + cross-entropy suits most tasks.", str, choices=LOSSES
     )
+    class_weights: str | None = _parameter(
+        "Class weights",
+        "Balanced: rare classes count more in the cross-entropy.",
+        str,
+        choices={"none": "Equal", "balanced": "Balanced"},
+    )
+    foreground_share: float | None = _parameter(
+        "Foreground share",
+        "Share of the patches that are placed on a class drawn at random, so that rare classes are seen often.",
+        float,
+        minimum=0.0,
+        maximum=1.0,
+    )
+    deep_supervision: str | None = _parameter(
+        "Deep supervision",
+        "Coarser outputs learn too (plain U-Nets and DynUNet).",
+        str,
+        choices=SWITCH,
+    )
+    weight_average: float | None = _parameter(
+        "Weight average",
+        "Decay of the moving average of the weights that is validated and kept. 0: the weights themselves.",
+        float,
+        minimum=0.0,
+        maximum=0.9999,
+    )
+    weight_decay: float | None = _parameter(
+        "Weight decay", "How strongly weights are pulled to zero (AdamW).", float, minimum=0.0, maximum=1.0
+    )
+    warm_up_steps: int | None = _parameter(
+        "Warm-up", "Steps over which the learning rate rises from zero.", int, minimum=0, maximum=10_000, unit="steps"
+    )
+    clip_norm: float | None = _parameter(
+        "Gradient clipping", "Longest gradient of one step. 0: not clipped.", float, minimum=0.0, maximum=1000.0
+    )
+    precision: str | None = _parameter(
+        "Precision",
+        "Of the multiplications while training.",
+        str,
+        choices={"bf16": "bfloat16", "fp32": "float32"},
+    )
     seed: int | None = _parameter(
         "Seed",
-        "Start of all random numbers: the same seed gives the same split and start.",
+        "Start of all random numbers: the same seed gives the same split, and with a fixed number of epochs the same curve.",
         int,
         minimum=0,
-        maximum=2**31 - 1,
+        maximum=2**31 - 2,
+    )
+    folds: int | None = _parameter(
+        "Folds",
+        "Cross-validation: train one network per fold and let them answer together. 1: one network. Each gets its share of the time.",
+        int,
+        minimum=1,
+        maximum=10,
+    )
+    seeds: int | None = _parameter(
+        "Seeds",
+        "Train that many networks from different random starts on the same split and let them answer together.",
+        int,
+        minimum=1,
+        maximum=10,
     )
     validation_fraction: float | None = _parameter(
         "Validation share",
         "Share of the training cases that the network never learns from; the best weights are chosen on them.",
         float,
         minimum=0.05,
+        maximum=0.5,
+    )
+    test_fraction: float | None = _parameter(
+        "Test share",
+        "Share of the cases that is locked away for the final numbers, the same for every training. 0: none.",
+        float,
+        minimum=0.0,
         maximum=0.5,
     )
     early_stopping_patience: int | None = _parameter(
@@ -139,6 +234,24 @@ class Hyperparameters:
         unit="seconds",
     )
 
+    test_time_augmentation: str | None = _parameter(
+        "Mirroring at test time",
+        "Predict mirrored copies too and average. Measured: only if it helps on the validation cases.",
+        str,
+        choices={"measured": "Measured", "on": "On", "off": "Off"},
+    )
+    postprocessing: str | None = _parameter(
+        "Post-processing",
+        "Keep the largest component, fill holes, drop specks. Measured: each only if it helps on the validation cases.",
+        str,
+        choices={"measured": "Measured", "off": "Off"},
+    )
+    warm_start: str | None = _parameter(
+        "Warm start",
+        "Number of an earlier model (in Python and on the command line: its package) whose weights the training starts from.",
+        str,
+    )
+
     def __post_init__(self) -> None:
         wrong = {name: problem for name, spec in specs().items() if (problem := _problem(getattr(self, name), spec))}
         if not wrong and self.architecture:
@@ -150,6 +263,10 @@ class Hyperparameters:
                 wrong["patch_size"] = (
                     f"{architecture.label} needs patches of at least {architecture.minimum_size} pixels."
                 )
+            if self.configuration and (self.configuration == "3d") != (architecture.dimensions == 3):
+                wrong["configuration"] = f"{architecture.label} is a {architecture.dimensions}D network."
+        if not wrong and self.spacing is not None:
+            wrong |= _spacing_problem(self.spacing)
         if wrong:
             raise ConfigErrors(wrong)
 
@@ -192,6 +309,21 @@ def json_schema(encoders: list[str] | None = None) -> dict[str, Any]:
             entry["multipleOf"] = spec.multiple_of
         properties[name] = entry
     return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def parse_spacing(text: str) -> list[float]:
+    """ "2.5 0.8 0.8" → [2.5, 0.8, 0.8]. Raises ValueError."""
+    return [float(part) for part in text.replace(",", " ").replace("x", " ").split()]
+
+
+def _spacing_problem(text: str) -> dict[str, str]:
+    try:
+        steps = parse_spacing(text[:100])
+    except ValueError:
+        steps = []
+    if len(steps) in (2, 3) and all(math.isfinite(step) and 1e-3 <= step <= 1e3 for step in steps):
+        return {}
+    return {"spacing": "Give two or three numbers from 0.001 to 1000 with blanks between, such as “2.5 0.8 0.8”."}
 
 
 def _unknown(name: str) -> str:

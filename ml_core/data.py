@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,9 @@ from numpy.typing import NDArray
 
 from ml_core.errors import ImageError, TrainingError
 from ml_core.io import read_image, read_mask
-from ml_core.planning import Plan
-from ml_core.preprocessing import labels_to_slices, preprocess
+from ml_core.plan import Plan
+from ml_core.preprocessing import labels_to_network, preprocess
 
-FOREGROUND_SHARE = 1 / 3  # of the patches are centred on a pixel of a class drawn at random
 PIXELS_KEPT = 2_000  # places remembered per class and case to centre patches on
 
 
@@ -43,14 +43,26 @@ class Case:
 
 @dataclass(frozen=True)
 class StoredCase:
-    """images: float16 (N, C, H, W); labels: uint8 (N, H, W), positions in the plan's class_values; both memory-mapped.
+    """A case on the network's grid, on disk. Arrays are mapped when they are asked for and forgotten when they are dropped,
+    so that the memory of a training does not grow with the dataset.
 
-    places: class index → int32 (K, 3) of (slice, row, column) where the class is.
+    images: float16 (N, C, H, W) or (1, C, D, H, W); labels: uint8 (N, H, W) or (1, D, H, W), positions in the plan's
+    class_values. places: class index → int32 (K, 3 or 4) of (slice, row, column) or (0, slice, row, column) where the class is.
     """
 
-    images: NDArray[np.float16]
-    labels: NDArray[np.uint8]
+    stem: Path
+    shape: tuple[int, ...]
     places: dict[int, NDArray[np.int32]]
+
+    @property
+    def images(self) -> NDArray[np.float16]:
+        mapped: NDArray[np.float16] = np.load(self.stem.with_suffix(".images.npy"), mmap_mode="r")
+        return mapped
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        mapped: NDArray[np.uint8] = np.load(self.stem.with_suffix(".labels.npy"), mmap_mode="r")
+        return mapped
 
 
 def label_indices(values: NDArray[Any], class_values: list[int], name: str) -> NDArray[np.uint8]:
@@ -62,7 +74,7 @@ def label_indices(values: NDArray[Any], class_values: list[int], name: str) -> N
         raise TrainingError(
             "unknown_label",
             f"The mask of {name} has values that are no class: {strange}.",
-            "Upload the dataset again.",
+            "Code all masks in the same way.",
         )
     return indices.astype(np.uint8)
 
@@ -91,17 +103,17 @@ def _decode(case: Case, plan: Plan, stem: Path) -> None:
     except ImageError as error:
         raise TrainingError(error.code, f"{case.name}: {error.reason}", error.cure) from error
     indices = label_indices(mask.values, plan.class_values, case.name)
-    labels = labels_to_slices(indices, image, plan.preprocessing.slice_axis)
+    labels = labels_to_network(indices, image, plan.preprocessing)
     _save(stem.with_suffix(".images.npy"), preprocess(image, plan.preprocessing).astype(np.float16))
-    _save(stem.with_suffix(".labels.npy"), np.ascontiguousarray(labels))
+    _save(stem.with_suffix(".labels.npy"), labels)
     # The places go last: their file says that the other two are whole.
     _save(stem.with_suffix(".places.npy"), _places(labels, len(plan.class_values)))
 
 
 def _places(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int32]:
-    """(K, 4) rows of class, slice, row, column."""
+    """Rows of class and index in `labels`."""
     rng = np.random.default_rng(0)
-    rows = [np.zeros((0, 4), np.int32)]
+    rows = [np.zeros((0, 1 + labels.ndim), np.int32)]
     for index in range(classes):
         found = np.flatnonzero(labels == index)
         if found.size > PIXELS_KEPT:
@@ -120,58 +132,81 @@ def _save(path: Path, array: NDArray[Any]) -> None:
 
 def _load(stem: Path) -> StoredCase:
     places = np.load(stem.with_suffix(".places.npy"))
-    return StoredCase(
-        images=np.load(stem.with_suffix(".images.npy"), mmap_mode="r"),
-        labels=np.load(stem.with_suffix(".labels.npy"), mmap_mode="r"),
-        places={int(index): places[places[:, 0] == index, 1:] for index in np.unique(places[:, 0])},
-    )
+    shape = np.load(stem.with_suffix(".labels.npy"), mmap_mode="r").shape
+    return StoredCase(stem, shape, {int(index): places[places[:, 0] == index, 1:] for index in np.unique(places[:, 0])})
 
 
 class PatchSampler:
-    """Draws batches of patches. Cases are drawn evenly; a third of the patches are centred on a class drawn evenly."""
+    """Draws batches of patches. Cases are drawn evenly; a share of the patches is placed on a class drawn evenly.
 
-    def __init__(self, cases: list[StoredCase], plan: Plan, rng: np.random.Generator) -> None:
-        self.cases = cases
-        self.size = plan.patch_size
-        self.batch_size = plan.batch_size
-        self.rng = rng
+    The numbers of a step come from the seed and the step alone, so that a training that goes on draws what it would have drawn.
+    """
+
+    def __init__(self, cases: list[StoredCase], plan: Plan) -> None:
+        self.cases, self.plan = cases, plan
+        self.patch, self.context = plan.patch, plan.context
 
     def units(self) -> int:
         """How many patches it takes to see every pixel about once."""
         return sum(
-            len(case.labels) * max(1, round(case.labels.shape[1] * case.labels.shape[2] / self.size**2))
+            max(1, round(math.prod(case.shape) / math.prod(self.patch)))
+            if len(self.patch) == 3
+            else case.shape[0] * max(1, round(math.prod(case.shape[1:]) / math.prod(self.patch)))
             for case in self.cases
         )
 
-    def batch(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Images float32 (B, C, P, P) and class positions int64 (B, P, P)."""
-        drawn = [self._patch() for _ in range(self.batch_size)]
+    def batch(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Images float32 (B, C, *patch) and class positions int64 (B, *patch)."""
+        rng = np.random.default_rng([self.plan.seed, step])
+        drawn = [self.draw(rng) for _ in range(self.plan.batch_size)]
         images = np.stack([image for image, _ in drawn]).astype(np.float32)
         return images, np.stack([labels for _, labels in drawn]).astype(np.int64)
 
-    def _patch(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        case = self.cases[self.rng.integers(len(self.cases))]
-        height, width = case.labels.shape[1:]
-        if self.rng.random() < FOREGROUND_SHARE:
-            places = case.places[int(self.rng.choice(list(case.places)))]
-            index, row, column = (int(item) for item in places[self.rng.integers(len(places))])
+    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+        """One patch: (C, *patch) and (*patch)."""
+        case = self.cases[rng.integers(len(self.cases))]
+        spatial = case.shape[1:]
+        if rng.random() < self.plan.foreground_share:
+            places = case.places[int(rng.choice(list(case.places)))]
+            index, *place = (int(item) for item in places[rng.integers(len(places))])
             # Anywhere that keeps the place inside the patch, not always its middle.
-            row -= int(self.rng.integers(self.size // 4, 3 * self.size // 4))
-            column -= int(self.rng.integers(self.size // 4, 3 * self.size // 4))
+            corner = [
+                spot - int(rng.integers(size // 4, max(size // 4 + 1, 3 * size // 4)))
+                for spot, size in zip(place, self.patch, strict=True)
+            ]
         else:
-            index = int(self.rng.integers(len(case.labels)))
-            row = int(self.rng.integers(max(1, height - self.size + 1)))
-            column = int(self.rng.integers(max(1, width - self.size + 1)))
-        row = min(max(0, row), max(0, height - self.size))
-        column = min(max(0, column), max(0, width - self.size))
-        window = (slice(row, row + self.size), slice(column, column + self.size))
-        return (
-            pad_to(case.images[index][(slice(None), *window)], self.size),
-            pad_to(case.labels[index][window], self.size),
-        )
+            index = int(rng.integers(case.shape[0]))
+            corner = [
+                int(rng.integers(max(1, length - size + 1))) for length, size in zip(spatial, self.patch, strict=True)
+            ]
+        corner = [
+            min(max(0, low), max(0, length - size))
+            for low, length, size in zip(corner, spatial, self.patch, strict=True)
+        ]
+        return self.cut(case, index, corner)
+
+    def cut(self, case: StoredCase, index: int, corner: Sequence[int]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+        """The patch of slice or volume `index` that begins at `corner`."""
+        window = tuple(slice(low, low + size) for low, size in zip(corner, self.patch, strict=True))
+        images = with_neighbours(case.images, index, self.context, window)
+        return pad_to(images, self.patch), pad_to(case.labels[index][window], self.patch)
 
 
-def pad_to(array: NDArray[Any], size: int) -> NDArray[Any]:
-    """Pad the last two axes at their ends to at least `size`, mirroring what is there."""
-    missing = [(0, 0)] * (array.ndim - 2) + [(0, max(0, size - length)) for length in array.shape[-2:]]
-    return np.pad(array, missing, mode="symmetric") if any(after for _, after in missing) else array
+def with_neighbours(images: NDArray[Any], index: int, context: int, window: tuple[slice, ...] = ()) -> NDArray[Any]:
+    """Slice `index` of (N, C, …) with `context` neighbours on each side as channels: ((2 * context + 1) * C, …).
+
+    Beyond the ends the last slice is repeated.
+    """
+    cut = (slice(None), *window)
+    if not context:
+        return np.asarray(images[index][cut])
+    around = [min(max(0, index + step), len(images) - 1) for step in range(-context, context + 1)]
+    return np.concatenate([images[item][cut] for item in around])
+
+
+def pad_to(array: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """Pad the last axes at their ends to at least `shape`, mirroring what is there."""
+    missing = [max(0, size - length) for size, length in zip(shape, array.shape[-len(shape) :], strict=True)]
+    if not any(missing):
+        return array
+    return np.pad(array, [(0, 0)] * (array.ndim - len(shape)) + [(0, gap) for gap in missing], mode="symmetric")

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from ml_core.calibration import Calibration
 from ml_core.data import Case, label_indices
 from ml_core.io import Image, display_slice, read_image, read_mask
-from ml_core.metrics import NAMES, case_metrics, summarise
+from ml_core.metrics import NAMES, case_metrics, summarise, volume_unit
 from ml_core.predictor import Predictor
 from ml_core.preprocessing import labels_to_slices
 
@@ -29,36 +30,51 @@ def evaluate(
     pictures: Path | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Metrics per class and per case (ml_core.metrics says the rules), and a picture of what was right and wrong per case.
+    """Metrics per class and per case (ml_core.metrics says the rules), calibration, and a picture of right and wrong per case.
 
-    `pictures`: a folder for <case id>.png, or None. Distances are in mm when every case has a spacing, else in pixels.
+    `pictures`: a folder for <case id>.png, or None. Distances are in mm when the first case has a spacing, else in pixels; a later
+    case without spacing is then measured as if it had the first one's.
     """
     plan = predictor.plan
-    rows: list[list[dict[str, float]]] = []
-    pictured: set[int] = set()
-    loaded = [read_image(case.image) for case in cases[:1]]
-    unit = "mm" if loaded and loaded[0].spacing else "px"
+    calibration = Calibration()
+    usual = read_image(cases[0].image).spacing
+    unit = "mm" if usual else "px"
+    rows, confidences, pictured = [], [], set[int]()
     for position, case in enumerate(cases):
         image = read_image(case.image)
         reference = label_indices(read_mask(case.mask, like=image).values, plan.class_values, case.name)
-        predicted = predictor.predict(image).indices
-        rows.append(case_metrics(reference, predicted, len(plan.class_values), image.spacing if unit == "mm" else None))
+        laid = labels_to_slices(reference, image, plan.preprocessing.slice_axis)
+
+        def calibrate(first: int, probabilities: NDArray[np.float32], laid: NDArray[np.uint8] = laid) -> None:
+            calibration.add(np.moveaxis(probabilities, 1, 0), laid[first : first + len(probabilities)])
+
+        found = predictor.predict(image, calibrate)
+        spacing = (image.spacing or usual) if usual else None
+        rows.append(case_metrics(reference, found.indices, len(plan.class_values), spacing))
+        confidences.append(found.confidence)
         if pictures is not None and len(pictured) < MAX_PICTURES:
-            picture = error_picture(image, reference, predicted)
-            picture.save(pictures / f"{case.id}.png")
+            error_picture(image, reference, found.indices).save(pictures / f"{case.id}.png")
             pictured.add(case.id)
         on_case(position + 1, len(cases))
-    metrics = summarise(rows)
+    groups = [case.group or f"case {case.id}" for case in cases]
+    metrics = summarise(rows, groups=groups)
     classes = list(zip(plan.class_values, plan.class_names, plan.class_colors, strict=True))
     for row, (value, name, color) in zip(metrics["per_class"], classes, strict=True):
         row.update(value=value, name=name, color=color)
-    for headline, row, case in zip(metrics["per_case"], rows, cases, strict=True):
+    for headline, row, case, confidence in zip(metrics["per_case"], rows, cases, confidences, strict=True):
         per_class = [
             {"value": value, **{key: entry[key] for key in NAMES}}
             for entry, (value, _, _) in zip(row, classes, strict=True)
         ]
         headline.update(name=case.name, sample=case.id, picture=case.id in pictured, per_class=per_class)
-    return {**metrics, "evaluated_on": evaluated_on, "unit": unit}
+        headline.update(confidence=round(confidence, 4))
+    return {
+        **metrics,
+        "evaluated_on": evaluated_on,
+        "unit": unit,
+        "volume_unit": volume_unit(plan.dimensions, unit),
+        "calibration": calibration.result(),
+    }
 
 
 def error_picture(image: Image, reference: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> PILImage.Image:

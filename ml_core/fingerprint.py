@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from ml_core.io import Image
 
 SAMPLED_PIXELS = 2_000  # per case; enough for percentiles, little enough for 100,000 cases
+CASES_OF_STRUCTURE = 50  # sizes and thicknesses are measured on the first cases, and on so many slices of a volume
+SLICES_OF_STRUCTURE = 6
 
 
 class FingerprintBuilder:
@@ -29,6 +32,8 @@ class FingerprintBuilder:
         self._means: list[tuple[float, float]] = []
         self._foreground: list[NDArray[np.float32]] = []
         self._sampled = 0
+        self._sizes: dict[int, list[int]] = {}
+        self._thickness: dict[int, list[float]] = {}
 
     def add(self, image: Image, values: NDArray[Any], counts: dict[int, int]) -> None:
         """`values`: the mask in label values on the image's grid; `counts`: pixels per value in it."""
@@ -52,6 +57,21 @@ class FingerprintBuilder:
             inside = sample[:, flat != min(counts)].mean(axis=0)
             self._foreground.append(inside)
             self._sampled += inside.size
+        if self._shapes.total() <= CASES_OF_STRUCTURE:
+            self._add_structure(values, counts)
+
+    def _add_structure(self, values: NDArray[Any], counts: dict[int, int]) -> None:
+        """Sizes of the connected parts of each class, and how thick it is, in pixels of a plane."""
+        for value in counts:
+            slices = values[None] if values.ndim == 2 else values
+            present = np.flatnonzero((slices == value).any(axis=(1, 2)))
+            picked = present[np.linspace(0, len(present) - 1, min(len(present), SLICES_OF_STRUCTURE)).astype(int)]
+            for mask in (slices[index] == value for index in picked):
+                parts, _ = ndimage.label(mask)
+                self._sizes.setdefault(value, []).extend(np.bincount(parts.reshape(-1))[1:].tolist())
+                # A strip of width w has a mean distance to its border of w / 4; pixels' centres lie half a pixel inside.
+                depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1][mask].mean()
+                self._thickness.setdefault(value, []).append(4 * (float(depth) - 0.5))
 
     def result(self) -> dict[str, Any]:
         """The fingerprint as plain JSON: sizes in pixels, spacings in mm, both in array order ((z,) y, x)."""
@@ -90,6 +110,8 @@ class FingerprintBuilder:
                     "pixels": self._class_pixels[value],
                     "share": self._class_pixels[value] / total,
                     "cases": self._class_cases[value],
+                    "component_pixels": float(np.median(self._sizes.get(value) or [0])),
+                    "thickness": round(float(np.median(self._thickness.get(value) or [0])), 2),
                 }
                 for value in sorted(self._class_pixels)
             ],

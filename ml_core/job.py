@@ -1,32 +1,37 @@
-"""One whole training as a process of its own: a job file in, events out as JSON lines, a model package at the end."""
+"""One whole training: cases in, events out, a model package at the end."""
 
 from __future__ import annotations
 
 import json
-import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ml_core.config import Hyperparameters
-from ml_core.data import Case, open_store
-from ml_core.errors import MLError, TrainingError
+from ml_core.config import ConfigErrors, Hyperparameters
+from ml_core.data import Case, StoredCase, open_store
+from ml_core.errors import TrainingError
 from ml_core.evaluation import evaluate
-from ml_core.package import Package, read_package, to_json, write_package
-from ml_core.planning import DEFAULT_SECONDS, Machine, Plan, make_plan
+from ml_core.job_split import split_job
+from ml_core.package import Package, read_package, write_package
+from ml_core.plan import Machine
+from ml_core.planning import DEFAULT_SECONDS, make_plan
 from ml_core.predictor import Predictor
-from ml_core.splits import Split, split_cases
-from ml_core.trainer import TrainResult, fit
+from ml_core.refinement import Member, refine
+from ml_core.rehearsal import Estimate, rehearse
+from ml_core.splits import Split
+from ml_core.trainer import fit
 
-EVALUATION_SHARE = 0.12  # of a time budget, kept back for the final evaluation and the package
+MOST_MEMBERS = 20
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a training needs. `folder` gets checkpoints, pictures and model.zip; `store` the decoded samples (may be shared)."""
+    """What a training needs. `folder` gets checkpoints, pictures and model.zip; `store` the decoded samples (may be shared).
+
+    split: an earlier one to be reused, {"train": [case ids], "val": …, "test": …}. warm_start: a package to take weights from.
+    """
 
     cases: list[Case]
     classes: list[dict[str, Any]]
@@ -36,112 +41,231 @@ class TrainingJob:
     store: Path
     default_seconds: int = DEFAULT_SECONDS
     facts: dict[str, Any] = field(default_factory=dict)
+    split: dict[str, Any] | None = None
+    warm_start: Path | None = None
 
     @classmethod
     def read(cls, path: Path) -> TrainingJob:
         values = json.loads(path.read_text())
         cases = [Case.from_dict(item) for item in values.pop("cases")]
-        return cls(**{**values, "cases": cases, "folder": Path(values["folder"]), "store": Path(values["store"])})
+        paths = {name: Path(values[name]) for name in ("folder", "store", "warm_start") if values.get(name)}
+        return cls(**{**values, "cases": cases, **paths})
 
 
 Event = Callable[[dict[str, Any]], None]
 
 
-def run(job: TrainingJob, *, on_event: Event, should_stop: Callable[[], bool]) -> None:
-    """Plan, split, decode, train, evaluate, package. The last event is `done`; failures are raised as MLError."""
-    begun = time.monotonic()
-    wanted = Hyperparameters.from_dict(job.hyperparameters)
-    plan = make_plan(wanted, job.fingerprint, job.classes, Machine.here(), default_seconds=job.default_seconds)
-    split = split_cases(
-        [case.group for case in job.cases], seed=plan.seed, validation_fraction=plan.validation_fraction
-    )
-    parts = {"train": split.train, "val": split.val, "test": split.test}
-    shown_split = {name: [job.cases[index].id for index in indices] for name, indices in parts.items()}
-    shown_split["grouping"] = split.grouping  # type: ignore[assignment]
-    on_event(
-        {
-            "type": "plan",
-            "hyperparameters": plan.hyperparameters(),
-            "plan": plan.to_dict(),
-            "split": shown_split,
-        }
-    )
+class _StoppedError(Exception):
+    pass
 
-    def on_decoded(done: int, total: int) -> None:
-        if should_stop():
-            raise _StoppedError
-        share = done / total
-        on_event({"type": "progress", "stage": "preparing", "done": done, "total": total, "step": 0, "epoch": 0,
-                  "epochs": plan.epochs, "fraction": 0.0, "prepared": share, "eta_seconds": None})  # fmt: skip
 
-    learnt_from = split.train + split.val
+def run(job: TrainingJob, *, on_event: Event, should_stop: Callable[[], bool], begun: float | None = None) -> None:
+    """Plan, split, decode, train, refine, evaluate, package. The last event is `done`; failures are raised as MLError.
+
+    `begun` (time.monotonic): since when the time budget counts; now, where it is left out.
+    """
     try:
-        stored = open_store(job.store, [job.cases[index] for index in learnt_from], plan, on_decoded)
-    except _StoppedError:
-        on_event({"type": "done", "stopped": True, "package": None, "metrics": {}, "warnings": []})
-        return
-    deadline = None
-    if plan.time_budget_seconds:
-        deadline = begun + plan.time_budget_seconds * (1 - EVALUATION_SHARE)
-        if time.monotonic() > deadline:
-            raise TrainingError(
-                "no_time",
-                "The time budget was over before the images were decoded.",
-                "Allow more time; a second try starts faster.",
-            )
-    cut = len(split.train)
-    result = fit(
-        plan,
-        stored[:cut],
-        stored[cut:],
-        job.folder,
-        on_event=on_event,
-        should_stop=should_stop,
-        deadline=deadline,
-    )
-    if result.network is None:
-        on_event({"type": "done", "stopped": True, "package": None, "metrics": {}, "warnings": result.warnings})
-        return
+        _Run(job, on_event, should_stop, time.monotonic() if begun is None else begun).whole()
+    except (RuntimeError, MemoryError) as error:
+        known = explained(error)
+        if known is None:
+            raise
+        raise known from error
 
-    metrics, stopped = {}, result.stopped
-    if not stopped:
+
+class _Run:
+    def __init__(self, job: TrainingJob, on_event: Event, should_stop: Callable[[], bool], begun: float) -> None:
+        self.job, self.emit, self.should_stop, self.begun = job, on_event, should_stop, begun
+        self.wanted = Hyperparameters.from_dict(job.hyperparameters)
+        self.plan = make_plan(
+            self.wanted, job.fingerprint, job.classes, Machine.here(), default_seconds=job.default_seconds
+        )
+        self.warnings: list[str] = []
+        self.epochs = 0
+        self.best_epochs: list[int] = []
+
+    def whole(self) -> None:
         try:
-            metrics = _evaluate(job, plan, split, result, on_event, should_stop)
+            splits = self._splits()
+            stored = self._decode(splits)
+            estimate = self._rehearse(splits, stored)
+            members, stopped = self._train(splits, stored, estimate)
         except _StoppedError:
-            stopped = True
-    warnings = result.warnings + _warnings(split.grouping, metrics)
-    facts = {**job.facts, "epochs": result.epochs, "best_epoch": result.best_epoch, "seconds": round(time.monotonic() - begun, 1),
-             "warnings": warnings}  # fmt: skip
-    path = job.folder / "model.zip"
-    write_package(path, Package(plan, result.network.state_dict(), metrics, shown_split, facts))
-    read_package(path)  # done means: it loads
-    on_event(
-        {
-            "type": "done",
-            "stopped": stopped,
-            "package": str(path),
-            "metrics": metrics,
-            "warnings": warnings,
+            members, stopped = [], True
+        if not members:
+            self.emit({"type": "done", "stopped": True, "package": None, "metrics": {}, "decisions": {},
+                       "warnings": self.warnings})  # fmt: skip
+            return
+        metrics: dict[str, Any] = {}
+        decisions: dict[str, Any] = {}
+        if not stopped:
+            try:
+                decisions, metrics = self._finish(members, splits[0], estimate)
+            except _StoppedError:
+                stopped = True
+        self._package(members, metrics, decisions, stopped)
+
+    def _splits(self) -> list[Split]:
+        """One, or one per fold."""
+        if self.plan.folds * self.plan.seeds > MOST_MEMBERS:
+            text = (
+                f"{self.plan.folds} folds times {self.plan.seeds} seeds are too many networks; at most {MOST_MEMBERS}."
+            )
+            raise ConfigErrors({"seeds": text})
+        splits = split_job(self.job.cases, self.plan, self.wanted, self.job.split, self.job.store)
+        ids = [case.id for case in self.job.cases]
+        parts = {"train": splits[0].train, "val": splits[0].val, "test": splits[0].test}
+        self.split: dict[str, Any] = {name: [ids[index] for index in indices] for name, indices in parts.items()}
+        self.split["grouping"] = splits[0].grouping
+        if len(splits) > 1:
+            self.split["folds"] = [
+                {"train": [ids[index] for index in split.train], "val": [ids[index] for index in split.val]}
+                for split in splits
+            ]
+        self.emit(
+            {
+                "type": "plan",
+                "hyperparameters": self.plan.hyperparameters(),
+                "plan": self.plan.to_dict(),
+                "split": self.split,
+            }
+        )
+        return splits
+
+    def _decode(self, splits: list[Split]) -> dict[int, StoredCase]:
+        learnt_from = sorted(splits[0].train + splits[0].val)
+        cases = [self.job.cases[index] for index in learnt_from]
+        stored = open_store(
+            self.job.store, cases, self.plan, lambda done, total: self._report("preparing", done, total)
+        )
+        return dict(zip(learnt_from, stored, strict=True))
+
+    def _rehearse(self, splits: list[Split], stored: dict[int, StoredCase]) -> Estimate:
+        first = splits[0]
+        held_out = [self.job.cases[index] for index in first.held_out]
+        estimate = rehearse(
+            self.plan,
+            [stored[index] for index in first.train],
+            [stored[index] for index in first.val],
+            held_out[0],
+            n_test=len(held_out),
+            n_val=len(first.val),
+            members=len(splits) * self.plan.seeds,
+        )
+        self.emit({"type": "estimate", **estimate.to_dict()})
+        return estimate
+
+    def _train(
+        self, splits: list[Split], stored: dict[int, StoredCase], estimate: Estimate
+    ) -> tuple[list[Member], bool]:
+        """The trained networks, and whether somebody stopped it."""
+        warm = read_package(self.job.warm_start).members[0] if self.job.warm_start else None
+        seeds = [self.plan.seed + number for number in range(self.plan.seeds)]
+        runs = [(split, seed) for split in splits for seed in seeds]
+        members: list[Member] = []
+        end = None
+        if self.plan.time_budget_seconds:
+            end = self.begun + self.plan.time_budget_seconds - estimate.reserve_seconds
+            if time.monotonic() > end:
+                raise TrainingError(
+                    "no_time",
+                    f"The time budget of {self.plan.time_budget_seconds} s does not even cover preparing the images and the final "
+                    f"evaluation ({estimate.reserve_seconds:.0f} s).",
+                    "Allow more time; a second try starts faster.",
+                )
+        for number, (split, seed) in enumerate(runs):
+            folder = self.job.folder if len(runs) == 1 else self.job.folder / f"member_{number}"
+            folder.mkdir(exist_ok=True)
+            now = time.monotonic()
+            result = fit(
+                self.plan.with_seed(seed),
+                [stored[index] for index in split.train],
+                [stored[index] for index in split.val],
+                folder,
+                on_event=self._as_part(number, len(runs)),
+                should_stop=self.should_stop,
+                deadline=None if end is None else now + (end - now) / (len(runs) - number),
+                warm_start=warm,
+            )
+            self.epochs += result.epochs
+            self.best_epochs.append(result.best_epoch)
+            self.warnings += [text for text in result.warnings if text not in self.warnings]
+            if result.network is not None:
+                members.append(Member(result.network, [self.job.cases[index] for index in split.val]))
+            if result.stopped:
+                return members, True
+        return members, False
+
+    def _finish(self, members: list[Member], split: Split, estimate: Estimate) -> tuple[dict[str, Any], dict[str, Any]]:
+        refinements, decisions = refine(
+            members,
+            self.plan,
+            seconds=estimate.refining_seconds,
+            mirroring=estimate.mirroring,
+            on_progress=lambda done, total: self._report("refining", done, total),
+        )
+        pictures = self.job.folder / "cases"
+        pictures.mkdir(exist_ok=True)
+        metrics = evaluate(
+            Predictor([member.forward for member in members], self.plan, refinements),
+            [self.job.cases[index] for index in split.held_out],
+            evaluated_on="test" if split.test else "val",
+            pictures=pictures,
+            on_case=lambda done, total: self._report("evaluating", done, total),
+        )
+        self.warnings += _warnings(split.grouping, metrics)
+        return decisions, metrics
+
+    def _package(
+        self, members: list[Member], metrics: dict[str, Any], decisions: dict[str, Any], stopped: bool
+    ) -> None:
+        facts = {
+            **self.job.facts,
+            "epochs": self.epochs,
+            "best_epoch": self.best_epochs[0],
+            "seconds": round(time.monotonic() - self.begun, 1),
+            "warnings": self.warnings,
         }
-    )
+        path = self.job.folder / "model.zip"
+        weights = [member.network.state_dict() for member in members]
+        converted = [member.converted for member in members if member.converted]
+        write_package(path, Package(self.plan, weights, metrics, self.split, facts, decisions, converted))
+        read_package(path)  # done means: it loads
+        self.emit(
+            {
+                "type": "done",
+                "stopped": stopped,
+                "package": str(path),
+                "metrics": metrics,
+                "decisions": decisions,
+                "warnings": self.warnings,
+            }
+        )
 
-
-def _evaluate(
-    job: TrainingJob, plan: Plan, split: Split, result: TrainResult, on_event: Event, should_stop: Callable[[], bool]
-) -> dict[str, Any]:
-    assert result.network is not None
-    pictures = job.folder / "cases"
-    pictures.mkdir(exist_ok=True)
-
-    def on_case(done: int, total: int) -> None:
-        if should_stop():
+    def _report(self, stage: str, done: int, total: int) -> None:
+        """Progress of what is not training. Raises _StoppedError where somebody wants an end."""
+        if self.should_stop():
             raise _StoppedError
-        on_event({"type": "progress", "stage": "evaluating", "done": done, "total": total, "epoch": result.epochs,
-                  "epochs": result.epochs, "step": 0, "fraction": 1.0, "eta_seconds": None})  # fmt: skip
+        event = {"type": "progress", "stage": stage, "done": done, "total": total, "step": 0, "epoch": self.epochs,
+                 "epochs": self.epochs or self.plan.epochs, "fraction": 0.0 if stage == "preparing" else 1.0,
+                 "eta_seconds": None}  # fmt: skip
+        self.emit({**event, "prepared": done / total} if stage == "preparing" else event)
 
-    held_out = [job.cases[index] for index in split.held_out]
-    part = "test" if split.test else "val"
-    return evaluate(Predictor(result.network, plan), held_out, evaluated_on=part, pictures=pictures, on_case=on_case)
+    def _as_part(self, number: int, count: int) -> Event:
+        """The events of one of several networks: epochs go on counting, and its share of the whole is a part."""
+        before = self.epochs
+
+        def emit(event: dict[str, Any]) -> None:
+            if count > 1 and event["type"] in ("start", "epoch"):
+                event = {**event, "epoch": event["epoch"] + before}
+            elif count > 1 and event["type"] == "progress":
+                left = event["eta_seconds"] * (count - number)  # the others will take as long
+                event = {**event, "fraction": (number + event["fraction"]) / count, "eta_seconds": left,
+                         "epoch": event["epoch"] + before, "epochs": event["epochs"] + before,
+                         "network": number + 1, "networks": count}  # fmt: skip
+            self.emit(event)
+
+        return emit
 
 
 def _warnings(grouping: str, metrics: dict[str, Any]) -> list[str]:
@@ -156,55 +280,13 @@ def _warnings(grouping: str, metrics: dict[str, Any]) -> list[str]:
     return found
 
 
-class _StoppedError(Exception):
-    pass
-
-
-def main(path: Path) -> int:
-    """The process: events on standard output; the word `stop` on standard input ends it in good order, its end at once."""
-    out, lock = sys.stdout, threading.Lock()
-    sys.stdout = sys.stderr  # what a library prints must not look like an event
-    stop = threading.Event()
-
-    def on_event(event: dict[str, Any]) -> None:
-        with lock:
-            out.write(json.dumps(to_json(event)) + "\n")
-            out.flush()
-
-    threading.Thread(target=_listen, args=(stop,), daemon=True).start()
-    try:
-        run(TrainingJob.read(path), on_event=on_event, should_stop=stop.is_set)
-    except MLError as error:
-        on_event({"type": "error", "code": error.code, "reason": error.reason, "cure": error.cure})
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
-            if "more than 1 value per channel" not in str(error):
-                raise
-            cure = "Choose a batch size of 2 or more, or larger patches."
-            on_event(
-                {
-                    "type": "error",
-                    "code": "batch_too_small",
-                    "reason": "The batch is too small for this architecture.",
-                    "cure": cure,
-                }
-            )
-            return 2
-        reason, cure = (
-            "There was not enough memory for this training.",
-            "Choose a smaller batch or patch size, or a smaller encoder.",
-        )
-        on_event({"type": "error", "code": "out_of_memory", "reason": reason, "cure": cure})
-        return 2
-    return 0
-
-
-def _listen(stop: threading.Event) -> None:
-    for line in sys.stdin:
-        if line.strip() == "stop":
-            stop.set()
-    if not stop.is_set():
-        import os
-
-        os._exit(3)  # whoever started this is gone; the checkpoint on disk is whole
+def explained(error: Exception) -> TrainingError | None:
+    """What PyTorch says in its own words, where a user can do something about it."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "memory" in text:
+        cure = "Choose a smaller batch or patch size, or a smaller encoder."
+        return TrainingError("out_of_memory", "There was not enough memory for this training.", cure)
+    if "more than 1 value per channel" in text:
+        cure = "Choose a batch size of 2 or more, or larger patches."
+        return TrainingError("batch_too_small", "The batch is too small for this architecture.", cure)
+    return None

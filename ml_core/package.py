@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +17,74 @@ from torch import Tensor
 
 from ml_core.card import model_card
 from ml_core.errors import ConfigError
-from ml_core.planning import Plan
+from ml_core.plan import Plan
+from ml_core.postprocessing import Postprocessing
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Refinements:
+    """What a model does beside one pass of its network, because it helped on the validation cases.
+
+    mirroring: "none", "flips" (along all axes) or "flips and turns" (rows and columns swapped as well); answers are averaged.
+    """
+
+    mirroring: str = "none"
+    postprocessing: Postprocessing | None = None
 
 
 @dataclass(frozen=True)
 class Package:
-    """weights: tensors by name, as the network's state_dict. metrics and split: as the trainer gave them."""
+    """members: tensors by name of each network, as its state_dict (several for an ensemble). metrics and split: as the job gave them.
+
+    decisions: what was measured on the validation cases and what came of it: mirroring, postprocessing, serving, each with its
+    numbers. converted: OpenVINO's (xml, weights) of each member, empty where they did not agree with the networks.
+    """
 
     plan: Plan
-    weights: dict[str, Tensor]
+    members: list[dict[str, Tensor]]
     metrics: dict[str, Any]
     split: dict[str, Any]
     facts: dict[str, Any]
+    decisions: dict[str, Any] = field(default_factory=dict)
+    converted: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def refinements(self) -> Refinements:
+        """What the decisions say is to be done at every prediction."""
+        chosen = self.decisions.get("postprocessing", {}).get("used")
+        return Refinements(
+            mirroring=self.decisions.get("mirroring", {}).get("used", "none"),
+            postprocessing=Postprocessing.from_dict(chosen) if chosen else None,
+        )
 
 
 def write_package(path: Path, package: Package) -> None:
     """Write the ZIP, whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     documents = {
-        "package.json": {"format": FORMAT, **package.facts},
+        "package.json": {
+            "format": FORMAT,
+            "members": len(package.members),
+            "converted": len(package.converted),
+            **package.facts,
+        },
         "plan.json": package.plan.to_dict(),
         "metrics.json": package.metrics,
         "split.json": package.split,
+        "decisions.json": package.decisions,
     }
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for name, document in documents.items():
             archive.writestr(name, json.dumps(to_json(document), indent=1))
-        archive.writestr("README.md", model_card(package.plan, to_json(package.metrics), package.facts))
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in package.weights.items()}
-        archive.writestr("weights.safetensors", save_tensors(tensors))
+        card = model_card(package.plan, to_json(package.metrics), package.facts, to_json(package.decisions))
+        archive.writestr("README.md", card)
+        for index, member in enumerate(package.members):
+            tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in member.items()}
+            archive.writestr(f"weights_{index}.safetensors", save_tensors(tensors))
+        for index, (xml, weights) in enumerate(package.converted):
+            archive.writestr(f"openvino_{index}.xml", xml)
+            archive.writestr(f"openvino_{index}.bin", weights)
     os.replace(part, path)
 
 
@@ -62,9 +99,13 @@ def read_package(path: Path) -> Package:
                     f"The model package has format {facts.get('format')!r}.",
                     "Update the platform, or train again.",
                 )
+            members = [f"weights_{index}.safetensors" for index in range(facts["members"])]
+            converted = [f"openvino_{index}" for index in range(facts["converted"])]
             return Package(
                 plan=Plan.from_dict(json.loads(archive.read("plan.json"))),
-                weights=load_tensors(archive.read("weights.safetensors")),
+                members=[load_tensors(archive.read(name)) for name in members],
+                decisions=json.loads(archive.read("decisions.json")),
+                converted=[(archive.read(f"{name}.xml"), archive.read(f"{name}.bin")) for name in converted],
                 metrics=json.loads(archive.read("metrics.json")),
                 split=json.loads(archive.read("split.json")),
                 facts=facts,

@@ -2,72 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from ml_core.architectures import ARCHITECTURES
-from ml_core.config import Hyperparameters, specs
-from ml_core.preprocessing import Preprocessing
+from ml_core.architectures import ARCHITECTURES, input_multiple, network_arguments
+from ml_core.config import CONFIGURATIONS, ConfigErrors, Hyperparameters, parse_spacing
+from ml_core.plan import FLAT, Machine, Plan, Preprocessing
 
 DEFAULT_SECONDS = 300
+THICK = 16.0  # pixels; a structure that stays that thick can be seen on a coarser grid
+MOST_WEIGHT = 10.0  # of a rare class, as a multiple of the commonest one's
+RARE = 0.05  # share of the pixels below which a class is drawn more often
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where the training runs."""
+class _Chooser:
+    """Takes the user's value where there is one, else the planned one with its reason."""
 
-    cuda: bool
-    cpus: int
-    bf16: bool
+    def __init__(self, wanted: Hyperparameters) -> None:
+        self.wanted, self.reasons = wanted, dict[str, str]()
 
-    @classmethod
-    def here(cls) -> Machine:
-        import torch
-
-        cuda = torch.cuda.is_available()
-        bf16 = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_avx512_bf16_supported()
-        return cls(cuda=cuda, cpus=os.cpu_count() or 1, bf16=bf16)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a training uses. `epochs` None: as many as fit into `time_budget_seconds`; one of the two is set.
-
-    class_values: label values in the order of the network's outputs. patch_size in pixels. precision: "bf16" or "fp32".
-    """
-
-    architecture: str
-    encoder: str
-    encoder_weights: str
-    epochs: int | None
-    learning_rate: float
-    batch_size: int
-    patch_size: int
-    augmentation: str
-    loss: str
-    seed: int
-    validation_fraction: float
-    early_stopping_patience: int
-    time_budget_seconds: int | None
-    preprocessing: Preprocessing
-    class_values: list[int]
-    class_names: list[str]
-    class_colors: list[str]
-    dimensions: int
-    precision: str
-    fingerprint: dict[str, Any]
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Plan:
-        return cls(**{**values, "preprocessing": Preprocessing(**values["preprocessing"])})
-
-    def hyperparameters(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in specs()}
+    def __call__(self, name: str, planned: Any, reason: str) -> Any:
+        asked = getattr(self.wanted, name)
+        self.reasons[name] = "You chose it." if asked is not None else reason
+        return planned if asked is None else asked
 
 
 def make_plan(
@@ -78,42 +36,280 @@ def make_plan(
     *,
     default_seconds: int = DEFAULT_SECONDS,
 ) -> Plan:
-    """`classes`: [{value, name, color}]; the first in order of value is background."""
-    reasons: dict[str, str] = {}
+    """`classes`: [{value, name, color}]; the first in order of value is background. Raises ConfigErrors where wishes do not fit."""
+    choose = _Chooser(wanted)
+    configuration = choose("configuration", *_configuration(wanted, fingerprint, machine))
+    if fingerprint["dimensions"] == 2 and configuration != "2d":
+        raise ConfigErrors({"configuration": f"These are pictures; {CONFIGURATIONS[configuration]} needs volumes."})
+    preprocessing = _preprocessing(choose, fingerprint, configuration, machine)
+    shape = _shape_on_grid(fingerprint, preprocessing)
+    architecture = choose("architecture", *_architecture(configuration, wanted.encoder))
+    described = ARCHITECTURES[architecture]
+    if (described.dimensions == 3) != (configuration == "3d"):
+        text = f"{described.label} is a {described.dimensions}D network and does not fit the configuration {configuration}."
+        raise ConfigErrors({"architecture": f"{text} Choose another one, or another configuration."})
+    encoder = choose("encoder", *_encoder(architecture, machine))
+    if encoder not in described.encoders:
+        text = f"{described.label} cannot use {encoder}. Choose one of: {', '.join(described.encoders)}."
+        raise ConfigErrors({"encoder": text})
+    size = choose("patch_size", *_patch_size(shape, described.minimum_size, configuration, machine))
+    depth = choose("patch_depth", *_patch_depth(shape, configuration, machine, described.minimum_size))
+    deep = choose("deep_supervision", *_deep_supervision(architecture, configuration))
+    patch = (depth, size, size) if configuration == "3d" else (size, size)
+    network = network_arguments(
+        architecture,
+        encoder=encoder,
+        patch=patch,
+        spacing=tuple(preprocessing.spacing) if preprocessing.spacing and configuration == "3d" else None,
+        deep_supervision=deep == "on",
+    )
+    _check_patch(patch, input_multiple(architecture, network), configuration, depth)
+    batch = choose("batch_size", *_batch_size(patch, machine))
+    epochs, budget = _duration(wanted, choose.reasons, default_seconds)
+    shares = [item["share"] for item in fingerprint["classes"]]
+    rare = min(shares, default=1.0) < RARE
+    weights = choose("class_weights", "none", "Dice in the loss and the choice of patches already see to rare classes.")
+    return Plan(
+        configuration=configuration,
+        architecture=architecture,
+        encoder=encoder,
+        encoder_weights=choose(
+            "encoder_weights", "none", "Random: nothing has to be downloaded, and it suits medical images."
+        ),
+        network=network,
+        epochs=epochs,
+        time_budget_seconds=budget,
+        learning_rate=choose("learning_rate", 2e-3, "AdamW with warm-up and cosine decay learns quickly from 0.002."),
+        weight_decay=choose("weight_decay", 1e-4, "A little keeps the weights small."),
+        warm_up_steps=choose("warm_up_steps", 20, "Adam's statistics need some steps before they can be trusted."),
+        clip_norm=choose("clip_norm", 5.0, "A single strange batch cannot throw the weights away."),
+        weight_average=choose(
+            "weight_average", 0.99, "The average over the last steps is steadier than the weights themselves."
+        ),
+        deep_supervision=deep,
+        batch_size=batch,
+        patch_size=size,
+        patch_depth=depth,
+        spacing=" ".join(f"{step:g}" for step in preprocessing.spacing or []),
+        normalisation=preprocessing.normalisation,
+        foreground_share=choose(
+            "foreground_share",
+            0.5 if rare else 0.33,
+            f"A class covers less than {RARE:.0%} of the pixels, so half of the patches are placed on a class drawn evenly."
+            if rare
+            else "A third of the patches is placed on a class drawn evenly, so that none is seen too seldom.",
+        ),
+        augmentation=choose(
+            "augmentation", "standard", "Flips, rotations, scale and brightness make a small dataset go further."
+        ),
+        loss=choose("loss", "dice_ce", "Dice looks at overlap, cross-entropy keeps the training steady."),
+        class_weights=weights,
+        balanced_weights=balanced_weights(shares) if weights == "balanced" else [],
+        seed=choose("seed", 0, "The same seed gives the same split and start."),
+        seeds=choose("seeds", 1, "One network. More cost their share of the time and are a little steadier together."),
+        folds=choose("folds", 1, "One network. Folds let every case be validated on, and share the time."),
+        validation_fraction=choose("validation_fraction", 0.2, "A fifth is enough to choose the best weights by."),
+        test_fraction=choose(
+            "test_fraction", 0.2, "A fifth is locked away where the data is enough for it (30 patients or files)."
+        ),
+        early_stopping_patience=choose(
+            "early_stopping_patience", 0, "The learning rate falls to the end, and the last epochs are often the best."
+        ),
+        test_time_augmentation=choose(
+            "test_time_augmentation", "measured", "Used only if it helps on the validation cases."
+        ),
+        postprocessing=choose(
+            "postprocessing", "measured", "Each step is used only if it helps on the validation cases."
+        ),
+        warm_start=choose("warm_start", "", "From random weights."),
+        precision=choose(
+            "precision",
+            "bf16" if machine.bf16 else "fp32",
+            "bfloat16 is quicker here and as exact where it counts."
+            if machine.bf16
+            else "This machine has no fast bfloat16.",
+        ),
+        preprocessing=preprocessing,
+        class_values=[item["value"] for item in classes],
+        class_names=[item["name"] for item in classes],
+        class_colors=[item["color"] for item in classes],
+        dimensions=fingerprint["dimensions"],
+        fingerprint=fingerprint,
+        reasons=choose.reasons,
+    )
 
-    def choose(name: str, planned: Any, reason: str) -> Any:
-        asked = getattr(wanted, name)
-        reasons[name] = "You chose it." if asked is not None else reason
-        return planned if asked is None else asked
 
-    preprocessing, dimensions = _preprocessing(fingerprint, reasons), fingerprint["dimensions"]
-    in_plane = [
-        size
-        for axis, size in enumerate(fingerprint["shape"]["median"])
-        if dimensions == 2 or axis != preprocessing.slice_axis
-    ]
-    architecture = choose("architecture", "unet", "A U-Net is hard to beat on medical images of most kinds.")
+def _configuration(wanted: Hyperparameters, fingerprint: dict[str, Any], machine: Machine) -> tuple[str, str]:
+    if fingerprint["dimensions"] == 2:
+        return "2d", "The images are pictures, so the network is 2D."
+    if wanted.architecture:
+        three = ARCHITECTURES[wanted.architecture].dimensions == 3
+        return ("3d" if three else "2d"), "It follows from the architecture that you chose."
+    spacing = _spacing(fingerprint)
+    finest, coarsest = min(spacing), max(spacing)
+    if coarsest >= FLAT * finest:
+        text = f"Slices lie {coarsest / finest:.1f} times further apart than pixels, so a slice with its neighbours says most."
+        return "2.5d", text
+    if min(fingerprint["shape"]["median"]) < 16:
+        return "2.5d", "There are few slices, so each is seen with its neighbours."
+    return "3d", "The volumes are about as fine in every direction, so the network looks in all three."
+
+
+def _spacing(fingerprint: dict[str, Any]) -> list[float]:
+    """mm per axis of the median image, 1 where unknown."""
+    return list(fingerprint["spacing"]["median"]) if fingerprint["spacing"] else [1.0] * fingerprint["dimensions"]
+
+
+def _preprocessing(
+    choose: _Chooser, fingerprint: dict[str, Any], configuration: str, machine: Machine
+) -> Preprocessing:
+    axis, spacing = 0, _spacing(fingerprint)
+    if fingerprint["dimensions"] == 3:
+        axis = max(range(3), key=lambda item: (round(spacing[item], 3), -item))
+        name = ("axial", "coronal", "sagittal")[axis]
+        choose.reasons["dimensions"] = f"Slices are the {name} ones, the volumes' finest plane."
+        spacing = [spacing[axis], *(step for item, step in enumerate(spacing) if item != axis)]
+    target = choose("spacing", *_target(fingerprint, spacing, configuration, machine))
+    if isinstance(target, str):
+        target = parse_spacing(target)
+        if len(target) != len(spacing):
+            raise ConfigErrors({"spacing": f"Give {len(spacing)} numbers: the images have as many dimensions."})
+    normalisation = choose(
+        "normalisation",
+        *(
+            ("ct", "CT has fixed units, so all images are clipped and scaled by the numbers of the whole dataset.")
+            if fingerprint["modality"] == "CT"
+            else ("image", "Each image is scaled by its own mean and spread, since its units are not fixed.")
+        ),
+    )
+    numbers = fingerprint["foreground_intensity"]
+    return Preprocessing(
+        channels=fingerprint["channels"],
+        normalisation=normalisation,
+        low=numbers["p005"],
+        high=numbers["p995"],
+        mean=numbers["mean"],
+        std=numbers["std"],
+        slice_axis=axis,
+        whole=configuration == "3d",
+        spacing=target,
+        unit="mm" if fingerprint["spacing"] else "px",
+        assumed_spacing=list(fingerprint["spacing"]["median"]) if fingerprint["spacing"] else None,
+    )
+
+
+def _target(
+    fingerprint: dict[str, Any], spacing: list[float], configuration: str, machine: Machine
+) -> tuple[list[float] | None, str]:
+    """The grid that images are brought to: their own median, or a coarser one where all structures stay thick on it."""
+    thickness = [item["thickness"] for item in fingerprint["classes"] if item.get("thickness")]
+    thinnest = min(thickness, default=0.0)
+    side = max(fingerprint["shape"]["median"])
+    factor = min(thinnest / THICK, side / 256) if thickness else 1.0
+    if configuration == "3d" and thickness and not machine.cuda:
+        factor = max(factor, min(thinnest / 2, side / 96, 2.0))
+    if factor >= 1.5:
+        factor = min(4.0, math.floor(2 * factor) / 2)
+        coarse = [step if item == 0 and len(spacing) == 3 and configuration != "3d" else max(step, min(spacing) * factor)
+                  for item, step in enumerate(spacing)]  # fmt: skip
+        reason = f"Even the thinnest class is about {thinnest:.0f} pixels thick, so a grid {factor:g} times coarser shows it, "
+        return coarse, reason + "and each patch shows more around it."
+    varied = fingerprint["spacing"] and fingerprint["spacing"]["minimum"] != fingerprint["spacing"]["maximum"]
+    if varied or (configuration == "3d" and fingerprint["spacing"]):
+        return spacing, "The median of the dataset, so that structures have one size."
+    return None, "Images keep their own pixels: structures are fine, and all images have one spacing or none."
+
+
+def _shape_on_grid(fingerprint: dict[str, Any], how: Preprocessing) -> list[float]:
+    """(slices,) H, W of the median image on the network's grid."""
+    shape, spacing = list(fingerprint["shape"]["median"]), _spacing(fingerprint)
+    if fingerprint["dimensions"] == 3:
+        order = [how.slice_axis, *(axis for axis in range(3) if axis != how.slice_axis)]
+        shape, spacing = [shape[axis] for axis in order], [spacing[axis] for axis in order]
+    own = spacing if how.unit == "mm" else [1.0] * len(shape)
+    return [n * step / target for n, step, target in zip(shape, own, how.spacing or own, strict=True)]
+
+
+def _architecture(configuration: str, encoder: str | None) -> tuple[str, str]:
+    """The best for most data among those that can use the encoder that the user chose."""
+    dimensions = 3 if configuration == "3d" else 2
+    for name, reason in (
+        ("plain-unet-3d", "A plain 3D U-Net with few, well-fed features learns most a minute."),
+        ("plain-unet", "A plain U-Net in nnU-Net’s shape learns most a minute from random weights."),
+        ("unet", "A U-Net is hard to beat on medical images of most kinds."),
+    ):
+        item = ARCHITECTURES[name]
+        if item.dimensions == dimensions and (encoder is None or encoder in item.encoders):
+            return name, reason
+    fitting = [item for item in ARCHITECTURES.values() if item.dimensions == dimensions and encoder in item.encoders]
+    return (fitting[0].name if fitting else "unet"), "The first that can use the encoder that you chose."
+
+
+def _encoder(architecture: str, machine: Machine) -> tuple[str, str]:
     encoders = ARCHITECTURES[architecture].encoders
-    small, large = ("resnet18", "resnet34")
-    encoder = choose(
-        "encoder",
-        large if machine.cuda else small,
-        "ResNet-34 has the strength that a GPU can feed."
-        if machine.cuda
-        else "ResNet-18 sees the most images a minute on a CPU.",
-    )
-    assert encoder in encoders
-    patch = choose("patch_size", *_patch_size(in_plane, ARCHITECTURES[architecture].minimum_size, machine))
-    batch = choose(
-        "batch_size",
-        16 if machine.cuda else max(2, min(8, 8 * 256**2 // patch**2)),
-        "Enough patches for a steady correction, few enough for the memory of this machine.",
-    )
-    epochs = wanted.epochs
-    reasons["epochs"] = "You chose it." if epochs else "As many as fit into the time budget."
-    budget = wanted.time_budget_seconds
+    for name in ("resnet34", "plain-32") if machine.cuda else ("resnet18", "plain-16"):
+        if name in encoders:
+            return (
+                name,
+                f"{name} has the strength that a GPU can feed."
+                if machine.cuda
+                else f"{name} sees many images a minute on a CPU.",
+            )
+    return encoders[0], "The first that this architecture can use."
+
+
+def _patch_size(shape: list[float], least: int, configuration: str, machine: Machine) -> tuple[int, str]:
+    if configuration == "3d":
+        largest, step = (128, 16) if machine.cuda else (64, 16)
+    else:
+        largest, step = (512, 32) if machine.cuda else (256, 32)
+    longest = -(-int(max(shape[-2:])) // step) * step
+    size = max(least, min(longest, largest + largest // 4 if longest <= largest + largest // 4 else largest))
+    if size >= longest:
+        return size, "The whole image fits into one patch."
+    return size, f"{size} pixels show a good part of an image and let many steps fit into the time."
+
+
+def _patch_depth(shape: list[float], configuration: str, machine: Machine, least: int) -> tuple[int, str]:
+    if configuration == "2d":
+        return 1, "One slice at a time."
+    if configuration == "2.5d":
+        return 3, "Each slice is seen with the one before and the one after."
+    largest = 128 if machine.cuda else 48
+    depth = max(least, min(largest, -(-int(shape[0]) // 16) * 16))
+    return depth, f"{depth} slices in a patch."
+
+
+def _deep_supervision(architecture: str, configuration: str) -> tuple[str, str]:
+    return "off", "It costs time in short trainings and helps only long ones."
+
+
+def _check_patch(patch: tuple[int, ...], multiple: tuple[int, ...], configuration: str, depth: int) -> None:
+    wrong = {}
+    if patch[-1] % multiple[-1]:
+        wrong["patch_size"] = f"{patch[-1]} is not a multiple of {multiple[-1]}, which this network needs."
+    if configuration == "3d" and patch[0] % multiple[0]:
+        wrong["patch_depth"] = f"{patch[0]} is not a multiple of {multiple[0]}, which this network needs."
+    if configuration == "2.5d" and depth % 2 == 0:
+        wrong["patch_depth"] = "2.5D needs an odd number: a slice and as many neighbours on each side."
+    if configuration == "2d" and depth != 1:
+        wrong["patch_depth"] = "2D networks see one slice. Leave it out, or choose 2.5D or 3D."
+    if wrong:
+        raise ConfigErrors(wrong)
+
+
+def _batch_size(patch: tuple[int, ...], machine: Machine) -> tuple[int, str]:
+    most, pixels_in_all = (16, 32 * 256**2) if machine.cuda else (8, 8 * 256**2)
+    flat = max(2, min(most, pixels_in_all // math.prod(patch)))
+    batch = flat if len(patch) == 2 else 4 if machine.cuda else 2
+    return batch, "Enough patches for a steady correction, few enough for the memory of this machine."
+
+
+def _duration(wanted: Hyperparameters, reasons: dict[str, str], default_seconds: int) -> tuple[int | None, int | None]:
+    epochs, budget = wanted.epochs, wanted.time_budget_seconds
     if epochs is None and budget is None:
         budget = default_seconds
+    reasons["epochs"] = "You chose it." if epochs else "As many as fit into the time budget."
     reasons["time_budget_seconds"] = (
         "You chose it."
         if wanted.time_budget_seconds
@@ -121,76 +317,11 @@ def make_plan(
         if budget is None
         else f"{budget} seconds are enough for a good first model on most data."
     )
-    reasons["precision"] = (
-        "bfloat16 is quicker here and as exact where it counts."
-        if machine.bf16
-        else "This machine has no fast bfloat16."
-    )
-    return Plan(
-        architecture=architecture,
-        encoder=encoder,
-        encoder_weights=choose(
-            "encoder_weights", "none", "Random: nothing has to be downloaded, and it suits medical images."
-        ),
-        epochs=epochs,
-        learning_rate=choose("learning_rate", 1e-3, "AdamW with warm-up and cosine decay learns well from 0.001."),
-        batch_size=batch,
-        patch_size=patch,
-        augmentation=choose(
-            "augmentation",
-            "standard",
-            "Flips, rotations, scale and brightness make a small dataset go further.",
-        ),
-        loss=choose("loss", "dice_ce", "Dice looks at overlap, cross-entropy keeps the training steady."),
-        seed=choose("seed", 0, "The same seed gives the same split and start."),
-        validation_fraction=choose("validation_fraction", 0.2, "A fifth is enough to choose the best weights by."),
-        early_stopping_patience=choose(
-            "early_stopping_patience",
-            0,
-            "The learning rate falls to the end, and the last epochs are often the best.",
-        ),
-        time_budget_seconds=budget,
-        preprocessing=preprocessing,
-        class_values=[item["value"] for item in classes],
-        class_names=[item["name"] for item in classes],
-        class_colors=[item["color"] for item in classes],
-        dimensions=dimensions,
-        precision="bf16" if machine.bf16 else "fp32",
-        fingerprint=fingerprint,
-        reasons=reasons,
-    )
+    return epochs, budget
 
 
-def _preprocessing(fingerprint: dict[str, Any], reasons: dict[str, str]) -> Preprocessing:
-    axis = 0
-    if fingerprint["dimensions"] == 3:
-        spacing = fingerprint["spacing"]["median"] if fingerprint["spacing"] else [1.0, 1.0, 1.0]
-        axis = max(range(3), key=lambda item: (round(spacing[item], 3), -item))
-        name = ("axial", "coronal", "sagittal")[axis]
-        reasons["dimensions"] = f"Volumes are trained slice by slice along their finest plane (the {name} one)."
-    else:
-        reasons["dimensions"] = "The images are pictures, so the network is 2D."
-    if fingerprint["modality"] == "CT":
-        numbers = fingerprint["foreground_intensity"]
-        reasons["normalisation"] = (
-            "CT has fixed units, so all images are clipped and scaled by the numbers of the whole dataset."
-        )
-        return Preprocessing(
-            channels=fingerprint["channels"],
-            normalisation="ct",
-            low=numbers["p005"],
-            high=numbers["p995"],
-            mean=numbers["mean"],
-            std=numbers["std"],
-            slice_axis=axis,
-        )
-    reasons["normalisation"] = "Each image is scaled by its own mean and spread, since its units are not fixed."
-    return Preprocessing(channels=fingerprint["channels"], normalisation="image", slice_axis=axis)
-
-
-def _patch_size(in_plane: list[float], least: int, machine: Machine) -> tuple[int, str]:
-    largest = 512 if machine.cuda else 256
-    size = max(least, min(largest, -(-int(max(in_plane)) // 32) * 32))
-    if size < largest:
-        return size, "The whole image fits into one patch."
-    return size, f"{size} pixels show a good part of an image and let many steps fit into the time."
+def balanced_weights(shares: Sequence[float]) -> list[float]:
+    """Share of the pixels per class → weights of mean 1, by the inverse square root, so that rare classes count more but not wildly."""
+    most = max(shares, default=0.0)
+    raw = [min(MOST_WEIGHT, (most / share) ** 0.5) if share > 0 else MOST_WEIGHT for share in shares]
+    return [weight * len(raw) / sum(raw) for weight in raw]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,94 +14,52 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (everybody's name for it)
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from ml_core.architectures import ARCHITECTURES, build
+from ml_core.architectures import build
+from ml_core.data import with_neighbours
 from ml_core.io import Image
-from ml_core.package import Package, read_package
-from ml_core.planning import Machine, Plan
-from ml_core.preprocessing import preprocess, slices_to_labels
+from ml_core.package import Package, Refinements, read_package
+from ml_core.plan import Machine, Plan
+from ml_core.postprocessing import apply
+from ml_core.preprocessing import labels_to_slices, preprocess, slices_to_labels
+from ml_core.serving import Forward, OpenVinoForward, TorchForward
+from ml_core.sliding import blend
 
-WINDOW = 768  # pixels: images up to this size go through in one piece, larger ones in windows of it
-OVERLAP = 0.25
+WINDOW = 768  # pixels: pictures up to this size go through in one piece, larger ones in windows of it
+OVERLAP_2D, OVERLAP_3D = 0.25, 0.5
 PIXELS_AT_ONCE = 8 * 256**2
+VOXELS_AT_ONCE = 4 * 96**3
 
 
 @dataclass
 class Segmentation:
     """values: the label map in the dataset's own values, canonical like the image's array: (H, W) or (D, H, W).
 
-    indices: the same as positions in the plan's classes, uint8. seconds: time of the prediction alone.
+    indices: the same as positions in the plan's classes, uint8. certainty: float16 of the same shape, 1 where the network is
+    sure (1 - entropy of the probabilities / log K). confidence: its mean over the predicted foreground, or over the whole image
+    where none is predicted. seconds: time of the prediction alone.
     """
 
     values: NDArray[Any]
     indices: NDArray[np.uint8]
+    certainty: NDArray[np.float16]
+    confidence: float
     seconds: float
     warnings: list[str] = field(default_factory=list)
 
 
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-@torch.no_grad()
-def forward_slices(network: nn.Module, images: Tensor, plan: Plan) -> Tensor:
-    """Normalised slices (N, C, H, W) of any size → logits float32 (N, K, H, W), in a sliding window where they are large."""
-    device = next(network.parameters()).device
-    network.eval()
-    height, width = images.shape[-2:]
-    least = ARCHITECTURES[plan.architecture].minimum_size
-    target = [max(least, -(-length // 32) * 32) for length in (height, width)]
-    if max(target) > WINDOW:
-        from monai.inferers.utils import sliding_window_inference  # heavy, and only large images need it
-
-        window = [min(WINDOW, length) for length in target]
-
-        def run(patch: Tensor) -> Tensor:
-            return _forward(network, patch, device, plan.precision)
-
-        padded = _pad(images, [max(0, w - n) for w, n in zip(window, (height, width), strict=True)])
-        logits = sliding_window_inference(
-            padded,
-            window,
-            1,
-            run,
-            overlap=OVERLAP,
-            mode="gaussian",
-            sw_device=device,
-            device=torch.device("cpu"),
-        )
-        assert isinstance(logits, Tensor)
-        return logits[..., :height, :width]
-    padded = _pad(images, [target[0] - height, target[1] - width])
-    return _forward(network, padded, device, plan.precision)[..., :height, :width]
-
-
-def _forward(network: nn.Module, images: Tensor, device: torch.device, precision: str) -> Tensor:
-    images = images.to(device).contiguous(memory_format=torch.channels_last)
-    with autocast(device, precision):
-        logits: Tensor = network(images)
-    return logits.float()
-
-
-def _pad(images: Tensor, missing: list[int]) -> Tensor:
-    """Pad the ends of the last two axes by mirroring, or by the border value where the image is too small to mirror."""
-    if not any(missing):
-        return images
-    small = any(gap >= length for gap, length in zip(missing, images.shape[-2:], strict=True))
-    return F.pad(images, (0, missing[1], 0, missing[0]), mode="replicate" if small else "reflect")
-
-
 class Predictor:
-    """One network, warm in memory."""
+    """One model, warm in memory: the networks (more than one for an ensemble) that answer together, and how.
 
-    def __init__(self, network: nn.Module, plan: Plan) -> None:
-        self.plan = plan
-        self.network = network.to(pick_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    on_probabilities of `predict` gets (first slice, float32 (n, K, H, W)) piece by piece, laid like `labels_to_slices`.
+    """
+
+    def __init__(
+        self, forwards: list[Forward], plan: Plan, refinements: Refinements | None = None, nbytes: int = 0
+    ) -> None:
+        self.forwards, self.plan, self.nbytes = forwards, plan, nbytes
+        self.refinements = refinements or Refinements()
 
     @classmethod
     def load(cls, path: Path) -> Predictor:
@@ -108,38 +68,153 @@ class Predictor:
 
     @classmethod
     def from_package(cls, package: Package) -> Predictor:
-        plan = package.plan
-        network, _ = build(
-            plan.architecture,
-            encoder=plan.encoder,
-            channels=plan.preprocessing.channels,
-            classes=len(plan.class_values),
-        )
-        network.load_state_dict(package.weights)
-        # The precision is the machine's choice: a model trained in bf16 may be used where only fp32 is fast.
-        return cls(
-            network,
-            Plan.from_dict({**plan.to_dict(), "precision": "bf16" if Machine.here().bf16 else "fp32"}),
-        )
+        """The converted networks where the package says that they agree and this machine runs on its CPU, else PyTorch's."""
+        plan, machine = package.plan, Machine.here()
+        # The precision is the machine's choice too: a model trained in bf16 may be used where only fp32 is fast.
+        precision = package.decisions.get("serving", {}).get("precision", plan.precision) if machine.bf16 else "fp32"
+        forwards: list[Forward]
+        if package.converted and not machine.cuda:
+            forwards = [OpenVinoForward(xml, weights, precision) for xml, weights in package.converted]
+        else:
+            forwards = [TorchForward(network_of(plan, weights), precision) for weights in package.members]
+        nbytes = sum(tensor.nbytes for member in package.members for tensor in member.values())
+        nbytes += sum(len(weights) for _, weights in package.converted)
+        return cls(forwards, plan, package.refinements(), nbytes)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.network.state_dict().values())
-
-    def predict(self, image: Image) -> Segmentation:
-        """Segment a picture or a volume (slice by slice along the plan's plane)."""
+    def predict(
+        self, image: Image, on_probabilities: Callable[[int, NDArray[np.float32]], None] | None = None
+    ) -> Segmentation:
+        """Segment a picture or a volume."""
         start = time.perf_counter()
-        axis = self.plan.preprocessing.slice_axis
-        slices = preprocess(image, self.plan.preprocessing)
-        count, _, height, width = slices.shape
-        labels = np.empty((count, height, width), np.uint8)
+        plan, axis = self.plan, self.plan.preprocessing.slice_axis
+        own = labels_to_slices(np.empty(image.shape, np.uint8), image, axis).shape
+        labels, certainty = np.empty(own, np.uint8), np.empty(own, np.float16)
+        for first, probabilities in self._probabilities(preprocess(image, plan.preprocessing), own):
+            cut = slice(first, first + len(probabilities))
+            labels[cut] = probabilities.argmax(1).to(torch.uint8).numpy()
+            certainty[cut] = _certainty(probabilities).to(torch.float16).numpy()
+            if on_probabilities:
+                on_probabilities(first, probabilities.numpy())
+        if self.refinements.postprocessing:
+            labels = apply(labels, self.refinements.postprocessing)
+        foreground = labels > 0
+        confidence = float(certainty[foreground if foreground.any() else ...].mean(dtype=np.float64))
+        indices, certainty = (np.ascontiguousarray(slices_to_labels(item, image, axis)) for item in (labels, certainty))
+        values = np.asarray(plan.class_values)[indices]
+        seconds = time.perf_counter() - start
+        return Segmentation(values, indices, certainty, confidence, seconds, input_warnings(image, plan))
+
+    def _probabilities(self, images: NDArray[np.float32], own: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
+        """Preprocessed (N, C, H, W) or (1, C, D, H, W) → pieces (first slice, float32 (n, K, H, W)) on the image's own grid."""
+        if self.plan.configuration == "3d":
+            volume = self._windows(torch.from_numpy(images[0]), self.plan.patch, OVERLAP_3D, VOXELS_AT_ONCE)
+            yield from _resized_volume(volume, own)
+            return
+        height, width = images.shape[-2:]
         at_once = max(1, PIXELS_AT_ONCE // (height * width))
-        for first in range(0, count, at_once):
-            logits = forward_slices(self.network, torch.from_numpy(slices[first : first + at_once]), self.plan)
-            labels[first : first + at_once] = logits.argmax(1).to(torch.uint8).cpu().numpy()
-        indices = np.ascontiguousarray(slices_to_labels(labels, image, axis))
-        values = np.asarray(self.plan.class_values)[indices]
-        return Segmentation(values, indices, time.perf_counter() - start, input_warnings(image, self.plan))
+        for first in range(0, len(images), at_once):
+            chosen = range(first, min(first + at_once, len(images)))
+            batch = torch.from_numpy(np.stack([with_neighbours(images, index, self.plan.context) for index in chosen]))
+            if max(height, width) > WINDOW:
+                window = tuple(min(WINDOW, length) for length in self.plan.padded_shape((height, width)))
+                found = torch.stack([self._windows(item, window, OVERLAP_2D, 1).float() for item in batch])
+            else:
+                found = self._run(batch)
+            if tuple(found.shape[2:]) != own[1:]:
+                found = F.interpolate(found, own[1:], mode="bilinear", align_corners=False)
+            yield first, found
+
+    def _windows(self, image: Tensor, window: tuple[int, ...], overlap: float, pixels_at_once: int) -> Tensor:
+        """(C, *spatial) → probabilities float16 (K, *spatial), window by window."""
+        spatial = image.shape[1:]
+        padded = _pad(image[None], [max(0, size - n) for size, n in zip(window, spatial, strict=True)])[0]
+        at_once = max(1, pixels_at_once // math.prod(window))
+        found = blend(self._run, padded, window, overlap=overlap, at_once=at_once)
+        return found[(slice(None), *(slice(0, length) for length in spatial))]
+
+    def _run(self, images: Tensor) -> Tensor:
+        """(N, C, *spatial) of any size → probabilities float32, averaged over the networks and the mirrored copies."""
+        spatial = images.shape[2:]
+        wanted = self.plan.padded_shape(spatial)
+        padded = _pad(images, [target - length for target, length in zip(wanted, spatial, strict=True)])
+        total: Tensor | None = None
+        turned = list(_mirrored(self.refinements.mirroring, len(spatial)))
+        for there, back in turned:
+            batch = there(padded).contiguous().numpy()
+            for forward in self.forwards:
+                found = back(torch.from_numpy(forward(batch)).softmax(1))
+                total = found if total is None else total.add_(found)
+        assert total is not None
+        count = len(turned) * len(self.forwards)
+        total = total if count == 1 else total / count
+        return total[(slice(None), slice(None), *(slice(0, length) for length in spatial))]
+
+
+def network_of(plan: Plan, weights: dict[str, Tensor] | None = None) -> torch.nn.Module:
+    """The plan's network in evaluation mode, with these weights where given."""
+    network, _ = build(
+        plan.architecture,
+        encoder=plan.encoder,
+        channels=plan.in_channels,
+        classes=len(plan.class_values),
+        arguments=plan.network,
+    )
+    if weights is not None:
+        network.load_state_dict(weights)
+    return network.eval()
+
+
+def _mirrored(which: str, dimensions: int) -> Iterator[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]:
+    """(there, back) of each copy: the image itself, its flips along all axes, and for pictures also with rows and columns swapped."""
+
+    def keep(item: Tensor) -> Tensor:
+        return item
+
+    axes = range(2, 2 + dimensions) if which != "none" else range(0)
+    for flipped in itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes) + 1)):
+
+        def flip(item: Tensor, flipped: tuple[int, ...] = flipped) -> Tensor:
+            return item.flip(flipped)
+
+        yield (flip, flip) if flipped else (keep, keep)
+        if which == "flips and turns":
+            yield (
+                lambda item, flip=flip: flip(item).transpose(-1, -2),  # type: ignore[misc]
+                lambda item, flip=flip: flip(item.transpose(-1, -2)),  # type: ignore[misc]
+            )
+
+
+def _certainty(probabilities: Tensor) -> Tensor:
+    """(n, K, H, W) → (n, H, W)."""
+    entropy = -torch.special.xlogy(probabilities, probabilities).sum(1)
+    certainty: Tensor = (1 - entropy / math.log(max(2, probabilities.shape[1]))).clamp_(0, 1)
+    return certainty
+
+
+def _resized_volume(volume: Tensor, own: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
+    """float16 (K, d, h, w) → pieces (first slice, float32 (n, K, H, W)) of the grid `own` (D, H, W), linear between voxels."""
+    depth = volume.shape[1]
+    at_once = max(1, 2 * PIXELS_AT_ONCE // math.prod(own[1:]))
+    for first in range(0, own[0], at_once):
+        wanted = torch.arange(first, min(first + at_once, own[0]), dtype=torch.float32)
+        place = ((wanted + 0.5) * depth / own[0] - 0.5).clamp(0, depth - 1)
+        low = place.floor().long()
+        share = (place - low)[:, None, None, None]
+        slices = volume[:, low].float().movedim(0, 1)
+        if bool(share.any()):
+            slices = torch.lerp(slices, volume[:, (low + 1).clamp_max(depth - 1)].float().movedim(0, 1), share)
+        if tuple(slices.shape[2:]) != own[1:]:
+            slices = F.interpolate(slices, own[1:], mode="bilinear", align_corners=False)
+        yield first, slices
+
+
+def _pad(images: Tensor, missing: list[int]) -> Tensor:
+    """Pad the ends of the last axes by mirroring, or by the border value where the image is too small to mirror."""
+    if not any(missing):
+        return images
+    small = any(gap >= length for gap, length in zip(missing, images.shape[2:], strict=True))
+    ends = [item for gap in reversed(missing) for item in (0, gap)]
+    return F.pad(images, ends, mode="replicate" if small else "reflect")
 
 
 def input_warnings(image: Image, plan: Plan) -> list[str]:

@@ -1,46 +1,88 @@
-"""From a decoded image to what a network is fed. The one function that training, validation, inference and export use."""
+"""From a decoded image to what a network is fed, and back. Training, validation, inference and export use these functions."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (everybody's name for it)
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ml_core.io import Image, is_oriented, to_screen
+from ml_core.plan import Preprocessing
 
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images are made ready; kept in the model package.
-
-    channels: 1 or 3. normalisation: "ct" clips to [low, high] (in the image's own units) and scales by the dataset's mean and
-    std; "image" clips each channel of each image to its 0.5 and 99.5 percentile and scales by its own mean and std.
-    slice_axis: the axis of a canonical (z, y, x) volume across which slices are taken.
-    """
-
-    channels: int
-    normalisation: str
-    low: float = 0.0
-    high: float = 0.0
-    mean: float = 0.0
-    std: float = 1.0
-    slice_axis: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+AS_GOOD_AS_THE_SAME = 0.02  # a grid within two percent of the wanted one is left as it is
 
 
 def preprocess(image: Image, how: Preprocessing) -> NDArray[np.float32]:
-    """(N, C, H, W) float32: N = 1 for a picture, the number of slices for a volume.
+    """float32 (N, C, H, W), N = 1 for a picture and the number of slices for a volume; (1, C, D, H, W) where `how.whole`.
 
-    Oriented volumes are laid as on the screen, which is how single slices are stored: a model sees both alike.
+    Oriented volumes are laid as on the screen, which is how single slices are stored: a model sees both alike. The result
+    is on the network's grid (`network_shape`), linear between pixels and averaging where it gets smaller.
     """
     array = _with_channels(to_screen(image.array, oriented=is_oriented(image)), how.channels)
     scaled = np.stack([_normalise(channel, how) for channel in array])
-    slices = scaled[None] if image.dimensions == 2 else np.moveaxis(scaled, how.slice_axis + 1, 0)
-    return np.ascontiguousarray(slices)
+    if image.dimensions == 2:
+        laid = scaled[:, None] if how.whole else scaled[None]
+    else:
+        laid = np.moveaxis(scaled, how.slice_axis + 1, 1 if how.whole else 0)
+    shape = network_shape(image, how)
+    if how.whole:
+        return np.ascontiguousarray(resample(torch.from_numpy(np.ascontiguousarray(laid)), shape).numpy()[None])
+    if tuple(laid.shape[2:]) == shape[1:]:
+        return np.ascontiguousarray(laid)
+    resized = torch.empty(len(laid), how.channels, *shape[1:])
+    for index, picture in enumerate(laid):  # one by one: a copy of the whole volume is enough
+        resized[index] = resample(torch.from_numpy(np.ascontiguousarray(picture)), shape[1:])
+    return resized.numpy()
+
+
+def labels_to_network(labels: NDArray[np.uint8], image: Image, how: Preprocessing) -> NDArray[np.uint8]:
+    """Class positions on the image's grid → uint8 (N, H, W) or (1, D, H, W) on the network's, laid like `preprocess`.
+
+    Resampled by the class with the largest share, so that thin structures keep their width where the grid gets coarser.
+    """
+    laid = labels_to_slices(labels, image, how.slice_axis)
+    shape = network_shape(image, how)
+    if tuple(laid.shape) != shape:
+        laid = _resample_labels(np.ascontiguousarray(laid), shape, along_slices=how.whole)
+    return np.ascontiguousarray(laid[None] if how.whole else laid)
+
+
+def network_shape(image: Image, how: Preprocessing) -> tuple[int, int, int]:
+    """(slices, H, W) of the image on the network's grid; 1 slice for a picture. Slices of 2D networks are never resampled."""
+    own = _laid((1, *image.shape) if image.dimensions == 2 else image.shape, image, how)
+    if how.spacing is None:
+        return own
+    wanted = [1.0] * (3 - len(how.spacing)) + how.spacing
+    if how.unit == "px":
+        steps: tuple[float, ...] = (1.0, 1.0, 1.0)
+    else:
+        known = image.spacing or tuple(how.assumed_spacing or how.spacing)
+        known = known if len(known) == image.dimensions else known[-image.dimensions :]
+        steps = _laid((wanted[0], *known), image, how) if image.dimensions == 2 else _laid(known, image, how)
+    shape = []
+    for length, step, target in zip(own, steps, wanted, strict=True):
+        keep = abs(step / target - 1) < AS_GOOD_AS_THE_SAME
+        shape.append(length if keep else max(1, round(length * step / target)))
+    return (shape[0] if how.whole and image.dimensions == 3 else own[0], shape[1], shape[2])
+
+
+def resample(array: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Float (C, H, W) or (C, D, H, W) → the spatial `shape`: linear, with an antialiasing filter where an axis shrinks."""
+    if tuple(array.shape[1:]) == tuple(shape):
+        return array
+    if array.ndim == 3:
+        return F.interpolate(array[None], shape, mode="bilinear", antialias=True)[0]
+    channels, depth = array.shape[:2]
+    in_plane = F.interpolate(array.flatten(0, 1)[None], shape[1:], mode="bilinear", antialias=True)[0]
+    if depth == shape[0]:
+        return in_plane.reshape(channels, depth, *shape[1:])
+    columns = in_plane.reshape(1, channels, depth, shape[1] * shape[2])
+    whole = F.interpolate(columns, (shape[0], shape[1] * shape[2]), mode="bilinear", antialias=True)
+    return whole.reshape(channels, *shape)
 
 
 def labels_to_slices(labels: NDArray[Any], image: Image, slice_axis: int) -> NDArray[Any]:
@@ -57,6 +99,25 @@ def slices_to_labels(slices: NDArray[Any], image: Image, slice_axis: int) -> NDA
         return picture
     volume: NDArray[Any] = np.moveaxis(slices, 0, slice_axis)
     return to_screen(volume, oriented=is_oriented(image))
+
+
+def _laid(per_axis: tuple[Any, ...], image: Image, how: Preprocessing) -> tuple[Any, Any, Any]:
+    """Numbers per axis (z, y, x) in the order in which the network sees the axes."""
+    if image.dimensions == 2:
+        return per_axis[0], per_axis[1], per_axis[2]
+    rest = [item for axis, item in enumerate(per_axis) if axis != how.slice_axis]
+    return per_axis[how.slice_axis], rest[0], rest[1]
+
+
+def _resample_labels(labels: NDArray[np.uint8], shape: tuple[int, ...], *, along_slices: bool) -> NDArray[np.uint8]:
+    """(S, H, W) → `shape`, class by class."""
+    best, found = torch.full(shape, -1.0), torch.zeros(shape, dtype=torch.uint8)
+    for index in np.unique(labels):
+        mine = torch.from_numpy((labels == index).astype(np.float32))
+        share = resample(mine[None], shape)[0] if along_slices else resample(mine, shape[1:])
+        better = share > best
+        best[better], found[better] = share[better], int(index)
+    return found.numpy()
 
 
 def _with_channels(array: NDArray[Any], channels: int) -> NDArray[Any]:

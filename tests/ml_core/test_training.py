@@ -19,14 +19,15 @@ from ml_core.fingerprint import FingerprintBuilder
 from ml_core.io import Image, read_image, read_mask
 from ml_core.job import TrainingJob, run
 from ml_core.package import read_package
-from ml_core.planning import Machine, Plan, make_plan
-from ml_core.predictor import Predictor, forward_slices, input_warnings
+from ml_core.plan import Machine, Plan
+from ml_core.planning import make_plan
+from ml_core.predictor import Predictor, input_warnings
 
 CLASSES = [
     {"value": 0, "name": "background", "color": "#000000"},
     {"value": 255, "name": "disc", "color": "#ff0000"},
 ]
-QUICK = {"epochs": 2, "patch_size": 32, "batch_size": 4, "encoder": "mobilenet_v2", "learning_rate": 3e-3}
+QUICK = {"epochs": 2, "patch_size": 32, "batch_size": 4, "encoder": "plain-16", "learning_rate": 3e-3}
 
 
 def draw(folder: Path, count: int, side: int = 48) -> list[Case]:
@@ -77,10 +78,11 @@ def losses(events: list[dict[str, Any]]) -> list[float]:
 
 def test_a_training_learns_and_its_package_predicts(tmp_path: Path) -> None:
     cases = draw(tmp_path, 12)
-    events = train(tmp_path / "run", cases, epochs=8)
+    events = train(tmp_path / "run", cases, epochs=8, test_fraction=0.2)
     done = events[-1]
     assert [event["type"] for event in events if event["type"] != "progress"] == [
         "plan",
+        "estimate",
         "start",
         *["epoch"] * 8,
         "done",
@@ -122,7 +124,14 @@ def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_
 
 def test_a_stop_before_the_first_step_leaves_no_model(tmp_path: Path) -> None:
     events = train(tmp_path / "run", draw(tmp_path, 3), stop_after=0)
-    assert events[-1] == {"type": "done", "stopped": True, "package": None, "metrics": {}, "warnings": []}
+    assert events[-1] == {
+        "type": "done",
+        "stopped": True,
+        "package": None,
+        "metrics": {},
+        "decisions": {},
+        "warnings": [],
+    }
 
 
 def test_patience_ends_a_training_that_does_not_improve(tmp_path: Path) -> None:
@@ -131,7 +140,11 @@ def test_patience_ends_a_training_that_does_not_improve(tmp_path: Path) -> None:
 
 
 def test_a_diverged_training_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_core.trainer.make_loss", lambda name: lambda logits, labels: logits.sum() * float("nan"))
+    class NotANumber(torch.nn.Module):
+        def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return logits.sum() * float("nan")
+
+    monkeypatch.setattr("ml_core.trainer.make_loss", lambda name, class_weights: NotANumber())
     with pytest.raises(TrainingError, match="lower learning rate"):
         train(tmp_path / "run", draw(tmp_path, 3))
 
@@ -161,10 +174,8 @@ def test_a_label_that_is_no_class_is_refused() -> None:
 def test_patches_have_one_size_also_from_smaller_images(tmp_path: Path) -> None:
     cases = draw(tmp_path, 2, side=40)
     plan = plan_for(cases, patch_size=96, batch_size=3)
-    sampler = PatchSampler(
-        open_store(tmp_path / "store", cases, plan, lambda done, total: None), plan, np.random.default_rng(0)
-    )
-    images, labels = sampler.batch()
+    sampler = PatchSampler(open_store(tmp_path / "store", cases, plan, lambda done, total: None), plan)
+    images, labels = sampler.batch(0)
     assert images.shape == (3, 1, 96, 96)
     assert labels.shape == (3, 96, 96)
     assert set(np.unique(labels)) == {0, 1}
@@ -201,8 +212,12 @@ def test_a_large_image_goes_through_a_sliding_window(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
     done = train(tmp_path / "run", cases, epochs=1)[-1]
     predictor = Predictor.load(Path(done["package"]))
-    logits = forward_slices(predictor.network, torch.zeros(1, 1, 800, 100), predictor.plan)
-    assert logits.shape == (1, 2, 800, 100)
+    wide = tmp_path / "wide.png"
+    PILImage.fromarray(np.zeros((800, 100), np.uint8)).save(wide)
+    pieces: list[tuple[int, ...]] = []
+    found = predictor.predict(read_image(wide), lambda first, probabilities: pieces.append(probabilities.shape))
+    assert found.indices.shape == found.certainty.shape == (800, 100)
+    assert pieces == [(1, 2, 800, 100)]
 
 
 def test_a_damaged_package_is_a_clear_error(tmp_path: Path) -> None:
@@ -225,7 +240,7 @@ def test_an_image_unlike_the_training_s_is_said(tmp_path: Path) -> None:
 
 def test_without_foreground_to_validate_on_the_loss_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     falling = iter([0.9, 0.5, 0.7])
-    monkeypatch.setattr("ml_core.trainer.validate", lambda *rest: (next(falling), float("nan"), float("nan")))
+    monkeypatch.setattr("ml_core.trainer.Validator.validate", lambda *rest: (next(falling), float("nan"), float("nan")))
     done = train(tmp_path / "run", draw(tmp_path, 3), epochs=3)[-1]
     assert read_package(Path(done["package"])).facts["best_epoch"] == 2
 

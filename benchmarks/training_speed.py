@@ -1,0 +1,130 @@
+"""Images a second of the platform's training beside a bare loop: same network, precision, batch and loss, tensors already in memory.
+
+    python -m benchmarks.training_speed isbi2012_membrane.zip [rounds] [--hyperparameter value ...]
+
+Both run in turn, so that a noisy machine is noisy for both; medians over the rounds. The platform's figure is of whole steps (drawing,
+augmentation, forward, backward, clipping, optimizer, average of the weights); beside it stands the one with validation and checkpoints.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ml_core.architectures import build
+from ml_core.config import Hyperparameters, specs
+from ml_core.data import PatchSampler, StoredCase, open_store
+from ml_core.device import autocast, pick_device
+from ml_core.folders import open_folders
+from ml_core.losses import make_loss
+from ml_core.malloc_tuning import restart_tuned
+from ml_core.plan import Machine, Plan
+from ml_core.planning import make_plan
+from ml_core.trainer import fit
+
+WARM_UP, BATCHES_IN_MEMORY = 2, 4
+
+
+def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with zipfile.ZipFile(archive) as source:
+            source.extractall(folder)
+        data = open_folders(folder / "images", folder / "masks")
+        plan = make_plan(
+            Hyperparameters.from_dict({**wanted, "epochs": 1}), data.fingerprint, data.classes, Machine.here()
+        )
+        stored = open_store(folder / "store", data.cases, plan, lambda done, total: None)
+        cut = max(1, len(stored) // 5)
+        bare, steps, whole = [], [], []
+        for index in range(rounds + 1):  # the first one warms up
+            count, of_steps, of_all = platform(plan, stored[cut:], stored[:cut], folder / f"run{index}")
+            of_bare = bare_loop(plan, stored[cut:], count)
+            if index:
+                bare.append(of_bare)
+                steps.append(of_steps)
+                whole.append(of_all)
+    report(archive.stem, plan, bare, steps, whole)
+
+
+def platform(plan: Plan, train: list[StoredCase], val: list[StoredCase], folder: Path) -> tuple[int, float, float]:
+    """(steps, images a second of the steps, images a second with validation and checkpoints) of one epoch."""
+    folder.mkdir()
+    events: list[dict[str, Any]] = []
+    fit(plan, train, val, folder, on_event=events.append, should_stop=lambda: False)
+    epoch = next(event for event in events if event["type"] == "epoch")
+    steps = events[-1]["step"]
+    return steps, epoch["images_per_second"], steps * plan.batch_size / epoch["seconds"]
+
+
+def bare_loop(plan: Plan, train: list[StoredCase], steps: int) -> float:
+    device = pick_device()
+    layout = torch.channels_last_3d if len(plan.patch) == 3 else torch.channels_last
+    network, _ = build(
+        plan.architecture,
+        encoder=plan.encoder,
+        channels=plan.in_channels,
+        classes=len(plan.class_values),
+        arguments=plan.network,
+    )
+    network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, fused=True)
+    loss_of = make_loss(plan.loss).to(device)
+    sampler = PatchSampler(train, plan)
+    batches = [[torch.from_numpy(array).to(device) for array in sampler.batch(n)] for n in range(BATCHES_IN_MEMORY)]
+    batches = [[images.contiguous(memory_format=layout), labels] for images, labels in batches]
+    begun = time.perf_counter()
+    for step in range(steps + WARM_UP):
+        if step == WARM_UP:
+            _wait(device)
+            begun = time.perf_counter()
+        images, labels = batches[step % BATCHES_IN_MEMORY]
+        with autocast(device, plan.precision):
+            logits = network(images)
+        loss = loss_of(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    _wait(device)
+    return steps * plan.batch_size / (time.perf_counter() - begun)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def report(name: str, plan: Plan, bare: list[float], steps: list[float], whole: list[float]) -> None:
+    ratios = [ours / theirs for ours, theirs in zip(steps, bare, strict=True)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    patch = " x ".join(str(size) for size in plan.patch)
+    print(
+        "| dataset | network | patch, batch | bare loop | platform: steps | ratio | with validation and checkpoints | peak RSS |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"| {name} | {plan.architecture}, {plan.encoder} | {patch}, {plan.batch_size} | {statistics.median(bare):.2f}/s "
+        f"| {statistics.median(steps):.2f}/s | {statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f}) "
+        f"| {statistics.median(whole):.2f}/s | {peak:.2f} GB |"
+    )
+
+
+if __name__ == "__main__":
+    restart_tuned()
+    given, options = [], {}
+    arguments = iter(sys.argv[1:])
+    for argument in arguments:
+        if argument.startswith("--"):
+            key = argument[2:].replace("-", "_")
+            options[key] = specs()[key].type(next(arguments))
+        else:
+            given.append(argument)
+    main(Path(given[0]), int(given[1]) if len(given) > 1 else 5, options)

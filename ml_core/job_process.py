@@ -1,0 +1,45 @@
+"""A training as a process of its own: a job file in, events out as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from ml_core.errors import MLError
+from ml_core.job import TrainingJob, run
+from ml_core.package import to_json
+
+
+def main(path: Path, begun: float | None = None) -> int:
+    """Events on standard output; the word `stop` on standard input ends it in good order, its end at once.
+
+    `begun` (time.monotonic): since when the time budget counts.
+    """
+    out, lock = sys.stdout, threading.Lock()
+    sys.stdout = sys.stderr  # what a library prints must not look like an event
+    stop = threading.Event()
+
+    def on_event(event: dict[str, Any]) -> None:
+        with lock:
+            out.write(json.dumps(to_json(event)) + "\n")
+            out.flush()
+
+    threading.Thread(target=_listen, args=(stop,), daemon=True).start()
+    try:
+        run(TrainingJob.read(path), on_event=on_event, should_stop=stop.is_set, begun=begun)
+    except MLError as error:
+        on_event({"type": "error", "code": error.code, "reason": error.reason, "cure": error.cure})
+        return 2
+    return 0
+
+
+def _listen(stop: threading.Event) -> None:
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            stop.set()
+    if not stop.is_set():
+        os._exit(3)  # whoever started this is gone; the checkpoint on disk is whole

@@ -1,0 +1,69 @@
+"""Images larger than a network's window: overlapping windows, batched, blended in place with Gaussian weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_Corner = tuple[tuple[int, Tensor], ...]
+SIGMA = 1 / 8  # of the window's length, as in nnU-Net (Isensee 2021)
+
+
+def blend(
+    run: Callable[[Tensor], Tensor], image: Tensor, window: Sequence[int], *, overlap: float, at_once: int
+) -> Tensor:
+    """`run` maps windows (N, C, *window) to probabilities (N, K, *window); returns them blended, float16 (K, *spatial).
+
+    image: float32 (C, *spatial), at least as large as the window on every axis. Memory: the result, and one batch.
+
+    Weights are a product of one factor per axis, and windows stand on a regular grid, so the sum of all weights is such a product
+    too: dividing each factor by its sum beforehand makes the weights add up to one, and no map of weights is kept.
+    """
+    spatial = image.shape[1:]
+    axes = [_weighted_starts(length, size, overlap) for length, size in zip(spatial, window, strict=True)]
+    blended: Tensor | None = None
+    for corners in _batches(itertools.product(*axes), at_once):
+        places = [
+            tuple(slice(start, start + size) for (start, _), size in zip(corner, window, strict=True))
+            for corner in corners
+        ]
+        found = run(torch.stack([image[(slice(None), *place)] for place in places]))
+        if blended is None:
+            blended = torch.zeros(found.shape[1], *spatial, dtype=torch.float16, device=found.device)
+        for probabilities, place, corner in zip(found, places, corners, strict=True):
+            for axis, (_, weights) in enumerate(corner):
+                shape = [1] * probabilities.ndim
+                shape[axis + 1] = -1
+                probabilities = probabilities * weights.to(probabilities).reshape(shape)
+            blended[(slice(None), *place)] += probabilities
+    assert blended is not None
+    return blended
+
+
+def starts(length: int, size: int, overlap: float) -> list[int]:
+    """Where windows of `size` begin so that they cover `length` evenly, each overlapping the next by at least `overlap`."""
+    count = 1 if length <= size else math.ceil((length - size) / (size * (1 - overlap))) + 1
+    return [round(index * (length - size) / max(1, count - 1)) for index in range(count)]
+
+
+def count_windows(spatial: Sequence[int], window: Sequence[int], overlap: float) -> int:
+    return math.prod(len(starts(length, size, overlap)) for length, size in zip(spatial, window, strict=True))
+
+
+def _weighted_starts(length: int, size: int, overlap: float) -> list[tuple[int, Tensor]]:
+    """(start, weights float32 (size,)) per window along one axis; the weights of all windows sum to one everywhere."""
+    places = torch.arange(size, dtype=torch.float32)
+    bell = torch.exp(-0.5 * ((places - (size - 1) / 2) / (SIGMA * size)) ** 2).clamp_min(1e-3)
+    begins, total = starts(length, size, overlap), torch.zeros(length)
+    for start in begins:
+        total[start : start + size] += bell
+    return [(start, bell / total[start : start + size]) for start in begins]
+
+
+def _batches(items: Iterator[_Corner], size: int) -> Iterator[list[_Corner]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch

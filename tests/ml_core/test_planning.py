@@ -1,0 +1,112 @@
+"""From a fingerprint to a plan: what is chosen, why, and what cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_core.config import ConfigErrors, Hyperparameters, specs
+from ml_core.fingerprint import FingerprintBuilder
+from ml_core.io import Image
+from ml_core.io.image import Grid
+from ml_core.plan import Machine, Plan
+from ml_core.planning import balanced_weights, make_plan
+
+CLASSES = [{"value": 0, "name": "background", "color": "#000"}, {"value": 1, "name": "thing", "color": "#f00"}]
+LAPTOP, GPU = Machine(cuda=False, cpus=2, bf16=True), Machine(cuda=True, cpus=16, bf16=True)
+
+
+def fingerprint(shape: tuple[int, ...], spacing: tuple[float, ...] | None = None, thick: int = 6) -> dict[str, Any]:
+    """Of one image with a strip `thick` pixels wide."""
+    values = np.zeros(shape, np.uint8)
+    values[..., 10 : 10 + thick] = 1
+    array = (values * 100.0 + np.random.default_rng(0).normal(0, 5, shape)).astype(np.float32)[None]
+    builder = FingerprintBuilder()
+    image = Image(array, spacing, None, "nifti", None, None, Grid(shape))
+    builder.add(image, values, {0: int((values == 0).sum()), 1: int((values == 1).sum())})
+    return builder.result()
+
+
+def plan(machine: Machine = LAPTOP, like: dict[str, Any] | None = None, **wanted: Any) -> Plan:
+    return make_plan(Hyperparameters.from_dict(wanted), like or fingerprint((256, 256)), CLASSES, machine)
+
+
+def test_the_fingerprint_measures_how_thick_a_class_is() -> None:
+    for thick in (6, 40):
+        strip = fingerprint((256, 256), thick=thick)["classes"][1]
+        assert strip["thickness"] == pytest.approx(thick, rel=0.2)
+        assert strip["component_pixels"] == 256 * thick
+
+
+def test_pictures_get_a_2d_network_and_thin_structures_their_own_pixels() -> None:
+    made = plan()
+    assert (made.configuration, made.patch, made.in_channels, made.spacing) == ("2d", (256, 256), 1, "")
+
+
+def test_thick_structures_are_seen_on_a_coarser_grid() -> None:
+    made = plan(like=fingerprint((1024, 1024), thick=200))
+    assert made.preprocessing.spacing == [4.0, 4.0]
+    assert "times coarser" in made.reasons["spacing"]
+
+
+def test_volumes_are_3d_where_they_are_about_as_fine_in_every_direction_else_25d() -> None:
+    even = plan(like=fingerprint((64, 96, 96), (1.0, 1.0, 1.0)))
+    assert (even.configuration, len(even.patch)) == ("3d", 3)
+    flat = plan(like=fingerprint((40, 96, 96), (5.0, 0.8, 0.8)))
+    assert (flat.configuration, flat.context, flat.in_channels) == ("2.5d", 1, 3)
+    assert "6.2 times" in flat.reasons["configuration"]
+
+
+def test_a_gpu_is_given_more_to_do() -> None:
+    like = fingerprint((2048, 2048))
+    small, large = plan(LAPTOP, like), plan(GPU, like)
+    assert large.patch_size > small.patch_size
+    assert large.encoder != small.encoder
+
+
+@pytest.mark.parametrize("like", [fingerprint((256, 256)), fingerprint((64, 64, 64), (1.0, 1.0, 1.0))])
+def test_every_value_has_its_reason_and_can_be_overridden(like: dict[str, Any]) -> None:
+    made = plan(like=like)
+    assert set(specs()) <= set(made.reasons)
+    own: dict[str, Any] = {
+        "learning_rate": 0.01,
+        "foreground_share": 0.9,
+        "loss": "focal",
+        "weight_average": 0.5,
+        "clip_norm": 1.0,
+    }
+    changed = plan(like=like, **own)
+    assert {name: getattr(changed, name) for name in own} == own
+    assert all(changed.reasons[name] == "You chose it." for name in own)
+
+
+def test_the_encoder_alone_chooses_an_architecture_that_has_it() -> None:
+    assert plan(encoder="resnet34").architecture == "unet"
+    assert plan(encoder="plain-32").architecture == "plain-unet"
+    volume = fingerprint((64, 64, 64), (1.0, 1.0, 1.0))
+    assert plan(like=volume, architecture="unet").configuration == "2d"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        ({"configuration": "3d"}, "configuration"),
+        ({"architecture": "plain-unet-3d"}, "architecture"),
+        ({"patch_depth": 3}, "patch_depth"),
+        ({"spacing": "1 1 1"}, "spacing"),
+        ({"patch_size": 48, "architecture": "unet"}, "patch_size"),
+    ],
+)
+def test_wishes_that_do_not_fit_pictures_name_the_field(wanted: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        plan(**wanted)
+    assert field in caught.value.fields
+
+
+def test_rare_classes_weigh_more_but_not_wildly() -> None:
+    weights = balanced_weights([0.9, 0.09, 0.01, 0.0])
+    assert sum(weights) / len(weights) == pytest.approx(1)
+    assert weights == sorted(weights)
+    assert weights[3] <= 10 * weights[0] * (1 + 1e-9)

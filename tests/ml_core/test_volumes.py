@@ -1,0 +1,129 @@
+"""2.5D and 3D from files to label maps on the files' own grids; ensembles; a warm start; a stored split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_core.data import Case
+from ml_core.errors import TrainingError
+from ml_core.fingerprint import FingerprintBuilder
+from ml_core.io import read_image, read_mask
+from ml_core.job import TrainingJob, run
+from ml_core.package import read_package
+from ml_core.plan import Preprocessing
+from ml_core.predictor import Predictor
+from ml_core.preprocessing import labels_to_network, network_shape, preprocess
+from tests.ml_core.test_training import CLASSES as PICTURE_CLASSES
+from tests.ml_core.test_training import curve, draw, fingerprint_of
+from tests.ml_core.test_training import train as train_pictures
+from tests.synthetic import draw_volume, write_nifti
+
+CLASSES = [{"value": 0, "name": "background", "color": "#000"}, {"value": 7, "name": "ball", "color": "#f00"}]
+TURNED = np.array([[0, 0, -3.0, 9], [0.9, 0, 0, 5], [0, -0.8, 0, 1], [0, 0, 0, 1]])  # axes swapped and mirrored
+
+
+def volumes(folder: Path, count: int, spacing: tuple[float, float, float]) -> list[Case]:
+    rng, cases = np.random.default_rng(0), []
+    for index in range(count):
+        array, labels = draw_volume(rng, (12, 40, 36))
+        affine = np.diag([*spacing[::-1], 1.0])
+        image = write_nifti(folder / f"image{index}.nii.gz", array.transpose(), affine)
+        mask = write_nifti(folder / f"mask{index}.nii.gz", (labels * np.uint8(7)).transpose(), affine)
+        cases.append(Case(index + 1, f"volume {index}", image, mask, key=f"{spacing} {index}"))
+    return cases
+
+
+def train(folder: Path, cases: list[Case], **wanted: Any) -> list[dict[str, Any]]:
+    builder = FingerprintBuilder()
+    for case in cases:
+        values = read_mask(case.mask).values
+        present, counts = np.unique(values, return_counts=True)
+        builder.add(read_image(case.image), values, dict(zip(present.tolist(), counts.tolist(), strict=True)))
+    folder.mkdir()
+    events: list[dict[str, Any]] = []
+    job = TrainingJob(
+        cases, CLASSES, builder.result(), {"encoder": "plain-8", **wanted}, folder, folder.parent / "store"
+    )
+    run(job, on_event=events.append, should_stop=lambda: False)
+    return events
+
+
+@pytest.mark.parametrize(("spacing", "configuration"), [((2.0, 1.0, 1.0), "3d"), ((4.0, 1.0, 1.0), "2.5d")])
+def test_a_volume_is_learnt_and_answered_on_its_own_grid(
+    tmp_path: Path, spacing: tuple[float, float, float], configuration: str
+) -> None:
+    cases = volumes(tmp_path, 4, spacing)
+    wanted = {"configuration": configuration, "epochs": 3, "patch_size": 32, "learning_rate": 0.01, "batch_size": 2}
+    encoder = {"encoder": "plain-16"} if configuration == "2.5d" else {"spacing": "1.5 1.5 1.5"}
+    done = train(tmp_path / "run", cases, **wanted, **encoder)[-1]
+    assert done["metrics"]["dice"] > 0.5
+    assert done["metrics"]["volume_unit"] == "mm³"
+    predictor = Predictor.load(Path(done["package"]))
+    assert predictor.plan.configuration == configuration
+    array, _ = draw_volume(np.random.default_rng(9), (12, 40, 36))
+    # The same volume, stored with other axes: the answer must lie on those.
+    stored = np.ascontiguousarray(array.transpose(1, 0, 2)[::-1])
+    turned = read_image(write_nifti(tmp_path / "turned.nii.gz", stored, np.diag([1.0, spacing[0], 1.0, 1.0])))
+    found = predictor.predict(turned)
+    assert found.values.shape == found.certainty.shape == turned.shape
+    assert set(np.unique(found.values)) <= {0, 7}
+    assert 0 <= found.confidence <= 1
+
+
+def test_resampling_there_and_back_keeps_shapes_and_places(tmp_path: Path) -> None:
+    array, labels = draw_volume(np.random.default_rng(0), (12, 40, 36))
+    image = read_image(write_nifti(tmp_path / "x.nii.gz", array.transpose(), TURNED))
+    mask = read_mask(write_nifti(tmp_path / "m.nii.gz", labels.transpose(), TURNED), like=image).values
+    how = Preprocessing(1, "image", whole=True, spacing=[3.0, 1.6, 1.8], unit="mm")
+    shape = network_shape(image, how)
+    assert preprocess(image, how).shape == (1, 1, *shape)
+    smaller = labels_to_network(mask.astype(np.uint8), image, how)
+    assert smaller.shape == (1, *shape)
+    assert (smaller > 0).mean() == pytest.approx((mask > 0).mean(), rel=0.1)
+    bright = preprocess(image, how)[0, 0]
+    assert bright[smaller[0] > 0].mean() > bright[smaller[0] == 0].mean() + 1
+
+
+def picture_job(folder: Path, cases: list[Case], wanted: dict[str, Any], **more: Any) -> TrainingJob:
+    folder.mkdir()
+    return TrainingJob(cases, PICTURE_CLASSES, fingerprint_of(cases), wanted, folder, folder.parent / "store", **more)
+
+
+def test_folds_answer_together_and_every_case_is_validated_on(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 6)
+    events = train_pictures(tmp_path / "run", cases, folds=3, epochs=2)
+    package = read_package(Path(events[-1]["package"]))
+    assert len(package.members) == 3
+    assert sorted(case for fold in package.split["folds"] for case in fold["val"]) == [case.id for case in cases]
+    assert [event["epoch"] for event in curve(events)] == [1, 2, 3, 4, 5, 6]
+    assert Predictor.from_package(package).predict(read_image(cases[0].image)).values.shape == (48, 48)
+
+
+def test_a_warm_start_begins_with_the_earlier_weights(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    first = train_pictures(tmp_path / "first", cases, epochs=4)
+    job = {"epochs": 1, "patch_size": 32, "batch_size": 4, "encoder": "plain-16", "learning_rate": 1e-5}
+    warm: list[dict[str, Any]] = []
+    earlier = Path(first[-1]["package"])
+    run(picture_job(tmp_path / "warm", cases, job, warm_start=earlier), on_event=warm.append, should_stop=lambda: False)
+    assert curve(warm)[0]["train_loss"] < curve(first)[1]["train_loss"]
+
+
+def test_a_stored_split_is_reused(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 5)
+    stored = {"train": [2, 4], "val": [1], "test": [3, 5], "grouping": "file"}
+    events: list[dict[str, Any]] = []
+    wanted = {"epochs": 1, "patch_size": 32, "batch_size": 2}
+    run(picture_job(tmp_path / "run", cases, wanted, split=stored), on_event=events.append, should_stop=lambda: False)
+    assert {name: events[0]["split"][name] for name in stored} == stored
+    assert events[-1]["metrics"]["evaluated_on"] == "test"
+
+
+def test_a_time_budget_that_cannot_be_kept_is_said_at_once(tmp_path: Path) -> None:
+    job = picture_job(tmp_path / "run", draw(tmp_path, 3), {"time_budget_seconds": 10})
+    with pytest.raises(TrainingError, match="does not even cover"):
+        run(job, on_event=lambda event: None, should_stop=lambda: False, begun=-1e6)
