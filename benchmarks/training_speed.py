@@ -23,7 +23,7 @@ from ml_core.architectures import build
 from ml_core.config import Hyperparameters, specs
 from ml_core.data import PatchSampler, StoredCase, open_store
 from ml_core.device import autocast, pick_device
-from ml_core.folders import open_folders
+from ml_core.folders import describe, find_cases
 from ml_core.losses import make_loss
 from ml_core.malloc_tuning import restart_tuned
 from ml_core.plan import Machine, Plan
@@ -38,7 +38,8 @@ def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
         folder = Path(name)
         with zipfile.ZipFile(archive) as source:
             source.extractall(folder)
-        data = open_folders(folder / "images", folder / "masks")
+        cases = find_cases(folder / "images", folder / "masks", print)
+        data = describe(cases, print, lambda done, total: None)
         plan = make_plan(
             Hyperparameters.from_dict({**wanted, "epochs": 1}), data.fingerprint, data.classes, Machine.here()
         )

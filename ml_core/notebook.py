@@ -252,7 +252,7 @@ def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Describe
     return tests.cases
 
 
-def _split(cases: list[Case], *, seed: int = 0, validation_fraction: float = 0.2, **_: Any) -> dict[str, list[int]]:
+def _split(cases: list[Case], *, seed: int = 0, validation_fraction: float = 0.15, **_: Any) -> dict[str, list[int]]:
     """Ids to train and to validate on. With a test set from elsewhere, none of the cases need to be locked away."""
     duplicates = near_duplicate_groups([signature(read_image(case.image)) for case in cases])
     made = split_cases(

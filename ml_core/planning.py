@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ml_core.architectures import ARCHITECTURES, input_multiple, network_arguments
+from ml_core.architectures import ARCHITECTURES, Architecture, input_multiple, network_arguments
 from ml_core.config import CONFIGURATIONS, ConfigErrors, Hyperparameters, parse_spacing
 from ml_core.plan import FLAT, Machine, Plan, Preprocessing
 
 DEFAULT_SECONDS = 300
+SHORT = 900  # seconds; on a CPU every image is seen some hundred times at most
 THICK = 16.0  # pixels; a structure that stays that thick can be seen on a coarser grid
 MOST_WEIGHT = 10.0  # of a rare class, as a multiple of the commonest one's
 RARE = 0.05  # share of the pixels below which a class is drawn more often
@@ -79,7 +80,7 @@ def make_plan(
         network=network,
         epochs=epochs,
         time_budget_seconds=budget,
-        learning_rate=choose("learning_rate", 2e-3, "AdamW with warm-up and cosine decay learns quickly from 0.002."),
+        learning_rate=choose("learning_rate", *_learning_rate(described)),
         weight_decay=choose("weight_decay", 1e-4, "A little keeps the weights small."),
         warm_up_steps=choose("warm_up_steps", 20, "Adam's statistics need some steps before they can be trusted."),
         clip_norm=choose("clip_norm", 5.0, "A single strange batch cannot throw the weights away."),
@@ -99,16 +100,18 @@ def make_plan(
             if rare
             else "A third of the patches is placed on a class drawn evenly, so that none is seen too seldom.",
         ),
-        augmentation=choose(
-            "augmentation", "standard", "Flips, rotations, scale and brightness make a small dataset go further."
-        ),
+        augmentation=choose("augmentation", *_augmentation(budget, machine)),
         loss=choose("loss", "dice_ce", "Dice looks at overlap, cross-entropy keeps the training steady."),
         class_weights=weights,
         balanced_weights=balanced_weights(shares) if weights == "balanced" else [],
         seed=choose("seed", 0, "The same seed gives the same split and start."),
         seeds=choose("seeds", 1, "One network. More cost their share of the time and are a little steadier together."),
         folds=choose("folds", 1, "One network. Folds let every case be validated on, and share the time."),
-        validation_fraction=choose("validation_fraction", 0.2, "A fifth is enough to choose the best weights by."),
+        validation_fraction=choose(
+            "validation_fraction",
+            0.15,
+            "A few cases are enough to choose the best weights by; the others are learnt from.",
+        ),
         test_fraction=choose(
             "test_fraction", 0.2, "A fifth is locked away where the data is enough for it (30 patients or files)."
         ),
@@ -280,6 +283,21 @@ def _patch_depth(shape: list[float], configuration: str, machine: Machine, least
     return depth, f"{depth} slices in a patch."
 
 
+def _learning_rate(architecture: Architecture) -> tuple[float, str]:
+    if architecture.library == "plain":
+        return 4e-3, "A plain U-Net with normalised layers learns quickest from 0.004, with warm-up and cosine decay."
+    return 1e-3, "AdamW with warm-up and cosine decay learns well from 0.001."
+
+
+def _augmentation(budget: int | None, machine: Machine) -> tuple[str, str]:
+    if budget is not None and budget <= SHORT and not machine.cuda:
+        return (
+            "light",
+            "In a short training strong changes cost more than they teach: flips, turns and a little brightness.",
+        )
+    return "standard", "Flips, rotations, scale and brightness make a small dataset go further."
+
+
 def _deep_supervision(architecture: str, configuration: str) -> tuple[str, str]:
     return "off", "It costs time in short trainings and helps only long ones."
 
@@ -299,10 +317,10 @@ def _check_patch(patch: tuple[int, ...], multiple: tuple[int, ...], configuratio
 
 
 def _batch_size(patch: tuple[int, ...], machine: Machine) -> tuple[int, str]:
-    most, pixels_in_all = (16, 32 * 256**2) if machine.cuda else (8, 8 * 256**2)
-    flat = max(2, min(most, pixels_in_all // math.prod(patch)))
+    most, pixels_in_all = (16, 32 * 256**2) if machine.cuda else (8, 4 * 256**2)
+    flat = max(2, min(most, round(pixels_in_all / math.prod(patch))))
     batch = flat if len(patch) == 2 else 4 if machine.cuda else 2
-    return batch, "Enough patches for a steady correction, few enough for the memory of this machine."
+    return batch, "Few patches at once make many corrections; enough of them make each a steady one."
 
 
 def _duration(wanted: Hyperparameters, reasons: dict[str, str], default_seconds: int) -> tuple[int | None, int | None]:

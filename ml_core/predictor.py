@@ -29,7 +29,7 @@ from ml_core.sliding import blend
 WINDOW = 768  # pixels: pictures up to this size go through in one piece, larger ones in windows of it
 OVERLAP_2D, OVERLAP_3D = 0.25, 0.5
 PIXELS_AT_ONCE = 8 * 256**2
-VOXELS_AT_ONCE = 4 * 96**3
+VOXELS_AT_ONCE = 96**3
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,10 @@ from ml_core.package import Refinements
 from ml_core.plan import Plan
 from ml_core.postprocessing import Postprocessing, choose
 from ml_core.predictor import Predictor
-from ml_core.serving import Forward, NotConvertibleError, OpenVinoForward, TorchForward, convert, keep_torch
+from ml_core.serving import Forward, NotConvertibleError, OpenVinoForward, TorchForward, convert
 from ml_core.serving import choose as choose_runtime
+
+log = logging.getLogger(__name__)
 
 WORTH_IT = (
     0.0003  # of mean Dice that mirroring must gain; small, since the same weights are compared on the same cases,
@@ -64,40 +67,61 @@ def refine(
 
 
 def _convert(members: list[Member], plan: Plan, deadline: float) -> dict[str, Any]:
-    """OpenVINO's networks where their label maps agree with PyTorch's in float32, on a CPU."""
+    """On a CPU: the quicker of OpenVINO and PyTorch in the plan's precision, where its label maps agree with float32's."""
     for member in members:
         member.forward = TorchForward(member.network, plan.precision)
     if pick_device().type == "cuda":
         reason = f"PyTorch in {plan.precision}: the machine has a GPU."
         return {"runtime": "torch", "precision": plan.precision, "reason": reason}
+    runtime, seconds = _quickest(members[0], plan)
     decisions = []
     for member in members:
-        try:
-            member.converted = convert(member.network, torch.zeros(1, plan.in_channels, *plan.patch))
-        except NotConvertibleError as error:
-            decisions.append(keep_torch(error.reason))
-            break
-        fast = Predictor([OpenVinoForward(*member.converted, plan.precision)], plan)
-        exact = Predictor([TorchForward(member.network, "fp32")], plan)
+        if runtime == "openvino":
+            member.converted = member.converted or _converted(member.network, plan)
+            member.forward = OpenVinoForward(*member.converted, plan.precision)
+        fast, exact = (Predictor([way], plan) for way in (member.forward, TorchForward(member.network, "fp32")))
         decisions.append(
             choose_runtime(
                 lambda image, fast=fast: fast.predict(image).indices,  # type: ignore[misc]
                 lambda image, exact=exact: exact.predict(image).indices,  # type: ignore[misc]
                 _load(member.cases, plan, deadline),
                 len(plan.class_values),
+                runtime=runtime,
                 precision=plan.precision,
             )
         )
     # The strictest decision is that of all networks of an ensemble.
-    decision = max(decisions, key=lambda item: (item["runtime"] == "torch", item["dice_difference"] or 0.0))
+    decision = max(decisions, key=lambda item: (item["precision"] == "fp32", item["dice_difference"] or 0.0))
     for member in members:
-        if decision["runtime"] == "openvino":
-            assert member.converted is not None
-            member.forward = OpenVinoForward(*member.converted, decision["precision"])
-        else:
+        if decision["runtime"] == "torch":
             member.converted = None
             member.forward = TorchForward(member.network, decision["precision"])
-    return decision
+    return {**decision, "seconds": seconds}
+
+
+def _quickest(member: Member, plan: Plan) -> tuple[str, dict[str, float]]:
+    """Which runtime predicts the first validation case sooner, and both times. A network that OpenVINO cannot take stays in PyTorch."""
+    image, _ = next(_load(member.cases, plan, 0.0))
+    ways: dict[str, Forward] = {"torch": member.forward}
+    try:
+        member.converted = _converted(member.network, plan)
+        ways["openvino"] = OpenVinoForward(*member.converted, plan.precision)
+    except NotConvertibleError as error:
+        log.info("%s", error)
+    seconds = {}
+    for name, forward in ways.items():
+        predictor = Predictor([forward], plan)
+        predictor.predict(image)  # the first one prepares
+        seconds[name] = round(predictor.predict(image).seconds, 4)
+    quickest = min(seconds, key=lambda name: seconds[name])
+    if quickest == "torch":
+        member.converted = None
+    return quickest, seconds
+
+
+def _converted(network: nn.Module, plan: Plan) -> tuple[bytes, bytes]:
+    any_size = "img_size" not in plan.network  # UNETR is built for one
+    return convert(network, torch.zeros(1, plan.in_channels, *plan.patch), any_size=any_size)
 
 
 def _mirroring(members: list[Member], plan: Plan, deadline: float, affordable: bool) -> tuple[str, dict[str, Any]]:

@@ -24,9 +24,9 @@ from ml_core.trainer import steps_of_an_epoch
 from ml_core.validation import Validator
 
 COPIES = 8  # of an image, when mirrored ones are predicted too
-REFINING_SHARE = 0.08  # of the time budget may go into measuring what helps on the validation cases
-FIXED_SECONDS = 4.0  # converting the networks, writing and checking the package
-SLACK = 1.15  # predictions of a trained network on other images take a little longer than the one measured
+REFINING_SHARE = 0.05  # of the time budget may go into measuring what helps on the validation cases
+FIXED_SECONDS = 3.0  # converting the networks, writing and checking the package
+PASSES = 12  # over the validation cases: mirrored copies, comparisons of runtimes, post-processing
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def rehearse(
     score = time.perf_counter() - begun
 
     budget = plan.time_budget_seconds or math.inf
-    refining = min(members * n_val * case * (2 * COPIES + 6), REFINING_SHARE * budget)
+    refining = min(members * n_val * case * PASSES, REFINING_SHARE * budget)
     once = n_test * (members * case + score)
     mirrored = n_test * (COPIES * members * case + score)
     mirroring = plan.test_time_augmentation == "on" or (
         plan.test_time_augmentation == "measured" and mirrored < REFINING_SHARE * budget
     )
-    reserve = SLACK * (mirrored if mirroring else once) + refining + members * FIXED_SECONDS
+    reserve = (mirrored if mirroring else once) + refining + members * FIXED_SECONDS
     validator = Validator(val, plan, loss_of)
     steps = steps_of_an_epoch(sampler.units(), validator.pixels(), plan)
     in_all = members * steps * plan.epochs * step + reserve if plan.epochs else None

@@ -59,7 +59,7 @@ def split_cases(
     groups: Sequence[str],
     *,
     seed: int = 0,
-    validation_fraction: float = 0.2,
+    validation_fraction: float = 0.15,
     test_fraction: float | None = None,
     duplicates: Sequence[int] | None = None,
 ) -> Split:

@@ -55,7 +55,7 @@ def _prepare() -> None:
         REDIS_URL=f"redis://127.0.0.1:{port}/0",
         SECRET_KEY="tests",
         HF_HUB_OFFLINE="1",
-        OMP_WAIT_POLICY="PASSIVE",  # as scripts/run.py does: tests, workers and browser share the cores
+        GOMP_SPINCOUNT="5000",  # as scripts/run.py does: tests, workers and browser share the cores
         ALLOWED_HOSTS="testserver,localhost,127.0.0.1",
     )
     server = subprocess.Popen(
