@@ -56,10 +56,8 @@ def main(rounds: int) -> None:
     compare(
         f"windows of 96³, 3D U-Net, {sum(item.numel() for item in cubes.parameters()) / 1e6:.1f} M weights",
         {
-            f"MONAI sliding window, bf16, {at_once} at a time": lambda at_once=at_once: by_windows(
-                cubes, volume, at_once
-            )
-            for at_once in (1, 4)
+            "MONAI sliding window, bf16, 1 at a time": partial(by_windows, cubes, volume, 1),
+            "MONAI sliding window, bf16, 4 at a time": partial(by_windows, cubes, volume, 4),
         },
         ours(deep, cubes, image, (1, 1, 96, 96, 96)),
         rounds,
@@ -77,7 +75,7 @@ def plan(image: Image, **wanted: Any) -> Plan:
 
 def ours(plan: Plan, network: nn.Module, image: Image, example: tuple[int, ...]) -> Callable[[], object]:
     """The quicker runtime, as ml_core.refinement chooses it after a training."""
-    ways = [
+    ways: list[Forward] = [
         OpenVinoForward(*convert(network, torch.zeros(example)), plan.precision),
         TorchForward(network, plan.precision),
     ]

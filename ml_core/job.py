@@ -24,6 +24,7 @@ from ml_core.splits import Split
 from ml_core.trainer import fit
 
 MOST_MEMBERS = 20
+LEAST_SHARE = 0.3  # of the time left goes into learning, however long the evaluation takes
 
 
 @dataclass(frozen=True)
@@ -163,16 +164,7 @@ class _Run:
         seeds = [self.plan.seed + number for number in range(self.plan.seeds)]
         runs = [(split, seed) for split in splits for seed in seeds]
         members: list[Member] = []
-        end = None
-        if self.plan.time_budget_seconds:
-            end = self.begun + self.plan.time_budget_seconds - estimate.reserve_seconds
-            if time.monotonic() > end:
-                raise TrainingError(
-                    "no_time",
-                    f"The time budget of {self.plan.time_budget_seconds} s does not even cover preparing the images and the final "
-                    f"evaluation ({estimate.reserve_seconds:.0f} s).",
-                    "Allow more time; a second try starts faster.",
-                )
+        end = self._end_of_training(estimate)
         for number, (split, seed) in enumerate(runs):
             folder = self.job.folder if len(runs) == 1 else self.job.folder / f"member_{number}"
             folder.mkdir(exist_ok=True)

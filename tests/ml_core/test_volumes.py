@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ml_core.package import read_package
 from ml_core.plan import Preprocessing
 from ml_core.predictor import Predictor
 from ml_core.preprocessing import labels_to_network, network_shape, preprocess
+from ml_core.rehearsal import Estimate
+from ml_core.rehearsal import rehearse as measure
 from tests.ml_core.test_training import CLASSES as PICTURE_CLASSES
 from tests.ml_core.test_training import curve, draw, fingerprint_of
 from tests.ml_core.test_training import train as train_pictures
@@ -123,7 +126,21 @@ def test_a_stored_split_is_reused(tmp_path: Path) -> None:
     assert events[-1]["metrics"]["evaluated_on"] == "test"
 
 
-def test_a_time_budget_that_cannot_be_kept_is_said_at_once(tmp_path: Path) -> None:
+def test_a_time_budget_that_is_over_before_the_start_is_said(tmp_path: Path) -> None:
     job = picture_job(tmp_path / "run", draw(tmp_path, 3), {"time_budget_seconds": 10})
-    with pytest.raises(TrainingError, match="does not even cover"):
+    with pytest.raises(TrainingError, match="was over before"):
         run(job, on_event=lambda event: None, should_stop=lambda: False, begun=-1e6)
+
+
+def test_a_short_time_budget_still_gives_a_model_and_says_that_it_was_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rehearse(*rest: Any, **more: Any) -> Estimate:
+        return replace(measure(*rest, **more), reserve_seconds=1000.0)
+
+    monkeypatch.setattr("ml_core.job.rehearse", rehearse)
+    wanted = {"time_budget_seconds": 60, "epochs": 1, "patch_size": 32, "batch_size": 2}
+    events: list[dict[str, Any]] = []
+    run(picture_job(tmp_path / "run", draw(tmp_path, 3), wanted), on_event=events.append, should_stop=lambda: False)
+    assert events[-1]["metrics"]["n_cases"] == 1
+    assert any("is short for this data" in text for text in events[-1]["warnings"])
