@@ -43,7 +43,7 @@ class Preset:
 
 PRESETS = {
     "none": Preset(flip=False),
-    "light": Preset(brightness=0.1, contrast=0.1),
+    "light": Preset(brightness=0.15, contrast=0.2, tint=0.1, gamma=0.2),
     "standard": Preset(
         warp_share=0.6,
         rotation=180,

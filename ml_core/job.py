@@ -188,6 +188,26 @@ class _Run:
                 return members, True
         return members, False
 
+    def _end_of_training(self, estimate: Estimate) -> float | None:
+        """When the last step has to be done (time.monotonic), so that what comes after fits into the budget too."""
+        budget = self.plan.time_budget_seconds
+        if not budget:
+            return None
+        left = self.begun + budget - time.monotonic()
+        if left <= 0:
+            raise TrainingError(
+                "no_time",
+                f"The time budget of {budget} s was over before the images were decoded.",
+                "Allow more time; a second try starts faster.",
+            )
+        least = left * LEAST_SHARE
+        if left - estimate.reserve_seconds < least:
+            self.warnings.append(
+                f"A time budget of {budget} s is short for this data: the evaluation alone takes about "
+                f"{estimate.reserve_seconds:.0f} s, so the training ended late and learnt little. Allow more time."
+            )
+        return time.monotonic() + max(least, left - estimate.reserve_seconds)
+
     def _finish(self, members: list[Member], split: Split, estimate: Estimate) -> tuple[dict[str, Any], dict[str, Any]]:
         refinements, decisions = refine(
             members,

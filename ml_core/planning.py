@@ -293,7 +293,7 @@ def _augmentation(budget: int | None, machine: Machine) -> tuple[str, str]:
     if budget is not None and budget <= SHORT and not machine.cuda:
         return (
             "light",
-            "In a short training strong changes cost more than they teach: flips, turns and a little brightness.",
+            "In a short training, bending and turning cost more than they teach: flips, quarter turns and other light.",
         )
     return "standard", "Flips, rotations, scale and brightness make a small dataset go further."
 

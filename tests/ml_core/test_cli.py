@@ -243,7 +243,8 @@ def test_the_environment_of_a_training_tunes_glibc_once(monkeypatch: pytest.Monk
     malloc_tuning.restart_tuned()
     assert len(calls) == 1
     monkeypatch.setattr(os, "environ", {malloc_tuning.VARIABLE: "glibc.malloc.check=1"})
-    assert malloc_tuning.tuned_environment() == {malloc_tuning.VARIABLE: "glibc.malloc.check=1"}
+    spins = {"GOMP_SPINCOUNT": malloc_tuning.SPINS}
+    assert malloc_tuning.tuned_environment() == {malloc_tuning.VARIABLE: "glibc.malloc.check=1", **spins}
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert malloc_tuning.tuned_environment() == {}
+    assert malloc_tuning.tuned_environment() == spins
