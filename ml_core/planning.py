@@ -210,7 +210,7 @@ def _target(
     side = max(fingerprint["shape"]["median"])
     factor = min(thinnest / THICK, side / 256) if thickness else 1.0
     if configuration == "3d" and thickness and not machine.cuda:
-        factor = max(factor, min(thinnest / 2, side / 96, 2.0))
+        factor = max(factor, min(thinnest, side / 96, 2.0))  # a voxel a structure, at least
     if factor >= 1.5:
         factor = min(4.0, math.floor(2 * factor) / 2)
         coarse = [step if item == 0 and len(spacing) == 3 and configuration != "3d" else max(step, min(spacing) * factor)
@@ -284,6 +284,8 @@ def _patch_depth(shape: list[float], configuration: str, machine: Machine, least
 
 
 def _learning_rate(architecture: Architecture) -> tuple[float, str]:
+    if architecture.library == "plain" and architecture.dimensions == 3:
+        return 2e-3, "Small batches of 3D patches learn steadily from 0.002, with warm-up and cosine decay."
     if architecture.library == "plain":
         return 4e-3, "A plain U-Net with normalised layers learns quickest from 0.004, with warm-up and cosine decay."
     return 1e-3, "AdamW with warm-up and cosine decay learns well from 0.001."
