@@ -18,6 +18,7 @@ from medseg_site.shared import storage
 from medseg_site.shared.jobs import Claim, ClaimLostError, claim
 from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
+from ml_core.near_duplicates import near_duplicate_groups
 from ml_core.splits import split_cases
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ LEAST_PAIRS = 2
 MOST_ISSUES = 1_000  # kept; the rest is counted
 MOST_CLASSES = 128
 RARE_SHARE = 1e-5
+MOST_COMPARED = 20_000  # cases; comparing each with each takes a minute then, and four times as long for twice as many
 
 
 class DatasetRefusedError(MLError):
@@ -80,7 +82,9 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     fingerprint = checked.builders[dimensions].result()
     classes = checked.classes.rows({entry["value"] for entry in fingerprint["classes"]})
     _check_classes(fingerprint, issues)
-    split = split_cases([sample.group for sample in samples])
+    with job.kept_alive():
+        duplicates = _near_duplicates(samples, issues)
+    split = split_cases([sample.group for sample in samples], duplicates=duplicates)
     parts = {index: part for part in ("train", "val", "test") for index in getattr(split, part)}
     rows = [
         Sample(
@@ -193,6 +197,29 @@ def _same_dimensions(checked: _Checked, issues: list[Issue]) -> tuple[int, list[
             text = f"It is {kinds[0]} among {kinds[1]}. Put it into a dataset of its own."
             issues.append(Issue("error", "mixed_dimensions", sample.name, text))
     return dimensions, kept
+
+
+def _near_duplicates(samples: list[CheckedSample], issues: list[Issue]) -> list[int] | None:
+    """A number per sample, equal for those that are one picture: they stay on one side of the split. None: not compared."""
+    if len(samples) > MOST_COMPARED:
+        text = f"There are more than {MOST_COMPARED:,} cases, so they were not searched for copies of one another."
+        issues.append(Issue("warning", "not_compared", "images", text))
+        return None
+    groups = near_duplicate_groups([sample.signature for sample in samples])
+    first: dict[int, CheckedSample] = {}
+    files: set[str] = set()
+    for sample, group in zip(samples, groups, strict=True):
+        twin = first.setdefault(group, sample)
+        is_again = sample.image.sha256 in files  # the same file is a duplicate_image already
+        files.add(sample.image.sha256)
+        if twin is sample or is_again:
+            continue
+        text = (
+            f"{sample.name} and {twin.name} look like one picture (copied, scaled, brightened, turned, or the next slice). "
+            "They stay on one side of the split; leave one out unless both are cases of their own."
+        )
+        issues.append(Issue("warning", "near_duplicate", sample.name, text))
+    return groups
 
 
 def _check_classes(fingerprint: dict[str, Any], issues: list[Issue]) -> None:

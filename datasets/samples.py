@@ -31,6 +31,7 @@ from ml_core.io import (
     to_screen,
     write_label_map,
 )
+from ml_core.near_duplicates import signature
 from ml_core.splits import group_of_name
 
 THUMBNAIL_SIDE = 256
@@ -60,6 +61,7 @@ class CheckedSample:
     image: storage.StoredObject
     mask: storage.StoredObject
     thumbnail_key: str
+    signature: NDArray[np.float16]  # of ml_core.near_duplicates
     issues: list[Issue] = field(default_factory=list)
 
 
@@ -181,6 +183,7 @@ def check_sample(
         image=stored_image,
         mask=stored_mask,
         thumbnail_key=thumbnail.key,
+        signature=signature(image),
         issues=issues,
     )
 

@@ -22,7 +22,18 @@ def model_link(row: Any) -> str:
 
 @admin.register(InferenceResult)
 class InferenceResultAdmin(JobAdmin):
-    list_display = ("preview", "image_name", "page", "status", "by_model", "in_batch", "dice", "seconds", "created_at")
+    list_display = (
+        "preview",
+        "image_name",
+        "page",
+        "status",
+        "by_model",
+        "in_batch",
+        "dice",
+        "sureness",
+        "seconds",
+        "created_at",
+    )
     list_display_links = ("image_name",)
     list_filter = ("status", ("model", admin.RelatedOnlyFieldListFilter), "created_at")
     search_fields = ("image_name", "model__name", "input_sha256", "uuid")
@@ -30,7 +41,7 @@ class InferenceResultAdmin(JobAdmin):
     actions = ("cancel", "retry", "delete_selected")
     fieldsets = (
         (None, {"fields": ("large_preview", "image_name", "by_model", "in_batch", "page")}),
-        ("Result", {"fields": ("classes_json", "metrics_json", "warnings", "shape", "spacing", "seconds")}),
+        ("Result", {"fields": ("classes_json", "metrics_json", "sureness", "warnings", "shape", "spacing", "seconds")}),
         (
             "Storage",
             {
@@ -39,6 +50,8 @@ class InferenceResultAdmin(JobAdmin):
                     "input_sha256",
                     "output_image_s3_key",
                     "output_sha256",
+                    "certainty_key",
+                    "certainty_sha256",
                     "reference_key",
                     "reference_name",
                 )
@@ -88,6 +101,10 @@ class InferenceResultAdmin(JobAdmin):
     def dice(self, row: Any) -> str:
         value = (row.metrics or {}).get("dice")
         return f"{value:.3f}" if isinstance(value, float) else "–"
+
+    @admin.display(description="confidence", ordering="confidence")
+    def sureness(self, row: Any) -> str:
+        return "–" if row.confidence is None else f"{row.confidence:.3f}"
 
     @admin.display(description="classes")
     def classes_json(self, row: Any) -> str:

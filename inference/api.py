@@ -67,7 +67,7 @@ class InferenceViewSet(
     parser_classes = [MultiPartParser]
     filterset_class = InferenceFilter
     search_fields = ["image_name"]
-    ordering_fields = ["id", "created_at", "status", "seconds", "image_name"]
+    ordering_fields = ["id", "created_at", "status", "seconds", "confidence", "image_name"]
     lookup_value_regex = r"\d{1,18}"
 
     def get_queryset(self) -> QuerySet[InferenceResult]:
@@ -108,10 +108,21 @@ class InferenceViewSet(
     def mask(self, request: Request, pk: str) -> FileResponse:
         """The label map on the image's own grid in the dataset's label values: PNG, or NIfTI for volumes."""
         row = self._finished()
-        is_volume = row.output_image_s3_key.endswith(".nii.gz")
-        name = f"{row.image_name.split('.')[0] or 'image'}_labels{'.nii.gz' if is_volume else '.png'}"
-        kind = "application/gzip" if is_volume else "image/png"
-        return display.object_response(row.output_image_s3_key, content_type=kind, name=name, download=is_volume)
+        return _map_response(row, row.output_image_s3_key, "labels")
+
+    @extend_schema(
+        responses={(200, "image/png"): OpenApiTypes.BINARY, (200, "application/gzip"): OpenApiTypes.BINARY},
+        parameters=[OpenApiParameter("slice", int, description="This slice only, as a PNG laid as on the screen.")],
+    )
+    @action(detail=True)
+    def certainty(self, request: Request, pk: str) -> HttpResponse | FileResponse:
+        """How sure the model is, 0 (a toss-up of all classes) to 255 (sure), on the image's own grid: PNG, or NIfTI for volumes."""
+        row = self._finished()
+        if not row.certainty_key:
+            raise WrongStateError("This inference is older than maps of certainty. Segment the image again.")
+        if (index := request.query_params.get("slice")) is None:
+            return _map_response(row, row.certainty_key, "certainty")
+        return display.slice_response(lambda: _certainty(row), index)
 
     @extend_schema(responses=PNG, parameters=[SLICE])
     @action(detail=True)
@@ -146,6 +157,20 @@ def _labels(row: InferenceResult) -> NDArray[np.uint8]:
     values = [item["value"] for item in row.classes]
     oriented = display.shown_as_volume(row.shape, row.spacing)
     return display.label_array(row.output_image_s3_key, row.output_sha256, values, oriented=oriented)
+
+
+def _certainty(row: InferenceResult) -> NDArray[np.uint8]:
+    """uint8 (D, H, W), laid as the image is on the screen: as a label map whose values are 0 to 255."""
+    oriented = display.shown_as_volume(row.shape, row.spacing)
+    return display.label_array(row.certainty_key, row.certainty_sha256, list(range(256)), oriented=oriented)
+
+
+def _map_response(row: InferenceResult, key: str, what: str) -> FileResponse:
+    """A stored map as it is."""
+    is_volume = key.endswith(".nii.gz")
+    name = f"{row.image_name.split('.')[0] or 'image'}_{what}{'.nii.gz' if is_volume else '.png'}"
+    kind = "application/gzip" if is_volume else "image/png"
+    return display.object_response(key, content_type=kind, name=name, download=is_volume)
 
 
 def _opacity(text: str | None) -> float:

@@ -15,7 +15,7 @@ from medseg_site.shared.downloads import StreamedFileResponse
 
 
 def batch_zip(batch: InferenceBatch) -> StreamedFileResponse:
-    """masks/<name>.png|.nii.gz for each image that could be segmented, and summary.json with the numbers of all."""
+    """masks/ and certainty/<name>.png|.nii.gz for each image that could be segmented, and summary.json with the numbers of all."""
     temporary = tempfile.TemporaryFile(dir=settings.TMP_DIR)  # noqa: SIM115 (StreamedFileResponse closes it)
     used: set[str] = set()
     entries: list[dict[str, Any]] = []
@@ -28,12 +28,18 @@ def batch_zip(batch: InferenceBatch) -> StreamedFileResponse:
                 "error": row.error,
                 "seconds": row.seconds,
                 "classes": row.classes,
+                "confidence": row.confidence,
                 "warnings": row.warnings,
                 "mask": None,
+                "certainty": None,
             }
             if row.output_image_s3_key:
-                entry["mask"] = _free_name(row, used)
+                name = _free_name(row, used)
+                entry["mask"] = f"masks/{name}"
                 archive.write(storage.fetch(row.output_image_s3_key, row.output_sha256), entry["mask"])
+                if row.certainty_key:
+                    entry["certainty"] = f"certainty/{name}"
+                    archive.write(storage.fetch(row.certainty_key, row.certainty_sha256), entry["certainty"])
             entries.append(entry)
         summary = {
             "batch": batch.pk,
@@ -52,8 +58,8 @@ def _free_name(row: InferenceResult, used: set[str]) -> str:
     """Two images of the same name in two folders keep their own masks."""
     suffix = ".nii.gz" if row.output_image_s3_key.endswith(".nii.gz") else ".png"
     stem = row.image_name.removesuffix(".gz").rpartition(".")[0] or row.image_name
-    name = f"masks/{stem}{suffix}"
+    name = f"{stem}{suffix}"
     if name in used:
-        name = f"masks/{stem}_{row.pk}{suffix}"
+        name = f"{stem}_{row.pk}{suffix}"
     used.add(name)
     return name

@@ -12,6 +12,7 @@ from inference import services
 from inference.models import InferenceResult
 from medseg_site.shared.errors import MedSegError
 from models_app.models import SegmentationModel
+from models_app.services import usable_models
 
 if TYPE_CHECKING:
     ModelField = forms.ModelChoiceField[SegmentationModel]
@@ -35,8 +36,7 @@ class AgainForm(forms.Form):
     def __init__(self, *args: Any, user: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.user = user
-        usable = SegmentationModel.objects.visible_to(user).exclude(s3_key="")
-        self.fields["model"].queryset = usable  # type: ignore[attr-defined]
+        self.fields["model"].queryset = usable_models(user)  # type: ignore[attr-defined]
         self.fields["model"].widget.attrs["class"] = "form-select"
 
     def run(self, earlier: InferenceResult) -> InferenceResult:

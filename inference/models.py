@@ -70,12 +70,24 @@ class InferenceResult(Job):
     seconds = models.FloatField(null=True, blank=True, editable=False)
     classes = models.JSONField(default=list, blank=True, editable=False)
     metrics = models.JSONField(null=True, blank=True, editable=False)
+    confidence = models.FloatField(
+        null=True, blank=True, editable=False
+    )  # 0 to 1: the certainty's mean over what was found
+    certainty_key = models.CharField(max_length=300, blank=True, editable=False)  # a map beside the labels, 255 is sure
+    certainty_sha256 = models.CharField(max_length=64, blank=True, editable=False)
     warnings = models.JSONField(default=list, blank=True, editable=False)
 
     class Meta:
         db_table = "inference_results"
         ordering = ["-created_at", "-id"]
-        constraints = job_constraints("inference_results", WORDS, ~Q(output_image_s3_key="") & ~Q(output_sha256=""))
+        constraints = [
+            *job_constraints("inference_results", WORDS, ~Q(output_image_s3_key="") & ~Q(output_sha256="")),
+            models.CheckConstraint(
+                condition=Q(certainty_key="", certainty_sha256="", confidence__isnull=True)
+                | ~Q(certainty_key="") & ~Q(certainty_sha256="") & Q(confidence__gte=0, confidence__lte=1),
+                name="inference_results_certainty_is_whole",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.image_name} by {self.model or 'a deleted model'}"

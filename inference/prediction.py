@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import time
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.db import transaction
 from numpy.typing import NDArray
+from PIL import Image as PILImage
 
 from inference.batches import close_batch_if_done
 from inference.models import InferenceResult
@@ -35,6 +38,7 @@ class _WarmModels:
 
     def __init__(self, max_bytes: int) -> None:
         self._loaded: OrderedDict[str, Predictor] = OrderedDict()
+        self._bytes: dict[str, int] = {}
         self._max_bytes = max_bytes
 
     def get(self, model: SegmentationModel) -> Predictor:
@@ -42,10 +46,12 @@ class _WarmModels:
         if key not in self._loaded:
             started = time.perf_counter()
             self._loaded[key] = Predictor.load(storage.fetch(model.s3_key, model.checksum))
+            self._bytes[key] = self._loaded[key].nbytes
             log.info("loaded %s in %.2f s", model, time.perf_counter() - started)
         self._loaded.move_to_end(key)
-        while sum(item.nbytes for item in self._loaded.values()) > self._max_bytes and len(self._loaded) > 1:
-            self._loaded.popitem(last=False)
+        while sum(self._bytes.values()) > self._max_bytes and len(self._loaded) > 1:
+            oldest, _ = self._loaded.popitem(last=False)
+            del self._bytes[oldest]
         return self._loaded[key]
 
 
@@ -91,17 +97,22 @@ def _run(job: Claim[InferenceResult], folder: Path) -> None:
     started = time.perf_counter()
     with job.kept_alive():
         image = read_image(storage.fetch(row.input_image_s3_key, row.input_sha256))
-        job.beat(force=True)
+        job.beat()  # here and below: the moment to notice a cancel wish, where it took long enough for somebody to have one
         predictor = _warm.get(row.model)
         found = predictor.predict(image)
+        job.beat()
         path = write_label_map(found.values, image, folder)
         metrics = _score(row, image, found, predictor) if row.reference_key else None
+        certainty = _store_certainty(row, image, found, folder)
         suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".png"
         stored = storage.store_file(storage.object_key("inferences", row.uuid, f"labels{suffix}"), path)
     with transaction.atomic():
         job.finish(
             output_image_s3_key=stored.key,
             output_sha256=stored.sha256,
+            confidence=round(found.confidence, 4),
+            certainty_key=certainty.key,
+            certainty_sha256=certainty.sha256,
             shape=list(image.shape),
             spacing=[float(step) for step in image.spacing] if image.spacing else None,
             seconds=round(time.perf_counter() - started, 4),
@@ -109,6 +120,19 @@ def _run(job: Claim[InferenceResult], folder: Path) -> None:
             metrics=to_json(metrics),
             warnings=found.warnings,
         )
+
+
+def _store_certainty(row: InferenceResult, image: Image, found: Segmentation, folder: Path) -> storage.StoredObject:
+    """The map of certainty on the image's own grid, uint8 with 255 for sure: PNG, or NIfTI for volumes."""
+    levels = np.rint(found.certainty.astype(np.float32) * 255).astype(np.uint8)
+    key = partial(storage.object_key, "inferences", row.uuid)
+    if image.dimensions == 2 and image.family != "nifti":
+        png = io.BytesIO()  # a request waits for this: little compression, and no way over the disk
+        PILImage.fromarray(levels).save(png, "PNG", compress_level=1)
+        return storage.store_bytes(key("certainty.png"), png.getvalue())
+    place = folder / "certainty"
+    place.mkdir()
+    return storage.store_file(key("certainty.nii.gz"), write_label_map(levels, image, place))
 
 
 def _class_rows(indices: NDArray[np.uint8], classes: list[dict[str, Any]], image: Image) -> list[dict[str, Any]]:

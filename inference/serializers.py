@@ -36,6 +36,7 @@ class InferenceSerializer(serializers.ModelSerializer[InferenceResult]):
     image_url = serializers.SerializerMethodField()
     mask_url = serializers.SerializerMethodField()
     overlay_url = serializers.SerializerMethodField()
+    certainty_url = serializers.SerializerMethodField()
 
     class Meta:
         model = InferenceResult
@@ -53,12 +54,14 @@ class InferenceSerializer(serializers.ModelSerializer[InferenceResult]):
             "seconds",
             "classes",
             "metrics",
+            "confidence",
             "warnings",
             "error",
             "progress",
             "image_url",
             "mask_url",
             "overlay_url",
+            "certainty_url",
         ]
         read_only_fields = fields
 
@@ -79,6 +82,10 @@ class InferenceSerializer(serializers.ModelSerializer[InferenceResult]):
     @extend_schema_field(serializers.URLField(allow_null=True))
     def get_overlay_url(self, row: InferenceResult) -> str | None:
         return self._url(row, "overlay", ready=bool(row.output_image_s3_key))
+
+    @extend_schema_field(serializers.URLField(allow_null=True))
+    def get_certainty_url(self, row: InferenceResult) -> str | None:
+        return self._url(row, "certainty", ready=bool(row.certainty_key))
 
 
 class InferenceCreateSerializer(serializers.Serializer[Any]):

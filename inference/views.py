@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, F, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -18,7 +18,7 @@ from inference.forms import AgainForm
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared.errors import MedSegError
 from medseg_site.shared.pages import end_live_part, end_text, is_live, page_of, tell, to_page
-from models_app.models import SegmentationModel
+from models_app.services import usable_models
 
 INFERENCES_PER_PAGE = 25
 BATCH_PAGE = 48
@@ -38,10 +38,6 @@ def batches_of(user: Any) -> QuerySet[InferenceBatch]:
         failed=Count("inferences", filter=Q(inferences__status__in=["failed", "cancelled"])),
     )
     return annotated.order_by("-created_at", "-id")  # counting drops the table's own order
-
-
-def usable_models(user: Any) -> QuerySet[SegmentationModel]:
-    return SegmentationModel.objects.visible_to(user).exclude(s3_key="").select_related("dataset")
 
 
 @login_required
@@ -66,7 +62,7 @@ def inference_row(request: HttpRequest, pk: int) -> HttpResponse:
 @login_required
 @require_GET
 def inference_create(request: HttpRequest) -> HttpResponse:
-    models = list(usable_models(request.user))
+    models = list(usable_models(request.user).select_related("dataset"))
     wanted = request.GET.get("model", "")
     chosen = next((model for model in models if str(model.pk) == wanted), models[0] if models else None)
     context = {
@@ -93,6 +89,7 @@ def inference_detail(request: HttpRequest, pk: int) -> HttpResponse:
             "shape": inference.shape,
             "classes": inference.classes,
             "name": inference.image_name,
+            "certainty": bool(inference.certainty_key),
         },
     }
     return render(request, "inference/inference_detail.html", context)
@@ -160,8 +157,11 @@ def inference_delete(request: HttpRequest, pk: int) -> HttpResponse:
 @require_GET
 def batch_detail(request: HttpRequest, pk: int) -> HttpResponse:
     batch = get_object_or_404(batches_of(request.user), pk=pk)
-    page = page_of(request, batch.inferences.visible_to(request.user).order_by("pk"), BATCH_PAGE)
-    return render(request, "inference/batch_detail.html", {"batch": batch, "page": page, "ended": _ended(batch)})
+    unsure_first = request.GET.get("order") == "unsure"
+    order = [F("confidence").asc(nulls_last=True), "pk"] if unsure_first else ["pk"]
+    page = page_of(request, batch.inferences.visible_to(request.user).order_by(*order), BATCH_PAGE)
+    context = {"batch": batch, "page": page, "ended": _ended(batch), "unsure_first": unsure_first}
+    return render(request, "inference/batch_detail.html", context)
 
 
 @login_required

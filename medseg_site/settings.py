@@ -167,6 +167,10 @@ CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # Workers keep their connection for ten tasks: the last one of all to close writes the whole WAL back, which took
+    # longer than everything else that an inference asks of the database. A connection to a file cannot go stale.
+    CELERY_DB_REUSE_MAX = 10
 CELERY_WORKER_HIJACK_ROOT_LOGGER = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # a redelivered message is harmless: claims decide

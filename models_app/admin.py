@@ -34,8 +34,11 @@ class SegmentationModelAdmin(JobAdmin):
     actions = ("cancel", "resume", "delete_selected")
     fieldsets = (
         (None, {"fields": ("name", "version", "dataset_link", "epochs_link", "inferences_link", "page")}),
-        ("Result", {"fields": ("dice", "worst_case", "metrics_json", "warnings", "trained_at")}),
-        ("How", {"fields": ("requested", "hyperparameters", "classes_json", "plan_json", "split_json")}),
+        ("Result", {"fields": ("dice", "worst_case", "metrics_json", "decisions_json", "warnings", "trained_at")}),
+        (
+            "How",
+            {"fields": ("requested", "hyperparameters", "classes_json", "plan_json", "split_json", "estimate_json")},
+        ),
         ("Storage", {"fields": ("s3_bucket", "s3_key", "checksum")}),
         ("Job", {"fields": ("created_at", *JOB_FIELDS), "classes": ("collapse",)}),
     )
@@ -96,6 +99,14 @@ class SegmentationModelAdmin(JobAdmin):
     @admin.display(description="metrics")
     def metrics_json(self, row: Any) -> str:
         return json_block(row.metrics)
+
+    @admin.display(description="measured on the validation cases")
+    def decisions_json(self, row: Any) -> str:
+        return json_block(row.decisions)
+
+    @admin.display(description="measured before the start")
+    def estimate_json(self, row: Any) -> str:
+        return json_block(row.estimate)
 
     @admin.display(description="plan")
     def plan_json(self, row: Any) -> str:

@@ -29,6 +29,9 @@ from models_app.serializers import (
     EpochSerializer,
     ModelCreateSerializer,
     ModelSerializer,
+    PlanAskSerializer,
+    PlanSerializer,
+    refusal,
 )
 
 
@@ -67,9 +70,24 @@ class ModelViewSet(
         """Train a model. Every hyperparameter that is left out is planned from the data."""
         wanted = ModelCreateSerializer(data=request.data, context={"request": request})
         wanted.is_valid(raise_exception=True)
-        model = services.create_model(user=request.user, **wanted.validated_data)
+        try:
+            model = services.create_model(user=request.user, **wanted.validated_data)
+        except services.HyperparametersError as error:
+            raise refusal(error) from None
         wait_for_end(model, wait_seconds(request))
         return answer_started(request, model, self.get_serializer(model).data, reverse("model-detail", args=[model.pk]))
+
+    @extend_schema(request=PlanAskSerializer, responses=PlanSerializer)
+    @action(detail=False, methods=["post"])
+    def plan(self, request: Request) -> Response:
+        """What a training would use, and why, without starting it. Refused for the same reasons as the training."""
+        wanted = PlanAskSerializer(data=request.data, context={"request": request})
+        wanted.is_valid(raise_exception=True)
+        try:
+            plan = services.preview_plan(user=request.user, **wanted.validated_data)
+        except services.HyperparametersError as error:
+            raise refusal(error) from None
+        return Response({"hyperparameters": plan.hyperparameters(), "reasons": plan.reasons})
 
     def perform_destroy(self, instance: SegmentationModel) -> None:
         services.delete_model(model=instance)

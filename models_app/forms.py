@@ -8,8 +8,11 @@ from django import forms
 
 from datasets.models import Dataset
 from medseg_site.shared.errors import MedSegError
-from ml_core.config import ConfigErrors, Hyperparameters, Spec, specs
+from ml_core.architectures import ENCODER_GROUPS
+from ml_core.config import Spec, specs
+from ml_core.plan import Plan
 from models_app import services
+from models_app.display import GROUPS
 from models_app.models import SegmentationModel
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ else:
     DatasetField = forms.ModelChoiceField
 
 PLANNED = "Planned from the data"
+MOST_MODELS = 200  # to choose a warm start from, the newest ones
 
 
 class TrainForm(forms.Form):
@@ -35,8 +39,9 @@ class TrainForm(forms.Form):
         self.user = user
         self.model: SegmentationModel | None = None
         self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(status="ready")  # type: ignore[attr-defined]
+        self.plan: Plan | None = None
         for name, spec in specs().items():
-            self.fields[name] = _field(spec)
+            self.fields[name] = self._warm_start(spec) if name == "warm_start" else _field(name, spec)
         for name, field in self.fields.items():
             kind = "form-select" if isinstance(field, forms.ChoiceField) else "form-control"
             field.widget.attrs["class"] = kind + (" is-invalid" if self.is_bound and name in self.errors else "")
@@ -44,11 +49,28 @@ class TrainForm(forms.Form):
     def simple_fields(self) -> list[forms.BoundField]:
         return [self["name"], self["dataset"]]
 
-    def advanced_fields(self) -> list[forms.BoundField]:
-        return [self[name] for name in specs()]
+    def advanced_groups(self) -> list[dict[str, Any]]:
+        """Heading, fields, and whether the group is open: something in it was filled in or is wrong."""
+        given = self.hyperparameters() if self.is_bound else {}
+        return [
+            {
+                "heading": heading,
+                "fields": [self[name] for name in names],
+                "open": any(name in given or name in self.errors for name in names),
+            }
+            for heading, names in GROUPS.items()
+        ]
 
-    def has_advanced_errors(self) -> bool:
-        return any(name in self.errors for name in specs())
+    def advanced_errors(self) -> dict[str, str]:
+        """Hyperparameter → what is wrong with it."""
+        return {name: " ".join(map(str, texts)) for name, texts in self.errors.items() if name in specs()}
+
+    def _warm_start(self, spec: Spec) -> forms.Field:
+        choices = [(str(model.pk), str(model)) for model in services.usable_models(self.user)[:MOST_MODELS]]
+        help_text = "An earlier model whose weights the training starts from, as far as they fit."
+        return forms.ChoiceField(
+            label=spec.label, help_text=help_text, required=False, choices=[("", "Random weights"), *choices]
+        )
 
     def hyperparameters(self) -> dict[str, Any]:
         """Only what was filled in."""
@@ -56,9 +78,14 @@ class TrainForm(forms.Form):
         return {name: value for name, value in given.items() if value not in (None, "")}
 
     def clean(self) -> dict[str, Any]:
+        """Makes the plan too, where there is a dataset: what cannot be planned is refused beside its field."""
+        given, dataset = self.hyperparameters(), self.cleaned_data.get("dataset")
         try:
-            Hyperparameters.from_dict(self.hyperparameters())
-        except ConfigErrors as error:
+            if dataset:
+                self.plan = services.preview_plan(user=self.user, dataset=dataset, hyperparameters=given)
+            else:
+                services.check_hyperparameters(user=self.user, values=given)
+        except services.HyperparametersError as error:
             for name, text in error.fields.items():
                 self.add_error(name, text)
         return self.cleaned_data
@@ -75,12 +102,17 @@ class TrainForm(forms.Form):
             return None
 
 
-def _field(spec: Spec) -> forms.Field:
+def _field(name: str, spec: Spec) -> forms.Field:
     help_text = spec.help + (f" {_limits(spec)}" if _limits(spec) else "")
     label = f"{spec.label} ({spec.unit})" if spec.unit else spec.label
     if spec.choices:
-        choices = [("", PLANNED), *spec.choices.items()]
-        return forms.ChoiceField(label=label, help_text=help_text, required=False, choices=choices)
+        choices: list[Any] = list(spec.choices.items())
+        if name == "encoder":
+            choices = [(heading, [(item, item) for item in items]) for heading, items in ENCODER_GROUPS.items()]
+        return forms.ChoiceField(label=label, help_text=help_text, required=False, choices=[("", PLANNED), *choices])
+    if spec.type is str:
+        widget: forms.Widget = forms.TextInput({"placeholder": PLANNED})
+        return forms.CharField(label=label, help_text=help_text, required=False, max_length=100, widget=widget)
     attributes = {"placeholder": PLANNED, "inputmode": "decimal" if spec.type is float else "numeric"}
     if spec.type is float:
         return forms.FloatField(

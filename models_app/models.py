@@ -29,7 +29,9 @@ class SegmentationModel(Job):
     hyperparameters = models.JSONField(default=dict, blank=True, editable=False)  # as really used, once planned
     plan = models.JSONField(default=dict, blank=True, editable=False)
     split = models.JSONField(default=dict, blank=True, editable=False)
+    estimate = models.JSONField(default=dict, blank=True, editable=False)  # time and memory, measured before the start
     metrics = models.JSONField(default=dict, blank=True, editable=False)
+    decisions = models.JSONField(default=dict, blank=True, editable=False)  # what helped on the validation cases
     classes = models.JSONField(default=list, blank=True, editable=False)
     warnings = models.JSONField(default=list, blank=True, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)

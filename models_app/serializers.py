@@ -11,7 +11,8 @@ from rest_framework import serializers
 
 from datasets.models import Dataset
 from datasets.serializers import ClassSerializer
-from ml_core.config import ConfigErrors, Hyperparameters, json_schema
+from ml_core.config import json_schema
+from models_app import services
 from models_app.models import Epoch, SegmentationModel
 
 MOST_NAMES = 50  # of hyperparameters in one request; there are far fewer
@@ -29,7 +30,21 @@ class VisibleDatasetField(serializers.PrimaryKeyRelatedField[Dataset]):
             self.fail("incorrect_type", data_type=type(data).__name__)
 
 
-@extend_schema_field(json_schema())
+def refusal(error: services.HyperparametersError) -> serializers.ValidationError:
+    """HTTP 400 with every hyperparameter named: attr is `hyperparameters.<name>`."""
+    return serializers.ValidationError({"hyperparameters": {name: [text] for name, text in error.fields.items()}})
+
+
+def _schema() -> dict[str, Any]:
+    """ml_core's; here a model to start from is named by its id."""
+    schema = json_schema()
+    start = schema["properties"]["warm_start"]
+    start["description"] = "The id of an earlier model whose weights the training starts from."
+    start["oneOf"] = [{"type": "integer"}, {"type": start.pop("type")}]
+    return schema
+
+
+@extend_schema_field(_schema())
 class HyperparametersField(serializers.DictField):
     """An object whose names and limits come from ml_core.config.Hyperparameters."""
 
@@ -39,10 +54,10 @@ class HyperparametersField(serializers.DictField):
         if len(values) > MOST_NAMES or any(len(name) > 100 or not name.isprintable() for name in values):
             raise serializers.ValidationError(f"Send at most {MOST_NAMES} names, each of a few printable characters.")
         try:
-            Hyperparameters.from_dict(values)
+            services.check_hyperparameters(user=self.context["request"].user, values=values)
         except OverflowError:  # a whole number of hundreds of digits
             raise serializers.ValidationError("A number is too large.") from None
-        except ConfigErrors as error:
+        except services.HyperparametersError as error:
             raise serializers.ValidationError({name: [text] for name, text in error.fields.items()}) from None
         return values
 
@@ -65,7 +80,9 @@ class ModelSerializer(serializers.ModelSerializer[SegmentationModel]):
             "checksum",
             "hyperparameters",
             "plan",
+            "estimate",
             "metrics",
+            "decisions",
             "trained_at",
             "created_at",
             "progress",
@@ -81,6 +98,16 @@ class ModelCreateSerializer(serializers.Serializer[Any]):
     name = serializers.CharField(max_length=200)
     dataset = VisibleDatasetField()
     hyperparameters = HyperparametersField(required=False, default=dict)
+
+
+class PlanAskSerializer(serializers.Serializer[Any]):
+    dataset = VisibleDatasetField()
+    hyperparameters = HyperparametersField(required=False, default=dict)
+
+
+class PlanSerializer(serializers.Serializer[Any]):
+    hyperparameters = serializers.DictField(help_text="Every value that a training would use")
+    reasons = serializers.DictField(child=serializers.CharField(), help_text="Name → why, in one sentence")
 
 
 class EpochSerializer(serializers.ModelSerializer[Epoch]):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 
 from datasets.models import Dataset
 from medseg_site.shared import storage
@@ -13,32 +14,79 @@ from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
 from medseg_site.shared.text import clean_name
 from ml_core.config import ConfigErrors, Hyperparameters
+from ml_core.errors import ConfigError
+from ml_core.plan import Machine, Plan
+from ml_core.planning import make_plan
 from models_app.models import SegmentationModel
 from models_app.tasks import train_model
 
 
-def check_hyperparameters(values: dict[str, Any]) -> Hyperparameters:
-    """Raises MedSegError naming every hyperparameter that cannot be used."""
+class HyperparametersError(MedSegError):
+    """Hyperparameters that cannot be used: `fields` is name → sentence."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        self.fields = fields
+        text = " ".join(f"{name}: {sentence}" for name, sentence in fields.items())
+        super().__init__("invalid_hyperparameters", text, attr="hyperparameters")
+
+
+def usable_models(user: Any) -> QuerySet[SegmentationModel]:
+    """Models with weights: to segment with, and to start another training from."""
+    return SegmentationModel.objects.visible_to(user).exclude(s3_key="")
+
+
+def check_hyperparameters(*, user: Any, values: dict[str, Any]) -> Hyperparameters:
+    """What can be known without a dataset. `warm_start` may be a number too. Raises HyperparametersError."""
+    start = values.get("warm_start")
+    if isinstance(start, int) and not isinstance(start, bool):
+        values = {**values, "warm_start": str(start)}
     try:
-        return Hyperparameters.from_dict(values)
+        wanted = Hyperparameters.from_dict(values)
     except ConfigErrors as error:
-        raise MedSegError("invalid_hyperparameters", str(error), attr="hyperparameters") from None
+        raise HyperparametersError(error.fields) from None
+    if wanted.warm_start is not None and not _is_usable_model(user, wanted.warm_start):
+        text = "There is no model of yours with this number that has weights. Choose another one, or leave it out."
+        raise HyperparametersError({"warm_start": text})
+    return wanted
+
+
+def _is_usable_model(user: Any, number: str) -> bool:
+    # isdecimal() alone is true of other scripts' digits, and the database refuses numbers of more than 64 bits.
+    is_number = number.isascii() and number.isdecimal() and len(number) < 19
+    return is_number and usable_models(user).filter(pk=int(number)).exists()
+
+
+def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]) -> Plan:
+    """The plan with its reasons, nearly as the training will make it: of the machine only what can be told without torch.
+
+    Raises HyperparametersError, or WrongStateError for a dataset that is not ready.
+    """
+    wanted = check_hyperparameters(user=user, values=hyperparameters)
+    if dataset.status != "ready":
+        raise WrongStateError(f"The dataset is {dataset.status}, not ready. Wait for its check, or mend what it found.")
+    seconds = settings.MEDSEG_TRAINING_SECONDS
+    try:
+        return make_plan(wanted, dataset.fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
+    except ConfigErrors as error:
+        raise HyperparametersError(error.fields) from None
+    except ConfigError as error:  # of the network: the patch does not fit it
+        raise HyperparametersError({"patch_size": str(error)}) from None
 
 
 def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dict[str, Any]) -> SegmentationModel:
     """Queue a training. A second model of the same name becomes its next version."""
     name = clean_name(name)
-    requested = check_hyperparameters(hyperparameters).to_dict()
+    requested = check_hyperparameters(user=user, values=hyperparameters).to_dict()
     for _ in range(5):
         try:
             with transaction.atomic():
                 # The lock keeps the dataset from being deleted between this look and the new row.
                 locked = Dataset.objects.select_for_update().filter(pk=dataset.pk).first()
-                if locked is None or locked.status != "ready":
-                    state = "gone" if locked is None else locked.status
-                    raise WrongStateError(
-                        f"The dataset is {state}, not ready. Wait for its check, or mend what it found."
-                    )
+                if locked is None:
+                    raise WrongStateError("The dataset is gone. Choose another one.")
+                preview_plan(
+                    user=user, dataset=locked, hyperparameters=requested
+                )  # what cannot be planned is refused now
                 latest = SegmentationModel.objects.filter(name=name).aggregate(Max("version"))["version__max"] or 0
                 model = SegmentationModel.objects.create(
                     created_by=user,

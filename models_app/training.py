@@ -17,16 +17,17 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from datasets.models import Dataset, Sample
 from medseg_site.shared import progress as events
 from medseg_site.shared import storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
+from ml_core.malloc_tuning import tuned_environment
 from models_app.models import Epoch, SegmentationModel
 
 log = logging.getLogger(__name__)
 
 SECONDS_TO_STOP = 60  # for a cancelled training to keep its best weights in good order
 SECONDS_BETWEEN_UPLOADS = 60
-CHECKPOINTS = ("best.safetensors", "latest.safetensors")
 
 
 class TrainingFailedError(Exception):
@@ -102,6 +103,8 @@ def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]
         )
     return {
         "cases": cases,
+        "split": _stored_split(dataset, samples),
+        "warm_start": _warm_start(model),
         "classes": dataset.class_dicts(),
         "fingerprint": dataset.fingerprint,
         "hyperparameters": model.requested,
@@ -117,13 +120,32 @@ def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]
     }
 
 
+def _stored_split(dataset: Dataset, samples: list[Sample]) -> dict[str, Any] | None:
+    """The dataset's own split, so that every training on it is compared on the same cases; None where the check made none."""
+    if not all(sample.split for sample in samples):
+        return None
+    parts = {part: [sample.pk for sample in samples if sample.split == part] for part in ("train", "val", "test")}
+    return {**parts, "grouping": dataset.fingerprint.get("grouping", "as stored")}
+
+
+def _warm_start(model: SegmentationModel) -> str | None:
+    """The package of the earlier model that the training starts from, as a local path."""
+    asked = model.requested.get("warm_start")
+    if not asked:
+        return None
+    earlier = SegmentationModel.objects.filter(pk=int(asked)).first() if asked.isdecimal() else None
+    if earlier is None or not earlier.is_usable:
+        raise TrainingFailedError(f"The model {asked} to start from is gone or has no weights. Choose another one.")
+    return str(storage.fetch(earlier.s3_key, earlier.checksum))
+
+
 class _Run:
     """The child process: reads its events, beats, passes a cancel wish on, and never leaves it behind."""
 
     def __init__(self, job: Claim[SegmentationModel], folder: Path, job_file: Path) -> None:
         self.job, self.folder = job, folder
         self.progress: dict[str, Any] = {}
-        self.uploaded_at = time.monotonic()
+        self.uploaded_at = time.time()
         self.upload: threading.Thread | None = None
         self.errors = (folder / "stderr.txt").open("w+b")
         self.process = subprocess.Popen(
@@ -133,6 +155,7 @@ class _Run:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
+            env=tuned_environment(),
         )
 
     def outcome(self) -> dict[str, Any]:
@@ -174,7 +197,7 @@ class _Run:
                     stop_by = time.monotonic() + SECONDS_TO_STOP
                     self._ask_to_stop()
             if stop_by and time.monotonic() > stop_by:
-                return {"stopped": True, "package": None, "metrics": {}, "warnings": []}
+                return {"stopped": True, "package": None, "metrics": {}, "decisions": {}, "warnings": []}
 
     def _ask_to_stop(self) -> None:
         assert self.process.stdin
@@ -195,6 +218,8 @@ class _Run:
                 "split": event["split"],
             }
             self.job.update(**names)
+        elif kind == "estimate":
+            self.job.update(estimate=event)
         elif kind == "start":
             Epoch.objects.filter(model=self.job.row, epoch__gt=event["epoch"]).delete()
         elif kind == "epoch":
@@ -210,9 +235,10 @@ class _Run:
     def _upload_checkpoints(self) -> None:
         """Now and then, beside the training, so that another machine could go on with it."""
         busy = self.upload is not None and self.upload.is_alive()
-        if storage.is_remote() and not busy and time.monotonic() - self.uploaded_at > SECONDS_BETWEEN_UPLOADS:
-            self.uploaded_at = time.monotonic()
-            self.upload = threading.Thread(target=_store_checkpoints, args=(self.job.row, self.folder), daemon=True)
+        if storage.is_remote() and not busy and time.time() - self.uploaded_at > SECONDS_BETWEEN_UPLOADS:
+            arguments = (self.job.row, self.folder, self.uploaded_at)
+            self.uploaded_at = time.time()
+            self.upload = threading.Thread(target=_store_checkpoints, args=arguments, daemon=True)
             self.upload.start()
 
     def _why_it_died(self) -> str:
@@ -227,25 +253,26 @@ class _Run:
         return f"The training process ended unexpectedly ({what}). Resume it; if it fails again, see the worker's log."
 
 
-def _store_checkpoints(model: SegmentationModel, folder: Path) -> None:
+def _store_checkpoints(model: SegmentationModel, folder: Path, since: float = 0.0) -> None:
+    """Those written after `since` (time.time()): best and latest of one network, or of each member_<number> of several."""
     try:
-        for name in CHECKPOINTS:
-            if (folder / name).exists():
-                storage.store_file(storage.object_key("models", model.uuid, "checkpoints", name), folder / name)
+        for path in sorted(folder.rglob("*.safetensors")):
+            if path.stat().st_mtime >= since:
+                place = path.relative_to(folder).parts
+                storage.store_file(storage.object_key("models", model.uuid, "checkpoints", *place), path)
     except Exception:
         log.exception("checkpoints of model %s are not stored; the training goes on", model.pk)
 
 
 def _bring_checkpoints(model: SegmentationModel, folder: Path) -> None:
     """What an earlier attempt on another machine stored."""
-    if not storage.is_remote() or (folder / CHECKPOINTS[-1]).exists():
+    if not storage.is_remote() or any(folder.rglob("*.safetensors")):
         return
-    for name in CHECKPOINTS:
-        try:
-            source = storage.fetch(storage.object_key("models", model.uuid, "checkpoints", name))
-        except (FileNotFoundError, OSError):
-            return
-        shutil.move(source, folder / name)  # moved: the cache must not keep an old one under this key
+    prefix = storage.object_key("models", model.uuid, "checkpoints")
+    for key in list(storage.keys_below(prefix)):
+        target = folder / key.removeprefix(f"{prefix}/")
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(storage.fetch(key), target)  # moved: the cache must not keep an old one under this key
 
 
 def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) -> None:
@@ -258,7 +285,7 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
             for picture in sorted((folder / "cases").glob("*.png")):
                 storage.store_file(storage.object_key("models", model.uuid, "cases", picture.name), picture)
             columns |= {"s3_bucket": storage.bucket_name(), "s3_key": stored.key, "checksum": stored.sha256}
-            columns |= {"metrics": outcome["metrics"], "trained_at": timezone.now()}
+            columns |= {"metrics": outcome["metrics"], "decisions": outcome["decisions"], "trained_at": timezone.now()}
             _store_manifest(job, columns)
         if outcome["stopped"] and storage.is_remote():
             _store_checkpoints(model, folder)
@@ -286,6 +313,7 @@ def _store_manifest(job: Claim[SegmentationModel], columns: dict[str, Any]) -> N
         "hyperparameters": model.hyperparameters,
         "plan": model.plan,
         "split": model.split,
+        "estimate": model.estimate,
         "classes": model.classes,
         "epochs": epochs,
         **columns,

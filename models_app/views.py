@@ -13,22 +13,11 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from datasets.models import Dataset
 from medseg_site.shared.pages import end_live_part, end_text, is_live, page_of, tell, to_page
 from ml_core.architectures import ARCHITECTURES
-from ml_core.config import specs
-from models_app import services
+from models_app import display, services
 from models_app.forms import TrainForm
 from models_app.models import SegmentationModel
 
 MODELS_PER_PAGE = 25
-WORST_CASES = 6
-# Name in `metrics`, heading, what it means, and whether it is a distance (whose unit the metrics name).
-METRICS = [
-    ("dice", "Dice", "Overlap of prediction and reference: 1 is perfect.", False),
-    ("iou", "IoU", "Intersection over union; stricter than Dice.", False),
-    ("precision", "Precision", "Share of what was found that is right.", False),
-    ("recall", "Recall", "Share of what is there that was found.", False),
-    ("hd95", "HD95", "95th percentile of the distance between the outlines: 0 is perfect.", True),
-    ("nsd", "NSD", "Share of the outline that lies within the tolerance.", False),
-]
 
 
 def rows_of(user: Any) -> QuerySet[SegmentationModel]:
@@ -66,10 +55,38 @@ def model_create(request: HttpRequest) -> HttpResponse:
     context = {
         "form": form,
         "has_ready_dataset": has_ready,
-        "encoders": {name: item.encoders for name, item in ARCHITECTURES.items()},
+        "choices": _choices(form),
         "advanced_given": form.is_bound and bool(form.hyperparameters()),
     }
     return render(request, "models_app/model_create.html", context, status=422 if form.errors else 200)
+
+
+def _choices(form: TrainForm) -> dict[str, Any]:
+    """What the page needs to know which choices go together; the server checks them again."""
+    networks = {
+        name: {"encoders": item.encoders, "dimensions": item.dimensions} for name, item in ARCHITECTURES.items()
+    }
+    datasets = form.fields["dataset"].queryset.values_list("pk", "dimensions")  # type: ignore[attr-defined]
+    return {"architectures": networks, "dimensions": dict(datasets)}
+
+
+@login_required
+@require_POST
+def model_plan(request: HttpRequest) -> HttpResponse:
+    """The plan for what the training form holds now, before anything starts."""
+    form = TrainForm(request.POST, user=request.user)
+    form.is_valid()  # a name is not needed yet
+    errors = form.advanced_errors()
+    context: dict[str, Any] = {
+        "errors": errors,
+        "problems": [{"name": name, "label": form[name].label, "text": text} for name, text in errors.items()],
+        "has_dataset": bool(form.data.get("dataset")),
+    }
+    if form.plan and not errors:
+        context["groups"] = display.planned(
+            form.plan.hyperparameters(), form.plan.reasons, asked=set(form.hyperparameters())
+        )
+    return render(request, "models_app/partials/plan_preview.html", context)
 
 
 def _chosen_dataset(request: HttpRequest) -> Dataset | None:
@@ -93,65 +110,17 @@ def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(rows_of(request.user), pk=pk)
     context = {
         "model": model,
-        "headline": _headline(model.metrics),
-        "worst_cases": _worst_cases(model.metrics),
-        "used": _used(model),
+        "headline": display.headline(model.metrics),
+        "volume_unit": display.volume_unit(model),
+        "reliability": display.reliability(model.metrics),
+        "worst_cases": display.worst_cases(model.metrics),
+        "decided": display.decided(model),
+        "groups": display.plan_of(model),
         "delete_blocked": _delete_blocked(model),
         "resume_blocked": "" if model.dataset_id else "Its dataset was deleted, so the training cannot go on.",
         "latest_inferences": model.inferences.visible_to(request.user).filter(status="completed")[:6],
     }
     return render(request, "models_app/model_detail.html", context)
-
-
-def _headline(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    intervals, unit = metrics.get("ci95") or {}, metrics.get("unit") or ""
-    return [
-        {
-            "name": name,
-            "label": f"{label} ({unit})" if is_distance and unit else label,
-            "help": text,
-            "value": metrics.get(name),
-            "interval": intervals.get(name),
-            "is_distance": is_distance,
-        }
-        for name, label, text, is_distance in METRICS
-    ]
-
-
-def _worst_cases(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cases that have a picture, worst Dice first; those whose Dice is undefined come last."""
-    cases = [case for case in metrics.get("per_case") or [] if case.get("picture")]
-    return sorted(cases, key=lambda case: (case.get("dice") is None, case.get("dice") or 0.0))[:WORST_CASES]
-
-
-def _used(model: SegmentationModel) -> list[dict[str, Any]]:
-    """Every hyperparameter: the value really used, whether the user asked for it, and why it was chosen."""
-    reasons = model.plan.get("reasons") or {}
-    rows = []
-    for name, spec in specs().items():
-        value = model.hyperparameters.get(name)
-        rows.append(
-            {
-                "label": spec.label,
-                "unit": spec.unit,
-                "value": spec.choices.get(value, value) if spec.choices and value is not None else value,
-                "asked": name in model.requested,
-                "reason": reasons.get(name, ""),
-            }
-        )
-    known = specs()
-    other = [
-        {
-            "label": name.replace("_", " ").capitalize(),
-            "unit": "",
-            "value": model.plan.get(name),
-            "asked": False,
-            "reason": text,
-        }
-        for name, text in reasons.items()
-        if name not in known
-    ]
-    return [*rows, *other]
 
 
 def _delete_blocked(model: SegmentationModel) -> str:
@@ -172,7 +141,9 @@ def model_live(request: HttpRequest, pk: int) -> HttpResponseBase:
         return redirect(model)
     if model.is_active:
         return render(
-            request, "models_app/partials/model_live.html", {"model": model, "used": _used(model), "oob": True}
+            request,
+            "models_app/partials/model_live.html",
+            {"model": model, "groups": display.plan_of(model), "oob": True},
         )
     return end_live_part(model_detail(request, pk), *end_text(model))
 

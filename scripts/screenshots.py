@@ -82,7 +82,8 @@ def take(browser: Browser, base: str, pages: dict[str, str], folder: Path, *, wi
         page = context.new_page()
         said = listen(page)
         answer = page.goto(base + path)
-        page.wait_for_timeout(1200)  # charts, the viewer's first slice
+        page.evaluate("for (const image of document.querySelectorAll('img[loading=lazy]')) image.loading = 'eager'")
+        page.wait_for_timeout(1200)  # charts, the plan, the viewer's first slice, pictures further down
         page.screenshot(path=folder / f"{name}-{width}{'-dark' if dark else ''}.png", full_page=True)
         too_wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         if answer is None or not answer.ok:

@@ -14,6 +14,23 @@ from datasets.models import Dataset, DatasetClass, Sample
 from inference.models import InferenceResult
 from models_app.models import SegmentationModel
 
+FINGERPRINT = {
+    "n_cases": 4,
+    "dimensions": 2,
+    "channels": 1,
+    "modality": "greyscale",
+    "families": {"raster": 4},
+    "shape": {"minimum": [32, 32], "median": [32, 32], "maximum": [32, 32]},
+    "spacing": None,
+    "intensity": {"low": 0.0, "high": 255.0, "minimum": 0.0, "maximum": 255.0, "mean": 90.0, "std": 40.0},
+    "foreground_intensity": {"p005": 60.0, "p995": 240.0, "mean": 150.0, "std": 30.0},
+    "classes": [
+        {"value": 0, "pixels": 3000, "share": 0.75, "cases": 4},
+        {"value": 255, "pixels": 1000, "share": 0.25, "cases": 4},
+    ],
+}
+"""As an early version of the platform took it: without the thickness of the classes."""
+
 
 class DatasetFactory(DjangoModelFactory[Dataset]):
     class Meta:
@@ -28,6 +45,7 @@ class DatasetFactory(DjangoModelFactory[Dataset]):
     dimensions = 2
     channels = 1
     modality = "greyscale"
+    fingerprint = FINGERPRINT
 
     @post_generation  # type: ignore[untyped-decorator]
     def with_classes(self: Any, create: bool, extracted: Any, **kwargs: Any) -> None:

@@ -31,9 +31,16 @@ METRICS = {
     "recall": 0.8,
     "hd95": None,
     "nsd": 0.6,
-    "ci95": {"dice": [0.8125, 0.9375], "hd95": None},
-    "n_cases": 2,
-    "misses": 1,
+    "volume_error": 12.5,
+    "volume_error_relative": 0.25,
+    "ci95": {"dice": [0.8125, 0.9375], "hd95": None, "volume_error_relative": [0.125, 0.5]},
+    "n_cases": 4,
+    "n_defined": 3,
+    "misses": 6,
+    "not_found": 3,
+    "misplaced": 1,
+    "false_alarms": 2,
+    "undefined": 1,
     "evaluated_on": "test",
     "unit": "mm",
     "per_class": [
@@ -45,15 +52,74 @@ METRICS = {
             "hd95": None,
             "n_cases": 1,
             "undefined": 1,
-            "misses": 1,
+            "misses": 6,
+            "false_alarms": 2,
+            "volume_error": 1240.4,
+            "volume_error_relative": 0.375,
         }
     ],
+    "calibration": {
+        "ece": 0.0123,
+        "ece_foreground": 0.0789,
+        "bins": [
+            {"low": 0.0, "high": 0.5, "confidence": None, "accuracy": None, "count": 0},
+            {"low": 0.5, "high": 1.0, "confidence": 0.9, "accuracy": 0.8, "count": 10},
+        ],
+        "bins_foreground": [],
+    },
     "per_case": [
         {"name": "good one", "sample": 1, "dice": 0.99, "picture": True},
-        {"name": "bad one", "sample": 2, "dice": 0.11, "picture": True},
+        {"name": "bad one", "sample": 2, "dice": 0.11, "picture": True, "confidence": 0.4321},
         {"name": "unseen one", "sample": 3, "dice": 0.01, "picture": False},
         {"name": "undefined one", "sample": 4, "dice": None, "picture": True},
     ],
+}
+DECISIONS = {
+    "serving": {
+        "runtime": "openvino",
+        "precision": "bf16",
+        "dice_difference": 0.00012,
+        "cases": 4,
+        "reason": "OpenVINO in bf16: its Dice differs by at most 0.00012 from PyTorch in fp32 on 4 validation cases.",
+    },
+    "mirroring": {
+        "used": "flips",
+        "dice": {"none": 0.8, "flips": 0.8123, "flips and turns": 0.811},
+        "cases": 4,
+        "reason": "Averaging over mirrored copies: +0.0123 Dice on 4 validation cases.",
+    },
+    "postprocessing": {
+        "used": None,
+        "cases": 4,
+        "reason": "Nothing of it helped on the validation cases.",
+        "measured": {
+            "margin": 0.001,
+            "cases": 4,
+            "classes": [
+                {
+                    "class": 1,
+                    "dice": 0.8123,
+                    "misses": 0,
+                    "candidates": [
+                        {"name": "largest component", "dice": 0.7, "misses": 0, "used": False},
+                        {"name": "fill holes", "dice": 0.8125, "misses": 0, "used": False},
+                    ],
+                }
+            ],
+        },
+    },
+}
+ESTIMATE = {
+    "seconds_a_step": 0.5,
+    "images_per_second": 16.4,
+    "seconds_a_case": 0.2,
+    "seconds_to_score": 0.1,
+    "reserve_seconds": 30.0,
+    "refining_seconds": 20.0,
+    "mirroring": True,
+    "peak_memory": 1_500_000_000,
+    "epochs": 42,
+    "seconds": 300.0,
 }
 CLASSES = [
     {"value": 0, "name": "background", "color": "#495057", "pixels": 1000, "fraction": 0.9, "volume_ml": None},
@@ -72,9 +138,7 @@ def completed_inference(**columns: Any) -> InferenceResult:
         status="completed",
         output_image_s3_key="x/y.png",
         output_sha256="0" * 64,
-        shape=[8, 9],
-        classes=CLASSES,
-        **columns,
+        **{"shape": [8, 9], "classes": CLASSES, **columns},
     )
     return row
 

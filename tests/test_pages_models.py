@@ -13,6 +13,8 @@ from django.utils import timezone
 
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared import storage
+from ml_core.config import specs
+from models_app.display import GROUPS
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import (
     CompletedModelFactory,
@@ -20,7 +22,7 @@ from tests.factories import (
     InferenceFactory,
     ModelFactory,
 )
-from tests.pages import HTMX, METRICS, NOTICE, batch, completed_inference, said, text
+from tests.pages import DECISIONS, ESTIMATE, HTMX, METRICS, NOTICE, batch, completed_inference, said, text
 
 pytestmark = pytest.mark.django_db
 
@@ -45,12 +47,15 @@ def test_training_form_starts_with_a_name_and_a_dataset(client: Client) -> None:
         ({"name": ""}, "name", "required"),
         ({"dataset": ""}, "dataset", "required"),
         ({"dataset": "999"}, "dataset", "not ready"),
-        ({"patch_size": "50"}, "patch_size", "multiple of 32"),
+        ({"patch_size": "50"}, "patch_size", "multiple of 16"),
         ({"epochs": "0"}, "epochs", "too small"),
         ({"epochs": "many"}, "epochs", "whole number"),
         ({"learning_rate": "nan"}, "learning_rate", "number"),
         ({"architecture": "nonsense"}, "architecture", "valid choice"),
-        ({"architecture": "pan", "encoder": "mit_b0"}, "encoder", "cannot use"),
+        ({"architecture": "plain-unet", "encoder": "mit_b0"}, "encoder", "cannot use"),
+        ({"configuration": "3d"}, "configuration", "needs volumes"),
+        ({"spacing": "wide"}, "spacing", "two or three numbers"),
+        ({"warm_start": "77"}, "warm_start", "valid choice"),
     ],
 )
 def test_training_form_says_what_is_wrong_beside_the_field(
@@ -64,6 +69,35 @@ def test_training_form_says_what_is_wrong_beside_the_field(
     if field not in {"name", "dataset"}:
         assert "<details" in answer.content.decode()
         assert " open>" in answer.content.decode()
+    assert not SegmentationModel.objects.exists()
+
+
+def test_training_form_shows_every_field_once_and_offers_models_to_start_from(client: Client) -> None:
+    usable, queued = CompletedModelFactory.create(), ModelFactory.create()
+    page = text(client, reverse("models_app:create"))
+    for name in specs():
+        assert page.count(f'name="{name}"') == 1, name
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(specs())
+    assert f'<option value="{usable.pk}">{usable}</option>' in page
+    assert f">{queued}</option>" not in page
+    answer = client.post(
+        reverse("models_app:create"), {"name": "next", "dataset": usable.dataset_id, "warm_start": usable.pk}
+    )
+    assert answer.status_code == 303
+    assert SegmentationModel.objects.get(name="next").requested == {"warm_start": str(usable.pk)}
+
+
+def test_plan_is_shown_with_its_reasons_before_the_start(client: Client) -> None:
+    dataset, url = DatasetFactory.create(), reverse("models_app:plan")
+    page = client.post(url, {"dataset": dataset.pk, "epochs": "3"}).content.decode()
+    for shown in ("Plain U-Net", "The images are pictures, so the network is 2D.", "You chose it.", "Data and time"):
+        assert shown in page, shown
+    refused = client.post(url, {"dataset": dataset.pk, "configuration": "3d"})
+    assert refused.status_code == 200
+    errors = refused.content.decode()
+    assert 'id="plan-errors" type="application/json">{"configuration": ' in errors
+    assert "needs volumes" in errors
+    assert "Choose a dataset" in client.post(url, {}).content.decode()
     assert not SegmentationModel.objects.exists()
 
 
@@ -93,11 +127,54 @@ def test_model_in_training_shows_progress_and_cancel(client: Client) -> None:
     assert "nothing to cancel" in said(client.post(reverse("models_app:cancel", args=[model.pk])))[-1]
 
 
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        ({"stage": "refining", "done": 1, "total": 3}, "Measuring what helps on the validation cases"),
+        ({"stage": "training", "epoch": 2, "network": 2, "networks": 5}, "Training network 2 of 5"),
+    ],
+)
+def test_model_in_training_says_what_it_does_and_what_was_measured(
+    client: Client, progress: dict[str, Any], shown: str
+) -> None:
+    model = ModelFactory.create(status="training", claim_token=uuid.uuid4(), progress=progress, estimate=ESTIMATE)
+    page = text(client, model.get_absolute_url())
+    for words in (shown, "16.4 images a second", "about 42 epochs", "in 5 min", "1.4\xa0GB of memory"):
+        assert words in page, words
+
+
+def test_completed_model_shows_what_was_measured_on_its_validation_cases(client: Client) -> None:
+    model = CompletedModelFactory.create(metrics=METRICS, decisions=DECISIONS, plan={"dimensions": 3})
+    page = text(client, model.get_absolute_url())
+    for shown in (
+        "OpenVINO, bf16",
+        "0.00012",
+        "+0.0123 Dice on 4 validation cases",
+        'Flips <span class="badge bg-green-lt ms-1">used</span>',
+        "fill holes (best of those tried)",
+        "0.8125",
+        "0.079",  # ECE of the foreground
+        "[0.9, 0.8, 10]",
+        "confidence 0.432",
+        "3 cases",
+        "Volume error (mm³)",
+        "1,240",
+        "37.5 %",
+        "3 times a class that is there was not found, 1 time it was found elsewhere, 2 times",
+        "They are not the final numbers",
+    ):
+        assert shown in page, shown
+    older = CompletedModelFactory.create(metrics={"dice": 0.5, "n_cases": 2})
+    page = text(client, older.get_absolute_url())
+    assert "Measured on the validation cases" not in page
+    assert "reliability-points" not in page
+
+
 def test_completed_model_shows_metrics_and_worst_cases_first(client: Client) -> None:
     model = CompletedModelFactory.create(
         metrics=METRICS,
-        plan={"reasons": {"patch_size": "The whole image fits.", "precision": "It is quicker."}, "precision": "bf16"},
-        hyperparameters={"patch_size": 64, "loss": "dice_ce"},
+        plan={"reasons": {"patch_size": "The whole image fits.", "precision": "It is quicker."}},
+        hyperparameters={"patch_size": 64, "loss": "dice_ce", "precision": "bf16"},
         requested={"loss": "dice_ce"},
         warnings=["Few cases."],
     )
@@ -111,7 +188,8 @@ def test_completed_model_shows_metrics_and_worst_cases_first(client: Client) -> 
         "64 pixels",
         "Few cases.",
         "You chose it.",
-        "bf16",
+        "bfloat16",
+        "It is quicker.",
     ):
         assert shown in page, shown
     assert page.index("bad one") < page.index("good one") < page.index("undefined one")
@@ -148,6 +226,11 @@ def test_completed_inference_shows_viewer_classes_and_scores(client: Client) -> 
     for shown in ("viewer-config", "1,000", "90.0 %", "1.50 ml", "0.562", "0.625", "Other spacing.", "1.5 s", NOTICE):
         assert shown in page, shown
     assert reverse("inference-mask", args=[row.pk]) in page
+    assert "data-unsure" not in page
+    sure = completed_inference(confidence=0.8765, certainty_key="x/certainty.png", certainty_sha256="0" * 64)
+    page = text(client, sure.get_absolute_url())
+    for shown in ("0.876", "Show where the model is unsure", reverse("inference-certainty", args=[sure.pk])):
+        assert shown in page, shown
 
 
 @pytest.mark.parametrize(
@@ -222,6 +305,19 @@ def test_batch_page_lists_its_images(client: Client) -> None:
     assert row.get_absolute_url() in text(client, reverse("inference:list"))
     assert client.post(reverse("inference:batch_delete", args=[row.pk])).status_code == 303
     assert not InferenceResult.objects.filter(pk__in=[done.pk, failed.pk]).exists()
+
+
+def test_batch_page_shows_the_unsure_ones_first_when_asked(client: Client) -> None:
+    row = batch()
+    known = {"batch": row, "certainty_key": "x/certainty.png", "certainty_sha256": "0" * 64}
+    for name, confidence in (("sure.png", 0.9), ("unsure.png", 0.2)):
+        completed_inference(image_name=name, confidence=confidence, **known)
+    InferenceFactory.create(image_name="waiting.png", batch=row)
+    assert text(client, row.get_absolute_url()).index("unsure.png") > 0
+    page = text(client, f"{row.get_absolute_url()}?order=unsure")
+    places = [page.index(f'title="{name}.png"') for name in ("unsure", "sure", "waiting")]
+    assert places == sorted(places)
+    assert "confidence 0.200" in page
 
 
 def test_inference_is_deleted(client: Client) -> None:

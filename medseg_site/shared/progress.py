@@ -10,8 +10,7 @@ import logging
 from typing import Any
 
 import redis
-from asgiref.sync import async_to_sync
-from channels.layers import get_channel_layer
+from channels_redis.serializers import registry
 from django.conf import settings
 
 log = logging.getLogger(__name__)
@@ -22,15 +21,23 @@ def redis_client() -> redis.Redis:
     return redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=2, health_check_interval=30)
 
 
+@functools.cache
+def _message_format() -> Any:
+    return registry.get_serializer("msgpack")
+
+
 def group_name(kind: str, pk: int) -> str:
     return f"{kind}-{pk}"
 
 
 def publish(kind: str, pk: int, message: dict[str, Any]) -> None:
-    """Send `message` to everyone who watches this row."""
+    """Send `message` to everyone who watches this row.
+
+    The same as the channel layer's `group_send`, which would open an event loop and a connection for each message.
+    """
     try:
-        layer = get_channel_layer()
-        async_to_sync(layer.group_send)(group_name(kind, pk), {"type": "job.event", "message": message})
+        event = _message_format().serialize({"type": "job.event", "message": message})
+        redis_client().publish(f"asgi__group__{group_name(kind, pk)}", event)
     except Exception as error:
         log.warning("no live event for %s %s: %s", kind, pk, error)
 

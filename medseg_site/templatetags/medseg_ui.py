@@ -50,6 +50,14 @@ def distance(value: Any) -> str:
 
 
 @register.filter
+def amount(value: Any) -> str:
+    """1,240 or 0.52: a size in any unit with three digits or all those before the point."""
+    if not _is_number(value):
+        return NOTHING
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+@register.filter
 def percent(fraction: Any) -> str:
     """12.3 % of a fraction; what is there but rounds to nothing is "< 0.1 %"."""
     if not _is_number(fraction):

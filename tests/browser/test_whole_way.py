@@ -84,7 +84,25 @@ def train_a_model(page: Page) -> None:
     page.get_by_role("link", name="Train a model").click()
     page.get_by_label("Name").fill("Disc finder")
     expect(page.get_by_label("Dataset")).to_contain_text("bright discs")
+    plan = page.get_by_role("region", name="The plan, and why")
+    expect(plan).to_contain_text("The images are pictures, so the network is 2D.", timeout=LOOK_MS)
     page.get_by_text("Advanced: choose hyperparameters yourself").click()
+    for heading in ("Images and patches", "Learning", "Data and time"):
+        page.locator("#advanced").get_by_text(heading, exact=True).click()
+    spacing = page.get_by_role("textbox", name="Target spacing")
+    spacing.fill("wide")
+    spacing.blur()
+    expect(page.locator("#id_spacing_error")).to_contain_text("Give two or three numbers", timeout=LOOK_MS)
+    expect(plan).to_contain_text("This cannot be planned.")
+    spacing.fill("")
+    spacing.blur()
+    expect(page.locator("#id_spacing_error")).to_be_hidden(timeout=LOOK_MS)
+    page.get_by_label("Architecture").select_option("plain-unet")
+    expect(page.get_by_label("Encoder").locator("option[value=resnet34]")).to_be_disabled()
+    page.get_by_label("Architecture").select_option("")
+    expect(
+        page.get_by_label("Architecture").locator("option[value=plain-unet-3d]")
+    ).to_be_disabled()  # these are pictures
     fields = {
         "epochs": "Epochs",
         "patch_size": "Patch size",
@@ -147,6 +165,15 @@ def look_at_the_overlay(page: Page) -> None:
     wait_for_colour(page, canvas, NONE)
     switch.check()
     wait_for_colour(page, canvas, as_before)
+
+    before = colour(canvas)
+    page.keyboard.press("u")
+    expect(viewer.get_by_role("button", name="Show where the model is unsure")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    wait_for_colour(page, canvas, f"> {1.01 * before}")
+    page.keyboard.press("u")
+    wait_for_colour(page, canvas, f"< {1.005 * before}")
 
     viewer.get_by_text("Side by side", exact=True).click()
     image = viewer.get_by_role("img", name="The image unseen.png")

@@ -57,7 +57,10 @@ def test_a_training_ends_with_curves_and_metrics(platform: Platform, dataset: Js
     assert model["status"] == "completed", model["error"]
     assert (model["name"], model["version"], model["dataset"], model["attempt"]) == ("Discs", 1, dataset["id"], 1)
     assert {**model["hyperparameters"], **drawings.QUICK} == model["hyperparameters"]
-    assert model["hyperparameters"]["architecture"] == "unet"  # planned: it was left out
+    assert model["hyperparameters"]["architecture"] == "plain-unet"  # planned: it was left out
+    assert model["plan"]["reasons"]["architecture"]
+    assert model["estimate"]["images_per_second"] > 0
+    assert set(model["decisions"]) == {"serving", "mirroring", "postprocessing"}
     epochs = platform.epochs(model)
     assert [row["epoch"] for row in epochs] == [1, 2]
     assert epochs[1]["train_loss"] < epochs[0]["train_loss"]
@@ -93,9 +96,12 @@ def test_the_model_package_holds_tensors_and_documents_but_no_pickle(platform: P
     assert hashlib.sha256(content).hexdigest() == model["checksum"]
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = set(archive.namelist())
-        documents = {"package.json", "plan.json", "metrics.json", "split.json"}
-        assert names == {*documents, "README.md", "weights.safetensors"}
-        tensors = safetensors.numpy.load(archive.read("weights.safetensors"))
+        documents = {"package.json", "plan.json", "metrics.json", "split.json", "decisions.json", "README.md"}
+        converted = (
+            {"openvino_0.xml", "openvino_0.bin"} if model["decisions"]["serving"]["runtime"] == "openvino" else set()
+        )
+        assert names == {*documents, *converted, "weights_0.safetensors"}
+        tensors = safetensors.numpy.load(archive.read("weights_0.safetensors"))
         assert all(np.isfinite(tensor).all() for tensor in tensors.values())
         assert sum(tensor.size for tensor in tensors.values()) > 1_000_000
         plan = json.loads(archive.read("plan.json"))
@@ -114,6 +120,9 @@ def test_a_label_map_has_the_images_size_and_the_datasets_values(platform: Platf
     dice = 2 * (found & truth).sum() / (found.sum() + truth.sum())
     assert dice > 0.7
     assert inference["metrics"]["dice"] == pytest.approx(dice)
+    certainty = pixels(platform, inference["certainty_url"])
+    assert certainty.shape == truth.shape
+    assert inference["confidence"] == pytest.approx(certainty[found].mean() / 255, abs=0.003)
     background, disc = inference["classes"]
     assert (background["pixels"], disc["pixels"]) == (int((~found).sum()), int(found.sum()))
     assert disc["fraction"] == pytest.approx(found.mean())
@@ -156,12 +165,14 @@ def test_a_batch_comes_back_as_one_zip(platform: Platform, model: Json) -> None:
     assert [issue["file"] for issue in batch["issues"]] == ["more/notes.txt"]
     content = platform.request("GET", f"inference-batches/{batch['id']}/download/").content
     with zipfile.ZipFile(io.BytesIO(content)) as found:
-        assert set(found.namelist()) == {"masks/a.png", "masks/b.png", "masks/c.png", "summary.json"}
+        expected = {f"{folder}/{name}" for folder in ("masks", "certainty") for name in sizes}
+        assert set(found.namelist()) == {*expected, "summary.json"}
         summary = json.loads(found.read("summary.json"))["images"]
         for row in summary:
             labels = np.asarray(PILImage.open(io.BytesIO(found.read(row["mask"]))))
             side = sizes[row["mask"].removeprefix("masks/")]
             assert labels.shape == (side, side)
+            assert 0 <= row["confidence"] <= 1
             assert row["classes"][1]["pixels"] == (labels == 255).sum() > 0
     listed = platform.get(f"inferences/?batch={batch['id']}")
     assert listed["count"] == 3

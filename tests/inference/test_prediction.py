@@ -24,7 +24,8 @@ from ml_core.config import Hyperparameters
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.io import read_image, write_label_map
 from ml_core.package import Package, write_package
-from ml_core.planning import Machine, make_plan
+from ml_core.plan import Machine
+from ml_core.planning import make_plan
 from ml_core.predictor import Predictor
 from models_app.models import SegmentationModel
 from tests.factories import CompletedModelFactory, DatasetFactory
@@ -43,9 +44,10 @@ def model(tmp_path: Path, own_media: Path) -> SegmentationModel:
     path.write_bytes(png(draw_cells(np.random.default_rng(0))[0]))
     builder = FingerprintBuilder()
     builder.add(read_image(path), np.eye(160, dtype=int) * 255, {0: 160 * 159, 255: 160})
-    plan = make_plan(Hyperparameters(encoder="mobilenet_v2"), builder.result(), CLASSES, Machine(False, 2, False))
+    wanted = Hyperparameters(architecture="unet", encoder="mobilenet_v2")
+    plan = make_plan(wanted, builder.result(), CLASSES, Machine(False, 2, False))
     network, _ = build("unet", encoder="mobilenet_v2", channels=1, classes=2)
-    write_package(tmp_path / "model.zip", Package(plan, network.state_dict(), {}, {}, {}))
+    write_package(tmp_path / "model.zip", Package(plan, [network.state_dict()], {}, {}, {}))
     dataset = DatasetFactory.create()
     stored = storage.store_file(f"models/{tmp_path.name}/model.zip", tmp_path / "model.zip")
     return CompletedModelFactory.create(dataset=dataset, classes=CLASSES, s3_key=stored.key, checksum=stored.sha256)
@@ -74,6 +76,14 @@ def test_a_picture_gets_a_png_in_the_dataset_s_values(api: APIClient, model: Seg
     assert set(np.unique(mask)) <= {0, 255}
     assert [item["pixels"] for item in shown["classes"]] == [int((mask == value).sum()) for value in (0, 255)]
     assert sum(item["fraction"] for item in shown["classes"]) == pytest.approx(1)
+    certainty = np.asarray(PILImage.open(io.BytesIO(body(api.get(shown["certainty_url"])))))
+    assert certainty.shape == mask.shape
+    found = mask == 255
+    assert shown["confidence"] == row.confidence
+    assert row.confidence == pytest.approx(certainty[found if found.any() else ...].mean() / 255, abs=0.003)
+    on_screen = np.asarray(PILImage.open(io.BytesIO(body(api.get(shown["certainty_url"] + "?slice=0")))))
+    assert np.array_equal(on_screen, certainty)
+    assert api.get(shown["certainty_url"] + "?slice=1").status_code == 400
     overlay = np.asarray(PILImage.open(io.BytesIO(body(api.get(shown["overlay_url"] + "?opacity=1")))))
     expected = np.where((mask == 255)[..., None], [255, 0, 0], image[:100, :, None])
     assert np.array_equal(overlay, expected)
@@ -97,10 +107,17 @@ def test_a_volume_gets_a_nifti_on_its_own_grid(
     assert labels.shape == turned.shape
     assert np.allclose(labels.affine, turned.affine)
     assert set(np.unique(np.asarray(labels.dataobj))) <= {0, 255}
+    (tmp_path / "certainty.nii.gz").write_bytes(body(api.get(f"/api/v1/inferences/{row.pk}/certainty/")))
+    certainty = nib.Nifti1Image.from_filename(tmp_path / "certainty.nii.gz")
+    assert certainty.shape == turned.shape
+    assert np.allclose(certainty.affine, turned.affine)
+    found = np.asarray(labels.dataobj) == 255
+    mean = np.asarray(certainty.dataobj)[found if found.any() else ...].mean() / 255
+    assert row.confidence == pytest.approx(mean, abs=0.003)
     volume = sum(item["volume_ml"] for item in row.classes)
     assert volume == pytest.approx(20 * 24 * 5 * 0.7 * 0.7 * 3 / 1000, rel=1e-3)
     assert any("volume" in text for text in row.warnings)
-    for picture in ("image", "labels", "overlay"):
+    for picture in ("image", "labels", "overlay", "certainty"):
         shown = PILImage.open(io.BytesIO(body(api.get(f"/api/v1/inferences/{row.pk}/{picture}/?slice=4"))))
         assert shown.size == (20, 24)
 
@@ -178,7 +195,13 @@ def test_a_batch_of_images_becomes_a_zip_of_masks(api: APIClient, model: Segment
         summary = json.loads(archive.read("summary.json"))
         masks = [entry["mask"] for entry in summary["images"] if entry["mask"]]
         assert len(set(masks)) == 2
-        assert set(masks) | {"summary.json"} == set(archive.namelist())
+        certainties = [name.replace("masks/", "certainty/") for name in masks]
+        assert [entry["certainty"] for entry in summary["images"] if entry["mask"]] == certainties
+        assert {*masks, *certainties, "summary.json"} == set(archive.namelist())
+    listed = api.get(f"/api/v1/inferences/?batch={pk}&ordering=confidence").json()["results"]
+    assert [row["confidence"] for row in listed if row["confidence"] is not None] == sorted(
+        entry["confidence"] for entry in summary["images"] if entry["mask"]
+    )
 
 
 def test_a_batch_without_images_is_refused(api: APIClient, model: SegmentationModel) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from rest_framework.test import APIClient
 
 from medseg_site.shared import jobs
+from ml_core.config import specs
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import CompletedModelFactory, DatasetFactory, ModelFactory
+from tests.pages import DECISIONS, ESTIMATE, METRICS
 
 pytestmark = pytest.mark.django_db
 
@@ -43,6 +46,63 @@ def test_each_wrong_hyperparameter_is_named(api: APIClient) -> None:
     assert answer.status_code == 400
     assert {error["attr"] for error in answer.json()["errors"]} == {f"hyperparameters.{name}" for name in wrong}
     assert not SegmentationModel.objects.exists()
+
+
+def test_what_cannot_be_planned_is_refused_before_it_starts(api: APIClient) -> None:
+    dataset = DatasetFactory.create()
+    for path in ("/api/v1/models/", "/api/v1/models/plan/"):
+        body = {"name": "cells", "dataset": dataset.pk, "hyperparameters": {"configuration": "3d"}}
+        answer = api.post(path, body)
+        assert answer.status_code == 400
+        error = answer.json()["errors"][0]
+        assert error["attr"] == "hyperparameters.configuration"
+        assert "pictures" in error["detail"]
+    assert not SegmentationModel.objects.exists()
+
+
+def test_a_plan_is_told_with_its_reasons_and_starts_nothing(api: APIClient) -> None:
+    dataset = DatasetFactory.create()
+    answer = api.post("/api/v1/models/plan/", {"dataset": dataset.pk, "hyperparameters": {"epochs": 3}})
+    assert answer.status_code == 200, answer.content
+    plan = answer.json()
+    assert (plan["hyperparameters"]["epochs"], plan["hyperparameters"]["configuration"]) == (3, "2d")
+    assert plan["reasons"]["epochs"] == "You chose it."
+    assert set(plan["hyperparameters"]) == set(specs())
+    assert not SegmentationModel.objects.exists()
+    dataset.status = "uploaded"
+    dataset.save()
+    assert api.post("/api/v1/models/plan/", {"dataset": dataset.pk}).status_code == 409
+
+
+def test_a_warm_start_names_a_model_with_weights_by_number_or_text(api: APIClient) -> None:
+    earlier = CompletedModelFactory.create()
+    for given in (earlier.pk, str(earlier.pk)):
+        answer = create(api, name="x", dataset=earlier.dataset_id, hyperparameters={"warm_start": given})
+        assert answer.status_code == 202, answer.content
+        assert SegmentationModel.objects.get(pk=answer.json()["id"]).requested == {"warm_start": str(earlier.pk)}
+    without_weights = ModelFactory.create()
+    for wrong in (without_weights.pk, 10**6, "9" * 30, "²", "nonsense", "", True, 1.5, [1]):
+        answer = create(api, name="x", dataset=earlier.dataset_id, hyperparameters={"warm_start": wrong})
+        assert answer.status_code == 400, wrong
+        assert answer.json()["errors"][0]["attr"] == "hyperparameters.warm_start"
+
+
+def test_a_warm_start_is_one_of_the_users_own_models(settings: Any) -> None:
+    settings.MEDSEG_SINGLE_USER = False
+    anna, bert = (User.objects.create_user(name) for name in ("anna", "bert"))
+    theirs = CompletedModelFactory.create(created_by=anna, dataset__created_by=anna)
+    mine = DatasetFactory.create(created_by=bert)
+    api = APIClient()
+    api.force_authenticate(bert)
+    assert create(api, name="x", dataset=mine.pk, hyperparameters={"warm_start": theirs.pk}).status_code == 400
+
+
+def test_a_model_tells_what_was_estimated_and_decided(api: APIClient) -> None:
+    model = CompletedModelFactory.create(estimate=ESTIMATE, decisions=DECISIONS, metrics=METRICS)
+    shown = api.get(f"/api/v1/models/{model.pk}/").json()
+    assert shown["estimate"] == ESTIMATE
+    assert shown["decisions"] == DECISIONS
+    assert shown["metrics"]["calibration"]["ece_foreground"] == 0.0789
 
 
 def test_cancel_resume_and_delete_follow_the_life_of_the_row(api: APIClient) -> None:

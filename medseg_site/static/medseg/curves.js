@@ -2,20 +2,22 @@
 const READ_EVERY_MS = 3000;
 const TABLE_ROWS = 200;
 
-function style(name) {
+export function style(name) {
   return getComputedStyle(document.body).getPropertyValue(name).trim();
 }
 
 /** Two points make no line to speak of: then they are drawn as dots. */
 const visibleWhenFew = ({ dataset }) => (dataset.data.length < 3 ? 4 : 0);
 
-function line(label, color, dash = []) {
+export function line(label, color, dash = []) {
   return { label, data: [], borderColor: color, backgroundColor: color, borderDash: dash, borderWidth: 2, pointRadius: visibleWhenFew, pointHitRadius: 12, tension: 0.15 };
 }
 
-function chart(canvas, datasets, limits) {
+/** Axes: `title` is their text, the rest is Chart.js's. Epochs along x unless told otherwise. */
+export function chart(canvas, datasets, { x = { offset: true, title: "Epoch" }, y = {}, mode = "index" }) {
   const { color: ink, fontFamily: family } = getComputedStyle(canvas.closest(".plot"));
   const grid = "rgba(128, 128, 128, .25)";
+  const title = (text) => ({ display: Boolean(text), text, color: ink });
   Chart.defaults.font.family = family;
   return new Chart(canvas, {
     type: "line",
@@ -23,10 +25,10 @@ function chart(canvas, datasets, limits) {
     options: {
       animation: false,
       maintainAspectRatio: false,
-      interaction: { mode: "index", intersect: false },
+      interaction: { mode, intersect: false },
       scales: {
-        x: { offset: true, title: { display: true, text: "Epoch", color: ink }, ticks: { color: ink, maxTicksLimit: 10, maxRotation: 0 }, grid: { display: false } },
-        y: { ...limits, ticks: { color: ink, maxTicksLimit: 6 }, grid: { color: grid } },
+        x: { ...x, title: title(x.title), ticks: { color: ink, maxTicksLimit: 10, maxRotation: 0 }, grid: { display: false } },
+        y: { ...y, title: title(y.title), ticks: { color: ink, maxTicksLimit: 6 }, grid: { color: grid } },
       },
       plugins: { legend: { position: "bottom", labels: { color: ink, usePointStyle: true, pointStyle: "line" } } },
     },
@@ -80,7 +82,7 @@ export function mountCurves(root) {
     if (!rows.length) return;
     charts ||= [
       chart(root.querySelector("[data-loss]"), losses, {}),
-      chart(root.querySelector("[data-dice]"), scores, { min: 0, max: 1 }),
+      chart(root.querySelector("[data-dice]"), scores, { y: { min: 0, max: 1 } }),
     ];
     const columns = [["train_loss", losses[0]], ["val_loss", losses[1]], ["val_dice", scores[0]], ["val_iou", scores[1]]];
     for (const [name, set] of columns) set.data = rows.map((row) => row[name]);

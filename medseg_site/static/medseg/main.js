@@ -1,12 +1,14 @@
 // Starts the page's modules, also in what htmx brings later, and keeps live parts from disturbing who reads.
 import { mountCurves } from "./curves.js";
 import { mountDrop, mountUpload } from "./upload.js";
+import { mountReliability } from "./reliability.js";
 import { mountTrainForm } from "./train_form.js";
 import { mountViewer } from "./viewer.js";
 
 const MODULES = {
   curves: mountCurves,
   drop: mountDrop,
+  reliability: mountReliability,
   "train-form": mountTrainForm,
   upload: mountUpload,
   viewer: mountViewer,

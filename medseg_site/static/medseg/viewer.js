@@ -11,7 +11,7 @@ const PANES = {
 /**
  * `root` holds the controls and canvases of templates/partials/viewer.html. The JSON of the element `data-config` names:
  * `base` (address with image/ and labels/ below it), `shape` ([H, W] or [D, H, W]), `classes` ([{value, name, color}];
- * the first is background), `name`.
+ * the first is background), `name`, `certainty` (whether there is certainty/ as well).
  */
 export function mountViewer(root) {
   const config = JSON.parse(document.getElementById(root.dataset.config).textContent);
@@ -33,6 +33,7 @@ class Viewer {
   }
 
   start() {
+    this.unsure = false;
     this.connectControls();
     this.connectLegend();
     this.connectKeys();
@@ -54,6 +55,7 @@ class Viewer {
       if (wanted !== this.index) return; // somebody has scrolled on
       this.stage.setSlice(slice, this.classes);
       this.say("");
+      if (this.unsure) await this.showUnsure(wanted);
       this.source.prefetch(wanted);
     } catch (error) {
       if (wanted === this.index && error.name !== "AbortError") this.say(`The picture could not be loaded. ${error.message}`);
@@ -82,6 +84,7 @@ class Viewer {
       });
     }
     this.part("slice")?.addEventListener("input", (event) => this.show(Number(event.target.value)));
+    this.part("unsure")?.addEventListener("click", () => this.toggleUnsure());
     this.part("blink").addEventListener("click", () => this.blink());
     this.part("zoom-in").addEventListener("click", () => this.zoomMiddle(1.5));
     this.part("zoom-out").addEventListener("click", () => this.zoomMiddle(1 / 1.5));
@@ -102,6 +105,23 @@ class Viewer {
     this.stage.labelsShown = !this.stage.labelsShown;
     this.part("blink").setAttribute("aria-pressed", String(!this.stage.labelsShown));
     this.stage.draw();
+  }
+
+  async toggleUnsure() {
+    this.unsure = !this.unsure;
+    this.part("unsure").setAttribute("aria-pressed", String(this.unsure));
+    this.part("unsure-scale").hidden = !this.unsure;
+    if (!this.unsure) return this.stage.setCertainty(null);
+    try {
+      await this.showUnsure(this.index);
+    } catch (error) {
+      this.say(`The map of certainty could not be loaded. ${error.message}`);
+    }
+  }
+
+  async showUnsure(index) {
+    const map = await this.source.certainty(index);
+    if (this.unsure && index === this.index) this.stage.setCertainty(map);
   }
 
   zoomMiddle(factor) {
@@ -136,6 +156,7 @@ class Viewer {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.target.closest("input:not([type=checkbox], [type=radio], [type=range]), textarea, select, [contenteditable]")) return;
       if (event.key === "o") return this.blink();
+      if (event.key === "u" && this.part("unsure")) return this.toggleUnsure();
       if (!event.target.closest("[data-stage]")) return;
       const actions = { "+": () => this.zoomMiddle(1.5), "-": () => this.zoomMiddle(1 / 1.5), 0: () => this.resetZoom() };
       if (steps[event.key] && this.count > 1) this.show(this.index + steps[event.key]);
@@ -194,6 +215,7 @@ class Viewer {
     const [red, green, blue] = slice.pixels.slice(at * 4, at * 4 + 3);
     const grey = red === green && green === blue ? `grey ${red}` : `RGB ${red} ${green} ${blue}`;
     const found = this.classes[slice.labels[at]];
-    this.part("readout").textContent = `x ${x}, y ${y} · ${grey} · ${found ? `${found.name} (${found.value})` : "no class"}`;
+    const sure = this.stage.certainty ? ` · ${Math.round(this.stage.certainty[at] / 2.55)} % sure` : "";
+    this.part("readout").textContent = `x ${x}, y ${y} · ${grey} · ${found ? `${found.name} (${found.value})` : "no class"}${sure}`;
   }
 }

@@ -21,17 +21,23 @@ function pixelsOf(bitmap) {
   return context.getImageData(0, 0, bitmap.width, bitmap.height).data;
 }
 
+/** The first channel of a grey picture: Uint8Array. */
+async function greyOf(url, signal) {
+  const bitmap = await bitmapOf(url, signal);
+  const rgba = pixelsOf(bitmap);
+  const grey = new Uint8Array(bitmap.width * bitmap.height);
+  for (let index = 0; index < grey.length; index++) grey[index] = rgba[index * 4];
+  const found = { grey, width: bitmap.width, height: bitmap.height };
+  bitmap.close();
+  return found;
+}
+
 async function loadSlice(base, query, signal) {
   const [image, mask] = await Promise.all([
     bitmapOf(`${base}image/${query}`, signal),
-    bitmapOf(`${base}labels/${query}`, signal),
+    greyOf(`${base}labels/${query}`, signal),
   ]);
-  const rgba = pixelsOf(mask);
-  const labels = new Uint8Array(mask.width * mask.height);
-  for (let index = 0; index < labels.length; index++) labels[index] = rgba[index * 4];
-  const slice = { image, labels, width: mask.width, height: mask.height, pixels: pixelsOf(image) };
-  mask.close();
-  return slice;
+  return { image, labels: mask.grey, width: mask.width, height: mask.height, pixels: pixelsOf(image) };
 }
 
 export class SliceSource {
@@ -62,9 +68,16 @@ export class SliceSource {
     return this.loading.get(index).promise;
   }
 
+  /** How sure the model is in each pixel of a slice, 255 is sure: read when it is asked for, and kept with the slice. */
+  async certainty(index) {
+    const slice = await this.get(index);
+    slice.certainty ||= (await greyOf(`${this.base}certainty/?slice=${index}`)).grey;
+    return slice.certainty;
+  }
+
   keep(index, slice) {
     this.slices.set(index, slice);
-    const most = Math.max(2 * AHEAD + 1, Math.floor(KEPT_BYTES / (slice.width * slice.height * 9)));
+    const most = Math.max(2 * AHEAD + 1, Math.floor(KEPT_BYTES / (slice.width * slice.height * 10)));
     for (const oldest of this.slices.keys()) {
       if (this.slices.size <= most) break;
       this.slices.get(oldest).image.close();

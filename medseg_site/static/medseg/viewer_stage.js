@@ -15,6 +15,20 @@ function paint(slice, classes) {
   return canvas;
 }
 
+const UNSURE = (255 << 16) | (60 << 8) | 255; // magenta: no image is, and few classes are
+
+/** Opaque where the network is unsure: 255 - certainty is the alpha. */
+function paintUnsure(certainty, { width, height }) {
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d");
+  const data = context.createImageData(width, height);
+  const words = new Uint32Array(data.data.buffer);
+  const table = Uint32Array.from({ length: 256 }, (_, level) => (((255 - level) << 24) | UNSURE) >>> 0);
+  for (let index = 0; index < words.length; index++) words[index] = table[certainty[index]];
+  context.putImageData(data, 0, 0);
+  return canvas;
+}
+
 export class Stage {
   /** `panes`: [{canvas, image: bool, labels: "blend" | "solid" | null}]; `size`: [width, height] of the image in pixels. */
   constructor(panes, size) {
@@ -26,13 +40,23 @@ export class Stage {
     this.labelsShown = true;
     this.slice = null;
     this.colours = null;
+    this.certainty = null;
+    this.doubt = null;
     this.waiting = false;
     this.observer = new ResizeObserver(() => this.draw());
     for (const pane of panes) this.observer.observe(pane.canvas);
   }
 
+  /** `certainty`: of the present slice; null takes it away. */
+  setCertainty(certainty) {
+    this.certainty = certainty;
+    this.doubt = certainty && paintUnsure(certainty, this.slice);
+    this.draw();
+  }
+
   setSlice(slice, classes) {
     this.slice = slice;
+    this.certainty = this.doubt = null; // that of another slice
     this.setClasses(classes);
   }
 
@@ -120,5 +144,6 @@ export class Stage {
       context.drawImage(this.colours, 0, 0, this.width, this.height);
       context.globalAlpha = 1;
     }
+    if (image && labels && this.doubt) context.drawImage(this.doubt, 0, 0, this.width, this.height);
   }
 }

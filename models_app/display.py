@@ -1,0 +1,200 @@
+"""What the pages show of a plan and of a model: its documents turned into rows for the templates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_core.config import specs
+from models_app.models import SegmentationModel
+
+WORST_CASES = 6
+# Heading → hyperparameters, in the order in which pages show them. Every one is in exactly one group.
+GROUPS = {
+    "Network": ["configuration", "architecture", "encoder", "encoder_weights", "deep_supervision", "warm_start"],
+    "Images and patches": [
+        "spacing",
+        "normalisation",
+        "patch_size",
+        "patch_depth",
+        "batch_size",
+        "foreground_share",
+        "augmentation",
+    ],
+    "Learning": [
+        "loss",
+        "class_weights",
+        "learning_rate",
+        "weight_decay",
+        "warm_up_steps",
+        "clip_norm",
+        "weight_average",
+        "precision",
+        "seed",
+    ],
+    "Data and time": [
+        "time_budget_seconds",
+        "epochs",
+        "early_stopping_patience",
+        "validation_fraction",
+        "test_fraction",
+        "folds",
+        "seeds",
+    ],
+    "After training": ["test_time_augmentation", "postprocessing"],
+}
+# Name in `metrics`, heading, what it means, and which unit it has.
+METRICS = [
+    ("dice", "Dice", "Overlap of prediction and reference: 1 is perfect.", ""),
+    ("iou", "IoU", "Intersection over union; stricter than Dice.", ""),
+    ("precision", "Precision", "Share of what was found that is right.", ""),
+    ("recall", "Recall", "Share of what is there that was found.", ""),
+    ("hd95", "HD95", "95th percentile of the distance between the outlines: 0 is perfect.", "distance"),
+    ("nsd", "NSD", "Share of the outline that lies within the tolerance.", ""),
+    (
+        "volume_error_relative",
+        "Volume error",
+        "How much too large or too small, as a share of the larger of both; without its sign in the mean.",
+        "share",
+    ),
+]
+VOLUME_UNITS = {("mm", 3): "mm³", ("mm", 2): "mm²", ("px", 3): "voxels", ("px", 2): "px"}
+RUNTIMES = {"openvino": "OpenVINO", "torch": "PyTorch"}
+MIRRORINGS = {"none": "Not mirrored", "flips": "Flips", "flips and turns": "Flips and quarter turns"}
+
+
+def planned(values: dict[str, Any], reasons: dict[str, str], *, asked: set[str]) -> list[dict[str, Any]]:
+    """The groups of a plan: heading, rows, and whether it is open (the first, and those in which something was asked for).
+
+    A row: label, value (None where there is none to show), unit, reason and asked.
+    """
+    known = specs()
+    groups: list[dict[str, Any]] = []
+    for heading, names in GROUPS.items():
+        rows = []
+        for name in names:
+            value, spec = values.get(name), known[name]
+            shown = spec.choices.get(value, value) if spec.choices and value is not None else value
+            if shown in (None, "") and name not in reasons:
+                continue
+            rows.append(
+                {
+                    "label": spec.label,
+                    "value": None if shown == "" else shown,
+                    "unit": spec.unit.removesuffix("s") if value == 1 else spec.unit,
+                    "reason": reasons.get(name, ""),
+                    "asked": name in asked,
+                }
+            )
+        is_open = not groups or any(row["asked"] for row in rows)
+        groups.append({"heading": heading, "rows": rows, "open": is_open})
+    if "dimensions" in reasons:  # along which axis a volume is cut is no hyperparameter
+        row = {"label": "Slices", "value": None, "unit": "", "reason": reasons["dimensions"], "asked": False}
+        groups[1]["rows"].append(row)
+    return [group for group in groups if group["rows"]]
+
+
+def plan_of(model: SegmentationModel) -> list[dict[str, Any]]:
+    """The groups of a model's plan; of what was asked for as long as there is no plan."""
+    return planned(model.hyperparameters, model.plan.get("reasons") or {}, asked=set(model.requested))
+
+
+def headline(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    intervals, unit = metrics.get("ci95") or {}, metrics.get("unit") or ""
+    return [
+        {
+            "name": name,
+            "label": f"{label} ({unit})" if kind == "distance" and unit else label,
+            "help": text,
+            "value": metrics.get(name),
+            "interval": intervals.get(name),
+            "kind": kind,
+            "cases": metrics.get("n_defined", metrics.get("n_cases")),
+        }
+        for name, label, text, kind in METRICS
+        if name in metrics
+    ]
+
+
+def volume_unit(model: SegmentationModel) -> str:
+    """The unit of `volume_error` in a model's metrics."""
+    return VOLUME_UNITS.get((model.metrics.get("unit") or "px", model.plan.get("dimensions") or 2), "")
+
+
+def worst_cases(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cases that have a picture, worst Dice first; those whose Dice is undefined come last."""
+    cases = [case for case in metrics.get("per_case") or [] if case.get("picture")]
+    return sorted(cases, key=lambda case: (case.get("dice") is None, case.get("dice") or 0.0))[:WORST_CASES]
+
+
+def reliability(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """Points [confidence, accuracy, pixels] of the reliability diagram, without the empty bins; None without calibration."""
+    found = metrics.get("calibration")
+    if not found:
+        return None
+    points = {
+        name: [[row["confidence"], row["accuracy"], row["count"]] for row in found.get(key) or [] if row["count"]]
+        for name, key in (("all", "bins"), ("foreground", "bins_foreground"))
+    }
+    return {"ece": found.get("ece"), "ece_foreground": found.get("ece_foreground"), "points": points}
+
+
+def decided(model: SegmentationModel) -> list[dict[str, Any]]:
+    """What was measured on the validation cases: title, what is used, reason, and a table of numbers (head and rows)."""
+    found = model.decisions
+    parts = [
+        ("serving", "What runs it", _serving),
+        ("mirroring", "Mirroring", _mirroring),
+        ("postprocessing", "Post-processing", _postprocessing),
+    ]
+    return [
+        {"title": title, "reason": found[name].get("reason", ""), **part(found[name], model)}
+        for name, title, part in parts
+        if found.get(name)
+    ]
+
+
+def _serving(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
+    used = f"{RUNTIMES.get(found.get('runtime', ''), '–')}, {found.get('precision', '')}"
+    difference = found.get("dice_difference")
+    if difference is None:
+        return {"used": used, "head": [], "rows": []}
+    row = ["Largest difference in Dice", f"{difference:.5f}", _cases(found)]
+    return {"used": used, "head": ["Against PyTorch in fp32", "", "Cases"], "rows": [{"cells": row, "used": False}]}
+
+
+def _mirroring(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
+    used = found.get("used", "none")
+    rows = [
+        {"cells": [MIRRORINGS.get(name, name), _score(dice), _cases(found)], "used": name == used}
+        for name, dice in (found.get("dice") or {}).items()
+    ]
+    return {"used": MIRRORINGS.get(used, used), "head": ["Copies", "Dice", "Cases"] if rows else [], "rows": rows}
+
+
+def _postprocessing(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
+    """Per class: as it was, and after what is used; after the best of what was tried where nothing is."""
+    rows: list[dict[str, Any]] = []
+    for item in (found.get("measured") or {}).get("classes") or []:
+        tried = item["candidates"]
+        used = [step for step in tried if step["used"]]
+        shown = used or [max(tried, key=lambda step: step["dice"] if step["dice"] is not None else -1.0)]
+        name = model.classes[item["class"]]["name"] if item["class"] < len(model.classes) else str(item["class"])
+        what = ", ".join(step["name"] for step in shown)
+        cells = [
+            name,
+            _score(item["dice"]),
+            _score(shown[-1]["dice"]),
+            what if used else f"{what} (best of those tried)",
+        ]
+        rows.append({"cells": cells, "used": bool(used)})
+    names = {step for row in rows if row["used"] for step in row["cells"][3].split(", ")}
+    used_text = ", ".join(sorted(names)).capitalize() or "None"
+    return {"used": used_text, "head": ["Class", "Dice before", "after", "by"] if rows else [], "rows": rows}
+
+
+def _cases(found: dict[str, Any]) -> str:
+    return str(found.get("cases", "–"))
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

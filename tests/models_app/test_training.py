@@ -1,0 +1,78 @@
+"""What the worker keeps of a training: its manifest, and checkpoints of one network or of several."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.files.storage import default_storage
+
+from medseg_site.shared import jobs, storage
+from models_app import training
+from models_app.models import SegmentationModel
+from tests.factories import ModelFactory
+from tests.pages import DECISIONS, ESTIMATE, METRICS
+
+pytestmark = pytest.mark.django_db
+
+MACHINERY = {
+    *(field.name for field in jobs.Job._meta.fields if field.name not in {"uuid"}),
+    "id",
+    "s3_bucket",
+    "dataset",  # dataset_uuid
+}
+
+
+def test_the_manifest_says_everything_that_the_row_says(tmp_path: Path) -> None:
+    model = ModelFactory.create(requested={"epochs": 1})
+    claim = jobs.claim(SegmentationModel, model.pk)
+    assert claim
+    claim.update(estimate=ESTIMATE, plan={"seed": 0}, split={"train": [1]}, hyperparameters={"epochs": 1})
+    folder = tmp_path / "training"
+    folder.mkdir()
+    package = folder / "model.zip"
+    package.write_bytes(b"weights")
+    outcome = {
+        "package": str(package),
+        "metrics": METRICS,
+        "decisions": DECISIONS,
+        "warnings": ["few"],
+        "stopped": False,
+    }
+    training._keep(claim, folder, outcome)
+    model.refresh_from_db()
+    assert (model.status, model.decisions, model.estimate) == ("completed", DECISIONS, ESTIMATE)
+    manifest = json.loads(default_storage.open(f"models/{model.uuid}/manifest.json").read())
+    said = {field.name for field in SegmentationModel._meta.fields} - MACHINERY
+    assert said <= set(manifest)
+    for name in said - {"created_at", "trained_at", "uuid"}:
+        assert manifest[name] == getattr(model, name), name
+
+
+@pytest.mark.parametrize("names", [["latest"], ["member_0/latest", "member_1/latest"]])
+def test_checkpoints_of_one_network_or_several_come_back_on_another_machine(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = ModelFactory.create()
+    here, there = tmp_path / "here", tmp_path / "there"
+    there.mkdir()
+    files = {
+        f"{name}.safetensors": name.encode() for latest in names for name in (latest, latest.replace("latest", "best"))
+    }
+    for name, content in files.items():
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(content)
+    training._store_checkpoints(model, here)
+    monkeypatch.setattr(storage, "is_remote", lambda: True)
+    monkeypatch.setattr(storage, "fetch", lambda key: Path(default_storage.path(key)))
+    training._bring_checkpoints(model, there)
+    assert {str(path.relative_to(there)): path.read_bytes() for path in there.rglob("*.safetensors")} == files
+
+
+def test_only_checkpoints_that_changed_are_stored_again(tmp_path: Path) -> None:
+    model: Any = ModelFactory.create()
+    (tmp_path / "latest.safetensors").write_bytes(b"x")
+    training._store_checkpoints(model, tmp_path, since=(tmp_path / "latest.safetensors").stat().st_mtime + 1)
+    assert not default_storage.exists(f"models/{model.uuid}/checkpoints/latest.safetensors")
