@@ -24,6 +24,7 @@ CONFIGURATIONS = {
     "2.5d": "2.5D: a slice with its neighbours",
     "3d": "3D: whole volumes in patches",
 }
+MOST_MEMBERS = 20  # networks that answer together
 SWITCH = {"on": "On", "off": "Off"}
 
 
@@ -65,13 +66,13 @@ class Hyperparameters:
     )
     architecture: str | None = _parameter(
         "Architecture",
-        "The shape of the network. U-Net is a good first choice; the others trade speed for detail.",
+        "The shape of the network. A plain U-Net is a good first choice without start weights; the others trade speed for detail.",
         str,
         choices={name: item.label for name, item in ARCHITECTURES.items()},
     )
     encoder: str | None = _parameter(
         "Encoder",
-        "The part that looks at the image. Bigger ones learn more from much data and take longer.",
+        "The part that looks at the image. Bigger ones learn more from much data and take longer; plain-16 starts with 16 features.",
         str,
         choices={name: name for name in ENCODERS},
     )
@@ -265,6 +266,10 @@ class Hyperparameters:
                 )
             if self.configuration and (self.configuration == "3d") != (architecture.dimensions == 3):
                 wrong["configuration"] = f"{architecture.label} is a {architecture.dimensions}D network."
+        if not wrong and (self.folds or 1) * (self.seeds or 1) > MOST_MEMBERS:
+            wrong["seeds"] = (
+                f"{self.folds} folds times {self.seeds} seeds are too many networks; at most {MOST_MEMBERS}."
+            )
         if not wrong and self.spacing is not None:
             wrong |= _spacing_problem(self.spacing)
         if wrong:

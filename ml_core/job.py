@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ml_core.config import ConfigErrors, Hyperparameters
+from ml_core.config import Hyperparameters
 from ml_core.data import Case, StoredCase, open_store
 from ml_core.errors import TrainingError
 from ml_core.evaluation import evaluate
@@ -23,7 +23,6 @@ from ml_core.rehearsal import Estimate, rehearse
 from ml_core.splits import Split
 from ml_core.trainer import fit
 
-MOST_MEMBERS = 20
 LEAST_SHARE = 0.3  # of the time left goes into learning, however long the evaluation takes
 
 
@@ -108,11 +107,6 @@ class _Run:
 
     def _splits(self) -> list[Split]:
         """One, or one per fold."""
-        if self.plan.folds * self.plan.seeds > MOST_MEMBERS:
-            text = (
-                f"{self.plan.folds} folds times {self.plan.seeds} seeds are too many networks; at most {MOST_MEMBERS}."
-            )
-            raise ConfigErrors({"seeds": text})
         splits = split_job(self.job.cases, self.plan, self.wanted, self.job.split, self.job.store)
         ids = [case.id for case in self.job.cases]
         parts = {"train": splits[0].train, "val": splits[0].val, "test": splits[0].test}

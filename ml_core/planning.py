@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_core.architectures import ARCHITECTURES, Architecture, input_multiple, network_arguments
 from ml_core.config import CONFIGURATIONS, ConfigErrors, Hyperparameters, parse_spacing
+from ml_core.errors import ConfigError
 from ml_core.plan import FLAT, Machine, Plan, Preprocessing
 
 DEFAULT_SECONDS = 300
@@ -57,13 +58,16 @@ def make_plan(
     depth = choose("patch_depth", *_patch_depth(shape, configuration, machine, described.minimum_size))
     deep = choose("deep_supervision", *_deep_supervision(architecture, configuration))
     patch = (depth, size, size) if configuration == "3d" else (size, size)
-    network = network_arguments(
-        architecture,
-        encoder=encoder,
-        patch=patch,
-        spacing=tuple(preprocessing.spacing) if preprocessing.spacing and configuration == "3d" else None,
-        deep_supervision=deep == "on",
-    )
+    try:
+        network = network_arguments(
+            architecture,
+            encoder=encoder,
+            patch=patch,
+            spacing=tuple(preprocessing.spacing) if preprocessing.spacing and configuration == "3d" else None,
+            deep_supervision=deep == "on",
+        )
+    except ConfigError as error:  # the patch does not fit the network
+        raise ConfigErrors({"patch_size": str(error)}) from None
     _check_patch(patch, input_multiple(architecture, network), configuration, depth)
     batch = choose("batch_size", *_batch_size(patch, machine))
     epochs, budget = _duration(wanted, choose.reasons, default_seconds)

@@ -14,7 +14,6 @@ from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
 from medseg_site.shared.text import clean_name
 from ml_core.config import ConfigErrors, Hyperparameters
-from ml_core.errors import ConfigError
 from ml_core.plan import Machine, Plan
 from ml_core.planning import make_plan
 from models_app.models import SegmentationModel
@@ -69,8 +68,6 @@ def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]
         return make_plan(wanted, dataset.fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
     except ConfigErrors as error:
         raise HyperparametersError(error.fields) from None
-    except ConfigError as error:  # of the network: the patch does not fit it
-        raise HyperparametersError({"patch_size": str(error)}) from None
 
 
 def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dict[str, Any]) -> SegmentationModel:
