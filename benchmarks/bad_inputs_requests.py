@@ -98,7 +98,7 @@ def hyperparameters() -> list[Case]:
         ({"learning_rate": 10**400}, "too large"),
         ({"validation_fraction": 0.9}, "too large"),
         ({"batch_size": 100_000}, "too large"),
-        ({"patch_size": 33}, "multiple of 32"),
+        ({"patch_size": 33}, "multiple of 16"),
         ({"patch_size": 16}, "too small"),
         ({"patch_size": 4096}, "too large"),
         ({"seed": -1}, "too small"),

@@ -188,17 +188,12 @@ class _Run:
         if not budget:
             return None
         left = self.begun + budget - time.monotonic()
-        if left <= 0:
-            raise TrainingError(
-                "no_time",
-                f"The time budget of {budget} s was over before the images were decoded.",
-                "Allow more time; a second try starts faster.",
-            )
-        least = left * LEAST_SHARE
+        least = LEAST_SHARE * max(left, budget / 10)
         if left - estimate.reserve_seconds < least:
             self.warnings.append(
-                f"A time budget of {budget} s is short for this data: the evaluation alone takes about "
-                f"{estimate.reserve_seconds:.0f} s, so the training ended late and learnt little. Allow more time."
+                f"A time budget of {budget} s is short for this data on this machine: preparing took "
+                f"{budget - left:.0f} s and the evaluation takes about {estimate.reserve_seconds:.0f} s, so the training ended late "
+                "and learnt little. Allow more time."
             )
         return time.monotonic() + max(least, left - estimate.reserve_seconds)
 
