@@ -11,6 +11,7 @@ import numpy as np
 
 from ml_core.config import Hyperparameters
 from ml_core.data import Case
+from ml_core.errors import ImageError, TrainingError
 from ml_core.io import read_image
 from ml_core.near_duplicates import near_duplicate_groups, signature
 from ml_core.plan import Plan
@@ -48,7 +49,11 @@ def _signature(case: Case, folder: Path) -> np.ndarray[Any, Any]:
     try:
         return np.asarray(np.load(path))
     except (OSError, ValueError):
+        pass  # not there yet
+    try:
         found = signature(read_image(case.image))
+    except ImageError as error:
+        raise TrainingError(error.code, f"{case.name}: {error.reason}", error.cure) from error
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with part.open("wb") as out:
         np.save(out, found)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ml_core.data import Case
+from ml_core.errors import TrainingError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.io import read_image, read_mask
 from ml_core.job import TrainingJob, run
@@ -113,6 +114,14 @@ def test_a_warm_start_begins_with_the_earlier_weights(tmp_path: Path) -> None:
     earlier = Path(first[-1]["package"])
     run(picture_job(tmp_path / "warm", cases, job, warm_start=earlier), on_event=warm.append, should_stop=lambda: False)
     assert curve(warm)[0]["train_loss"] < curve(first)[1]["train_loss"]
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 3)
+    job = picture_job(tmp_path / "run", cases, {"epochs": 1})
+    cases[1].image.write_bytes(b"not an image")
+    with pytest.raises(TrainingError, match="case 1: "):
+        run(job, on_event=lambda event: None, should_stop=lambda: False)
 
 
 def test_a_stored_split_is_reused(tmp_path: Path) -> None:
