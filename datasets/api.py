@@ -26,6 +26,7 @@ from datasets.serializers import (
     SampleSerializer,
 )
 from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.job_api import JobLogMixin
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
 PNG = {(200, "image/png"): OpenApiTypes.BINARY}
@@ -40,6 +41,7 @@ class DatasetFilter(django_filters.FilterSet):
 
 
 class DatasetViewSet(
+    JobLogMixin,
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
     mixins.DestroyModelMixin,

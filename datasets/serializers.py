@@ -56,6 +56,7 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
             "issue_count",
             "error",
             "progress",
+            "timeline",
         ]
         read_only_fields = fields
 

@@ -28,6 +28,7 @@ from inference.serializers import (
 )
 from medseg_site.shared.api import answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.errors import MedSegError, WrongStateError
+from medseg_site.shared.job_api import JobLogMixin
 from models_app.models import SegmentationModel
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
@@ -55,6 +56,7 @@ class InferenceFilter(django_filters.FilterSet):
 
 
 class InferenceViewSet(
+    JobLogMixin,
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
     mixins.DestroyModelMixin,
@@ -192,6 +194,7 @@ class BatchFilter(django_filters.FilterSet):
 
 
 class InferenceBatchViewSet(
+    JobLogMixin,
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
     mixins.DestroyModelMixin,

@@ -58,6 +58,7 @@ class InferenceSerializer(serializers.ModelSerializer[InferenceResult]):
             "warnings",
             "error",
             "progress",
+            "timeline",
             "image_url",
             "mask_url",
             "overlay_url",
@@ -118,6 +119,7 @@ class BatchSerializer(serializers.ModelSerializer[InferenceBatch]):
             "completed",
             "failed",
             "progress",
+            "timeline",
             "issues",
             "error",
         ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,48 @@ from torch import Tensor, nn
 
 from ml_core.errors import TrainingError
 
+SHARE = 0.03  # of the time, at most, goes into writing checkpoints
+
 
 def save_weights(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and JSON facts so that a reader sees the old file or the new one, never half of it."""
     part = path.with_name(f".{path.name}.part")
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(whole, part, metadata={"facts": json.dumps(facts)})
+    with part.open("rb") as written:
+        os.fsync(written)  # the machine may lose its power, not only this process its life
     os.replace(part, path)
+
+
+class Keeper:
+    """Writes a training's state to latest.safetensors and best.safetensors, so seldom that it costs a SHARE of the time at most.
+
+    The best weights wait in memory meanwhile. A killed training goes on from what was written last.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.latest, self.best = folder / "latest.safetensors", folder / "best.safetensors"
+        self._waiting: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._next = 0.0
+
+    def better(self, average: nn.Module, facts: dict[str, Any]) -> None:
+        """These are the best weights so far."""
+        self._waiting = {name: value.detach().cpu().clone() for name, value in average.state_dict().items()}, facts
+
+    def keep(self, tensors: Callable[[], dict[str, Tensor]], facts: dict[str, Any], *, at_once: bool = False) -> None:
+        """Write what there is, unless it was written a moment ago. The best goes first: `latest` speaks of it."""
+        begun = time.monotonic()
+        if begun < self._next and not at_once:
+            return
+        self.keep_best()
+        save_weights(self.latest, tensors(), facts)
+        ended = time.monotonic()
+        self._next = ended + (ended - begun) / SHARE
+
+    def keep_best(self) -> None:
+        if self._waiting is not None:
+            save_weights(self.best, *self._waiting)
+            self._waiting = None
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -84,16 +84,18 @@ def open_store(folder: Path, cases: list[Case], plan: Plan, on_case: Callable[[i
     folder.mkdir(parents=True, exist_ok=True)
     stored = []
     for position, case in enumerate(cases):
-        recipe = json.dumps(
-            [case.key or str(case.image.resolve()), plan.preprocessing.to_dict(), plan.class_values],
-            sort_keys=True,
-        )
-        stem = folder / hashlib.sha256(recipe.encode()).hexdigest()[:32]
+        stem = stored_stem(folder, case, plan)
         if not stem.with_suffix(".places.npy").exists():
             _decode(case, plan, stem)
         stored.append(_load(stem))
         on_case(position + 1, len(cases))
     return stored
+
+
+def stored_stem(folder: Path, case: Case, plan: Plan) -> Path:
+    """Where a decoded case lies: its name says its content and how it was made ready."""
+    content = [case.key or str(case.image.resolve()), plan.preprocessing.to_dict(), plan.class_values]
+    return folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _decode(case: Case, plan: Plan, stem: Path) -> None:

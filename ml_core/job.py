@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ml_core.checkpoint import load_weights
 from ml_core.config import Hyperparameters
 from ml_core.data import Case, StoredCase, open_store
 from ml_core.errors import TrainingError
 from ml_core.evaluation import evaluate
 from ml_core.job_split import split_job
 from ml_core.package import Package, read_package, write_package
-from ml_core.plan import Machine
+from ml_core.plan import Machine, Plan
 from ml_core.planning import DEFAULT_SECONDS, make_plan
-from ml_core.predictor import Predictor
+from ml_core.predictor import Predictor, network_of
+from ml_core.preflight import check_disk, fit_into_memory, lower_batch
 from ml_core.refinement import Member, refine
 from ml_core.rehearsal import Estimate, rehearse
 from ml_core.splits import Split
-from ml_core.trainer import fit
+from ml_core.trainer import TrainResult, fit
 
 LEAST_SHARE = 0.3  # of the time left goes into learning, however long the evaluation takes
 
@@ -31,6 +35,8 @@ class TrainingJob:
     """What a training needs. `folder` gets checkpoints, pictures and model.zip; `store` the decoded samples (may be shared).
 
     split: an earlier one to be reused, {"train": [case ids], "val": …, "test": …}. warm_start: a package to take weights from.
+    plan: of an earlier attempt; it is kept where that left a checkpoint, whatever this machine would plan. batch_limit: what
+    fitted into memory after all. salvage: train no more, package the best weights of the checkpoints.
     """
 
     cases: list[Case]
@@ -43,6 +49,9 @@ class TrainingJob:
     facts: dict[str, Any] = field(default_factory=dict)
     split: dict[str, Any] | None = None
     warm_start: Path | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
+    batch_limit: int | None = None
+    salvage: bool = False
 
     @classmethod
     def read(cls, path: Path) -> TrainingJob:
@@ -77,14 +86,30 @@ class _Run:
     def __init__(self, job: TrainingJob, on_event: Event, should_stop: Callable[[], bool], begun: float) -> None:
         self.job, self.emit, self.should_stop, self.begun = job, on_event, should_stop, begun
         self.wanted = Hyperparameters.from_dict(job.hyperparameters)
-        self.plan = make_plan(
-            self.wanted, job.fingerprint, job.classes, Machine.here(), default_seconds=job.default_seconds
-        )
         self.warnings: list[str] = []
+        self.machine = Machine.here()
+        self.plan = self._plan()
         self.epochs = 0
+        self.split: dict[str, Any] = {}
         self.best_epochs: list[int] = []
 
+    def _plan(self) -> Plan:
+        job = self.job
+        plan = make_plan(self.wanted, job.fingerprint, job.classes, self.machine, default_seconds=job.default_seconds)
+        if job.plan and any(job.folder.rglob("*.safetensors")):
+            plan = continued(Plan.from_dict(job.plan), plan)
+        if job.batch_limit and job.batch_limit < plan.batch_size:
+            text = f"The batch was lowered from {plan.batch_size} to {job.batch_limit}, since memory ran out."
+            plan = lower_batch(plan, job.batch_limit, text)
+            self.warnings.append(text)
+        return plan
+
     def whole(self) -> None:
+        if self.job.salvage:
+            self.split = self.job.split or {}
+            self._package(self._salvaged(), {}, {}, stopped=True)
+            return
+        self._preflight()
         try:
             splits = self._splits()
             stored = self._decode(splits)
@@ -92,6 +117,8 @@ class _Run:
             members, stopped = self._train(splits, stored, estimate)
         except _StoppedError:
             members, stopped = [], True
+        if stopped:
+            self.emit({"type": "stopping"})
         if not members:
             self.emit({"type": "done", "stopped": True, "package": None, "metrics": {}, "decisions": {},
                        "warnings": self.warnings})  # fmt: skip
@@ -105,12 +132,24 @@ class _Run:
                 stopped = True
         self._package(members, metrics, decisions, stopped)
 
+    def _preflight(self) -> None:
+        self.plan, lowered = fit_into_memory(self.plan, self.machine)
+        self.job.store.mkdir(parents=True, exist_ok=True)
+        check_disk(self.plan, self.job.cases, self.job.folder, self.job.store)
+        if lowered:
+            self._say(lowered)
+
+    def _say(self, text: str) -> None:
+        """Something that the reader should know now and later."""
+        self.warnings.append(text)
+        self.emit({"type": "note", "text": text})
+
     def _splits(self) -> list[Split]:
         """One, or one per fold."""
         splits = split_job(self.job.cases, self.plan, self.wanted, self.job.split, self.job.store)
         ids = [case.id for case in self.job.cases]
         parts = {"train": splits[0].train, "val": splits[0].val, "test": splits[0].test}
-        self.split: dict[str, Any] = {name: [ids[index] for index in indices] for name, indices in parts.items()}
+        self.split = {name: [ids[index] for index in indices] for name, indices in parts.items()}
         self.split["grouping"] = splits[0].grouping
         if len(splits) > 1:
             self.split["folds"] = [
@@ -163,16 +202,9 @@ class _Run:
             folder = self.job.folder if len(runs) == 1 else self.job.folder / f"member_{number}"
             folder.mkdir(exist_ok=True)
             now = time.monotonic()
-            result = fit(
-                self.plan.with_seed(seed),
-                [stored[index] for index in split.train],
-                [stored[index] for index in split.val],
-                folder,
-                on_event=self._as_part(number, len(runs)),
-                should_stop=self.should_stop,
-                deadline=None if end is None else now + (end - now) / (len(runs) - number),
-                warm_start=warm,
-            )
+            deadline = None if end is None else now + (end - now) / (len(runs) - number)
+            train, val = ([stored[index] for index in part] for part in (split.train, split.val))
+            result = self._fit(train, val, folder, seed, self._as_part(number, len(runs)), deadline, warm)
             self.epochs += result.epochs
             self.best_epochs.append(result.best_epoch)
             self.warnings += [text for text in result.warnings if text not in self.warnings]
@@ -181,6 +213,47 @@ class _Run:
             if result.stopped:
                 return members, True
         return members, False
+
+    def _fit(
+        self,
+        train: list[StoredCase],
+        val: list[StoredCase],
+        folder: Path,
+        seed: int,
+        on_event: Event,
+        deadline: float | None,
+        warm: Any,
+    ) -> TrainResult:
+        """trainer.fit; where memory runs out in spite of all, on from the checkpoint with half the batch."""
+        while True:
+            plan = self.plan.with_seed(seed)
+            try:
+                return fit(plan, train, val, folder, on_event=on_event, should_stop=self.should_stop, deadline=deadline,
+                           warm_start=warm)  # fmt: skip
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or plan.batch_size <= 2:
+                    raise
+            # Outside the except block: the error holds on to everything that filled the memory.
+            batch = max(2, plan.batch_size // 2)
+            text = f"Memory ran out with a batch of {plan.batch_size}, so it goes on with {batch}."
+            self.plan = lower_batch(self.plan, batch, text)
+            self._say(text)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _salvaged(self) -> list[Member]:
+        """The networks with the best weights that the checkpoints hold."""
+        members = []
+        for path in sorted(self.job.folder.rglob("best.safetensors")):
+            network = network_of(self.plan)
+            weights, facts = load_weights(path)
+            network.load_state_dict(weights)
+            members.append(Member(network.eval(), []))
+            self.best_epochs.append(facts["epoch"])
+            self.epochs += facts["epoch"]
+        if not members:
+            raise TrainingError("no_weights", "No epoch was finished, so there are no weights to keep.", "Train again.")
+        return members
 
     def _end_of_training(self, estimate: Estimate) -> float | None:
         """When the last step has to be done (time.monotonic), so that what comes after fits into the budget too."""
@@ -281,10 +354,19 @@ def _warnings(grouping: str, metrics: dict[str, Any]) -> list[str]:
     return found
 
 
+def continued(kept: Plan, new: Plan) -> Plan:
+    """The plan of an earlier attempt, so that its checkpoint fits, with what may change: how long, and this machine's precision."""
+    return replace(kept, epochs=new.epochs, time_budget_seconds=new.time_budget_seconds, precision=new.precision)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "memory" in str(error).lower()
+
+
 def explained(error: Exception) -> TrainingError | None:
     """What PyTorch says in its own words, where a user can do something about it."""
     text = str(error).lower()
-    if isinstance(error, MemoryError) or "memory" in text:
+    if is_out_of_memory(error):
         cure = "Choose a smaller batch or patch size, or a smaller encoder."
         return TrainingError("out_of_memory", "There was not enough memory for this training.", cure)
     if "more than 1 value per channel" in text:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -13,12 +15,16 @@ from ml_core.errors import MLError
 from ml_core.job import TrainingJob, run
 from ml_core.package import to_json
 
+PR_SET_PDEATHSIG = 1
+
 
 def main(path: Path, begun: float | None = None) -> int:
     """Events on standard output; the word `stop` on standard input ends it in good order, its end at once.
 
     `begun` (time.monotonic): since when the time budget counts.
     """
+    if sys.platform == "linux":  # also when it hangs where no thread of it runs
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     out, lock = sys.stdout, threading.Lock()
     sys.stdout = sys.stderr  # what a library prints must not look like an event
     stop = threading.Event()

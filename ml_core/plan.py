@@ -51,6 +51,7 @@ class Preprocessing:
 
     channels: 1 or 3. normalisation: "ct" clips to [low, high] (in the image's own units) and scales by the dataset's mean and
     std; "image" clips each channel of each image to its 0.5 and 99.5 percentile and scales by its own mean and std.
+    without_air: these are of the values that are not the constant ground around a body, where there is one.
     slice_axis: the axis of a canonical (z, y, x) volume across which slices are taken. whole: a volume is one case of the
     network (3D) instead of many slices.
     spacing: what images are resampled to, in the network's axis order (slices first): mm, or pixels of the image's own where
@@ -68,6 +69,7 @@ class Preprocessing:
     spacing: list[float] | None = None
     unit: str = "px"
     assumed_spacing: list[float] | None = None
+    without_air: bool = False  # models of before this was told apart have none
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -44,7 +44,7 @@ def make_plan(
     if fingerprint["dimensions"] == 2 and configuration != "2d":
         raise ConfigErrors({"configuration": f"These are pictures; {CONFIGURATIONS[configuration]} needs volumes."})
     preprocessing = _preprocessing(choose, fingerprint, configuration, machine)
-    shape = _shape_on_grid(fingerprint, preprocessing)
+    shape = shape_on_grid(fingerprint, preprocessing)
     architecture = choose("architecture", *_architecture(configuration, wanted.encoder))
     described = ARCHITECTURES[architecture]
     if (described.dimensions == 3) != (configuration == "3d"):
@@ -202,6 +202,7 @@ def _preprocessing(
         spacing=target,
         unit="mm" if fingerprint["spacing"] else "px",
         assumed_spacing=list(fingerprint["spacing"]["median"]) if fingerprint["spacing"] else None,
+        without_air=normalisation == "image",
     )
 
 
@@ -227,7 +228,7 @@ def _target(
     return None, "Images keep their own pixels: structures are fine, and all images have one spacing or none."
 
 
-def _shape_on_grid(fingerprint: dict[str, Any], how: Preprocessing) -> list[float]:
+def shape_on_grid(fingerprint: dict[str, Any], how: Preprocessing) -> list[float]:
     """(slices,) H, W of the median image on the network's grid."""
     shape, spacing = list(fingerprint["shape"]["median"]), _spacing(fingerprint)
     if fingerprint["dimensions"] == 3:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ml_core.io import Image, is_oriented, to_screen
 from ml_core.plan import Preprocessing
 
+LEAST_AIR = 0.25  # share of an image; less of one value may be saturation or chance
 AS_GOOD_AS_THE_SAME = 0.02  # a grid within two percent of the wanted one is left as it is
 
 
@@ -134,10 +135,21 @@ def _normalise(channel: NDArray[Any], how: Preprocessing) -> NDArray[np.float32]
         scaled = np.clip(channel, how.low, how.high).astype(np.float32)
         fixed: NDArray[np.float32] = (scaled - np.float32(how.mean)) / np.float32(max(how.std, 1e-6))
         return fixed
-    step = max(1, channel.size // 1_000_000)
-    low, high = np.percentile(channel.reshape(-1)[::step], [0.5, 99.5])
+    body = _without_air(channel) if how.without_air else channel.reshape(-1)
+    low, high = np.percentile(body[:: max(1, body.size // 1_000_000)], [0.5, 99.5])
     if low == high:
-        low, high = channel.min(), channel.max()
+        low, high = body.min(), body.max()
+    of_body = np.clip(body, low, high).astype(np.float32)
     clipped = np.clip(channel, low, high).astype(np.float32)
-    own: NDArray[np.float32] = (clipped - clipped.mean()) / np.float32(max(float(clipped.std()), 1e-6))
+    own: NDArray[np.float32] = (clipped - of_body.mean()) / np.float32(max(float(of_body.std()), 1e-6))
     return own
+
+
+def _without_air(channel: NDArray[Any]) -> NDArray[Any]:
+    """(K,) values. Where one value, that of the corner, fills a good part of the image, it is air or a cut-out: without it.
+
+    Otherwise the percentiles of a brain in much air would be those of the air, and clip all bright structures.
+    """
+    body = channel[channel != channel.reshape(-1)[0]]
+    is_air = 0 < body.size < (1 - LEAST_AIR) * channel.size
+    return body if is_air else channel.reshape(-1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ml_core.architectures import build
-from ml_core.checkpoint import load_weights, pack, save_weights, unpack
+from ml_core.checkpoint import Keeper, load_weights, pack, unpack
 from ml_core.data import PatchSampler, StoredCase
 from ml_core.device import autocast, pick_device
 from ml_core.errors import TrainingError
@@ -54,7 +54,7 @@ def fit(
     """Train until the epochs are done, the deadline (time.monotonic) is near, patience ends or `should_stop` says so.
 
     Writes latest.safetensors (everything, to go on from) and best.safetensors (averaged weights of the best validation
-    Dice) to `folder` after every epoch, and goes on from latest where it is there already. `warm_start`: weights to begin with.
+    Dice) to `folder` after epochs and at the end, and goes on from latest where it is there already. `warm_start`: weights to begin with.
     One seed gives one curve on one machine as long as `plan.epochs` says when to end; with a deadline the learning rate follows
     the clock, so curves differ a little from run to run.
     """
@@ -85,16 +85,17 @@ def fit(
     sampler, validator = PatchSampler(train, plan), Validator(val, plan, loss_of)
     steps = steps_of_an_epoch(sampler.units(), validator.pixels(), plan)
 
-    latest, best = folder / "latest.safetensors", folder / "best.safetensors"
+    keeper = Keeper(folder)
     epoch, step, best_score, best_epoch, spent = 0, 0, -math.inf, 0, 0.0
-    if latest.exists():
-        tensors, facts = load_weights(latest)
+    if keeper.latest.exists():
+        tensors, facts = load_weights(keeper.latest)
         unpack(tensors, network, average, optimizer)
         epoch, step, spent = facts["epoch"], facts["step"], facts["seconds"]
         best_score, best_epoch = facts["best_score"], facts["best_epoch"]
         if deadline is not None:
             deadline -= spent  # the time used before the interruption counts
     on_event({"type": "start", "epoch": epoch})
+    whole_epochs = False  # the network is where an epoch ended, and nobody stopped it after that
     start = time.monotonic() - spent
     clock = Clock(plan, start, deadline, step)
     stopped, reported = False, 0.0
@@ -130,6 +131,7 @@ def fit(
                     break
             stopped = should_stop()
             if stopped and epoch > 0:
+                whole_epochs = False
                 break  # the best weights of the epochs before are kept
             train_loss = float(torch.stack(losses).mean())
             if not math.isfinite(train_loss):
@@ -144,9 +146,11 @@ def fit(
             score = -val_loss if math.isnan(dice) else dice  # no foreground among the validation slices: go by the loss
             if score > best_score:
                 best_score, best_epoch = score, epoch
-                save_weights(best, average.state_dict(), {"epoch": epoch, "val_dice": dice})
-            counters = {"epoch": epoch, "step": step, "best_score": best_score, "best_epoch": best_epoch}
-            save_weights(latest, pack(network, average, optimizer), {**counters, "seconds": time.monotonic() - start})
+                keeper.better(average, {"epoch": epoch, "val_dice": dice})
+            facts = {"epoch": epoch, "step": step, "best_score": best_score, "best_epoch": best_epoch}
+            facts["seconds"] = time.monotonic() - start
+            keeper.keep(lambda: pack(network, average, optimizer), facts)
+            whole_epochs = True
             on_event(
                 {
                     "type": "epoch",
@@ -164,9 +168,12 @@ def fit(
             stopped = stopped or should_stop()
             if plan.early_stopping_patience and epoch - best_epoch >= plan.early_stopping_patience:
                 break
-    if not best.exists():
+    keeper.keep_best()
+    if whole_epochs:
+        keeper.keep(lambda: pack(network, average, optimizer), facts, at_once=True)
+    if not keeper.best.exists():
         return TrainResult(None, epoch, 0, stopped, warnings)
-    average.load_state_dict(load_weights(best)[0])
+    average.load_state_dict(load_weights(keeper.best)[0])
     return TrainResult(average, epoch, best_epoch, stopped, warnings)
 
 

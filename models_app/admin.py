@@ -59,7 +59,7 @@ class SegmentationModelAdmin(JobAdmin):
 
     @admin.action(description="Resume the training")
     def resume(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        self.on_each(request, queryset, "Queued again", lambda row: services.resume_model(model=row))
+        self.on_each(request, queryset, "Queued again", lambda row: services.resume_model(user=request.user, model=row))
 
     @admin.display(description="dataset", ordering="dataset__name")
     def dataset_link(self, row: Any) -> str:

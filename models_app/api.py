@@ -7,7 +7,7 @@ from django.db.models import QuerySet
 from django.http import FileResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
-from rest_framework import mixins, viewsets
+from rest_framework import mixins, serializers, viewsets
 from rest_framework.decorators import action
 from rest_framework.generics import ListAPIView
 from rest_framework.parsers import FormParser, MultiPartParser
@@ -20,6 +20,7 @@ from datasets.models import Dataset
 from medseg_site.shared import storage
 from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.errors import WrongStateError
+from medseg_site.shared.job_api import JobLogMixin
 from ml_core.architectures import ARCHITECTURES
 from ml_core.config import json_schema
 from models_app import services
@@ -31,6 +32,7 @@ from models_app.serializers import (
     ModelSerializer,
     PlanAskSerializer,
     PlanSerializer,
+    ResumeSerializer,
     refusal,
 )
 
@@ -47,6 +49,7 @@ class ModelFilter(django_filters.FilterSet):
 
 
 class ModelViewSet(
+    JobLogMixin,
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
     mixins.DestroyModelMixin,
@@ -105,11 +108,16 @@ class ModelViewSet(
         model = services.cancel_model(model=self.get_object())
         return Response(self.get_serializer(model).data, status=202)
 
-    @extend_schema(request=None, responses={202: ModelSerializer})
+    @extend_schema(request=ResumeSerializer, responses={202: ModelSerializer})
     @action(detail=True, methods=["post"])
     def resume(self, request: Request, pk: str) -> Response:
-        """Go on with a failed or cancelled training from its last checkpoint."""
-        model = services.resume_model(model=self.get_object())
+        """Go on with a failed or cancelled training from its last checkpoint, also with more epochs than first asked for."""
+        wanted = ResumeSerializer(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        try:
+            model = services.resume_model(user=request.user, model=self.get_object(), changes=wanted.validated_data)
+        except services.HyperparametersError as error:
+            raise serializers.ValidationError({name: [text] for name, text in error.fields.items()}) from None
         return Response(self.get_serializer(model).data, status=202)
 
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})

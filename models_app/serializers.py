@@ -89,6 +89,7 @@ class ModelSerializer(serializers.ModelSerializer[SegmentationModel]):
             "error",
             "warnings",
             "attempt",
+            "timeline",
             "classes",
         ]
         read_only_fields = fields
@@ -98,6 +99,13 @@ class ModelCreateSerializer(serializers.Serializer[Any]):
     name = serializers.CharField(max_length=200)
     dataset = VisibleDatasetField()
     hyperparameters = HyperparametersField(required=False, default=dict)
+
+
+class ResumeSerializer(serializers.Serializer[Any]):
+    epochs = serializers.IntegerField(required=False, help_text="In all, with those that were trained already")
+    time_budget_seconds = serializers.IntegerField(
+        required=False, help_text="In all, with the seconds that were used already"
+    )
 
 
 class PlanAskSerializer(serializers.Serializer[Any]):

@@ -19,6 +19,8 @@ from ml_core.planning import make_plan
 from models_app.models import SegmentationModel
 from models_app.tasks import train_model
 
+RESUMABLE = ("epochs", "time_budget_seconds")  # what may change when a training goes on
+
 
 class HyperparametersError(MedSegError):
     """Hyperparameters that cannot be used: `fields` is name → sentence."""
@@ -107,12 +109,20 @@ def cancel_model(*, model: SegmentationModel) -> SegmentationModel:
     return model
 
 
-def resume_model(*, model: SegmentationModel) -> SegmentationModel:
-    """Go on with a failed or cancelled training from its last checkpoint (from the start where there is none)."""
+def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any] | None = None) -> SegmentationModel:
+    """Go on with a failed or cancelled training from its last checkpoint (from the start where there is none).
+
+    changes: another number of `epochs` (in all) or `time_budget_seconds`, such as more than first asked for.
+    """
+    changes = changes or {}
+    if strange := set(changes) - set(RESUMABLE):
+        text = "It is settled since the training started. Only epochs and time_budget_seconds can change now."
+        raise HyperparametersError(dict.fromkeys(sorted(strange), text))
+    requested = check_hyperparameters(user=user, values={**model.requested, **changes}).to_dict()
     with transaction.atomic():
         if model.dataset is None:
             raise WrongStateError("Its dataset was deleted, so the training cannot go on.")
-        requeue(model)
+        requeue(model, requested=requested)
         enqueue_on_commit(train_model, model.pk)
     return model
 

@@ -11,7 +11,8 @@ DAY = 24 * 3600
 def train_model(pk: int) -> None:
     from models_app.training import train
 
-    train(pk)
+    if train(pk):  # its process was killed; should this message be lost, the reaper sends it
+        train_model.delay(pk)
 
 
 @shared_task(soft_time_limit=60, time_limit=90)

@@ -4,41 +4,34 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core.files.storage import default_storage
 from django.db import transaction
 from django.utils import timezone
 
 from datasets.models import Dataset, Sample
-from medseg_site.shared import progress as events
 from medseg_site.shared import storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
-from ml_core.malloc_tuning import tuned_environment
 from models_app.models import Epoch, SegmentationModel
+from models_app.training_process import TrainingFailedError, TrainingKilledError, TrainingProcess
 
 log = logging.getLogger(__name__)
 
-SECONDS_TO_STOP = 60  # for a cancelled training to keep its best weights in good order
-SECONDS_BETWEEN_UPLOADS = 60
 
+def train(pk: int) -> bool:
+    """Run one training, whatever happens: the row ends as completed, cancelled, or failed with the reason.
 
-class TrainingFailedError(Exception):
-    """Why a training ended without a model, and what to do."""
-
-
-def train(pk: int) -> None:
-    """Run one training, whatever happens: the row ends as completed, cancelled, or failed with the reason."""
+    True when its process was killed and another attempt has to be sent for.
+    """
     job = claim(SegmentationModel, pk)
     if job is None:
-        return
+        return False
     folder = storage.training_folder(job.row.uuid)
     try:
         _train(job, folder)
@@ -48,22 +41,67 @@ def train(pk: int) -> None:
             storage.forget_local(job.row.uuid)
     except CancelledError:  # before the first step
         job.cancel(progress={})
+    except TrainingKilledError as error:
+        if error.out_of_memory:
+            _lower_batch(job, folder)
+        return job.end_attempt(str(error))
     except TrainingFailedError as error:
         job.fail(str(error))
     except Exception as error:
         log.exception("model %s", pk)
         job.fail(
-            f"The training ended unexpectedly ({type(error).__name__}). Resume it; if it fails again, see the worker's log."
+            f"The training ended unexpectedly ({type(error).__name__}). Resume it; if it fails again, see its log."
         )
+    return False
 
 
 def _train(job: Claim[SegmentationModel], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _bring_checkpoints(job.row, folder)
-    job_file = folder / "job.json"
-    job_file.write_text(json.dumps(_job_document(job, folder)))
-    outcome = _Run(job, folder, job_file).outcome()
+    document = _job_document(job, folder)
+    job.log.add(f"{len(document['cases'])} samples are on this machine")
+    uploads = _CheckpointUploads(job.row, folder)
+    try:
+        outcome = TrainingProcess(job, _write_job(folder, document), uploads.after_epoch).outcome()
+        if outcome is None:
+            outcome = _salvage(job, folder, document)
+    finally:
+        uploads.wait()
     _keep(job, folder, outcome)
+
+
+def _write_job(folder: Path, document: dict[str, Any]) -> Path:
+    path = folder / "job.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def _salvage(job: Claim[SegmentationModel], folder: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """The process hung and was killed when somebody wanted an end: another one packages the best weights so far."""
+    job.note("note", "The training did not answer and was killed; its best weights so far are kept.")
+    nothing: dict[str, Any] = {"stopped": True, "package": None, "metrics": {}, "decisions": {}, "warnings": []}
+    if not any(folder.rglob("best.safetensors")):
+        return nothing
+    job_file = _write_job(folder, {**document, "salvage": True, "split": job.row.split})
+    try:
+        return TrainingProcess(job, job_file, lambda: None).outcome() or nothing
+    except TrainingFailedError as error:
+        log.error("model %s: its weights could not be saved: %s", job.row.pk, error)
+        return nothing
+
+
+def _limits(folder: Path) -> dict[str, Any]:
+    """What this machine taught about this training: {"batch": the largest that may be tried}."""
+    path = folder / "limits.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _lower_batch(job: Claim[SegmentationModel], folder: Path) -> None:
+    batch = int(job.row.plan.get("batch_size", 0)) // 2
+    if batch >= 2:
+        part = folder / ".limits.part"
+        part.write_text(json.dumps({"batch": batch}))
+        part.replace(folder / "limits.json")
 
 
 def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]:
@@ -111,6 +149,8 @@ def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]
         "folder": str(folder),
         "store": str(storage.decoded_folder(dataset.uuid)),
         "default_seconds": settings.MEDSEG_TRAINING_SECONDS,
+        "plan": model.plan,
+        "batch_limit": _limits(folder).get("batch"),
         "facts": {
             "name": str(model),
             "uuid": str(model.uuid),
@@ -139,118 +179,24 @@ def _warm_start(model: SegmentationModel) -> str | None:
     return str(storage.fetch(earlier.s3_key, earlier.checksum))
 
 
-class _Run:
-    """The child process: reads its events, beats, passes a cancel wish on, and never leaves it behind."""
+class _CheckpointUploads:
+    """Now and then, beside the training, checkpoints go to remote storage, so that another machine could go on with it."""
 
-    def __init__(self, job: Claim[SegmentationModel], folder: Path, job_file: Path) -> None:
-        self.job, self.folder = job, folder
-        self.progress: dict[str, Any] = {}
-        self.uploaded_at = time.time()
-        self.upload: threading.Thread | None = None
-        self.errors = (folder / "stderr.txt").open("w+b")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "ml_core", "train", "--job", str(job_file)],
-            cwd=settings.BASE_DIR,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env=tuned_environment(),
-        )
+    def __init__(self, model: SegmentationModel, folder: Path) -> None:
+        self.model, self.folder, self.since = model, folder, time.time()
+        self.thread: threading.Thread | None = None
 
-    def outcome(self) -> dict[str, Any]:
-        """The `done` event. Raises TrainingFailedError, or ClaimLostError after the child was ended."""
-        lines: queue.Queue[str | None] = queue.Queue()
-        reader = threading.Thread(target=self._read, args=(lines,), daemon=True)
-        reader.start()
-        try:
-            return self._follow(lines)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            reader.join(timeout=10)
-            if self.upload:
-                self.upload.join()
-            self.errors.close()
+    def after_epoch(self) -> None:
+        busy = self.thread is not None and self.thread.is_alive()
+        if storage.is_remote() and not busy and time.time() - self.since > settings.MEDSEG_CHECKPOINT_SECONDS:
+            arguments = (self.model, self.folder, self.since)
+            self.since = time.time()
+            self.thread = threading.Thread(target=_store_checkpoints, args=arguments, daemon=True)
+            self.thread.start()
 
-    def _read(self, lines: queue.Queue[str | None]) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            lines.put(line)
-        lines.put(None)
-
-    def _follow(self, lines: queue.Queue[str | None]) -> dict[str, Any]:
-        stop_by: float | None = None
-        while True:
-            try:
-                line = lines.get(timeout=0.5)
-            except queue.Empty:
-                line = ""
-            if line is None:
-                raise TrainingFailedError(self._why_it_died())
-            if line and (end := self._handle(json.loads(line))):
-                return end
-            try:
-                self.job.beat(self.progress or None)
-            except CancelledError:
-                if stop_by is None:
-                    stop_by = time.monotonic() + SECONDS_TO_STOP
-                    self._ask_to_stop()
-            if stop_by and time.monotonic() > stop_by:
-                return {"stopped": True, "package": None, "metrics": {}, "decisions": {}, "warnings": []}
-
-    def _ask_to_stop(self) -> None:
-        assert self.process.stdin
-        try:
-            self.process.stdin.write("stop\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has just ended by itself
-
-    def _handle(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        kind = event.pop("type")
-        if kind == "progress":
-            self.progress = event
-        elif kind == "plan":
-            names = {
-                "hyperparameters": event["hyperparameters"],
-                "plan": event["plan"],
-                "split": event["split"],
-            }
-            self.job.update(**names)
-        elif kind == "estimate":
-            self.job.update(estimate=event)
-        elif kind == "start":
-            Epoch.objects.filter(model=self.job.row, epoch__gt=event["epoch"]).delete()
-        elif kind == "epoch":
-            events.publish(self.job.row.KIND, self.job.row.pk, {"type": "epoch", **event})
-            Epoch.objects.update_or_create(model=self.job.row, epoch=event.pop("epoch"), defaults=event)
-            self._upload_checkpoints()
-        elif kind == "error":
-            raise TrainingFailedError(f"{event['reason']} {event['cure']}".strip())
-        elif kind == "done":
-            return event
-        return None
-
-    def _upload_checkpoints(self) -> None:
-        """Now and then, beside the training, so that another machine could go on with it."""
-        busy = self.upload is not None and self.upload.is_alive()
-        if storage.is_remote() and not busy and time.time() - self.uploaded_at > SECONDS_BETWEEN_UPLOADS:
-            arguments = (self.job.row, self.folder, self.uploaded_at)
-            self.uploaded_at = time.time()
-            self.upload = threading.Thread(target=_store_checkpoints, args=arguments, daemon=True)
-            self.upload.start()
-
-    def _why_it_died(self) -> str:
-        code = self.process.wait()
-        self.errors.seek(0)
-        last = self.errors.read().decode(errors="replace").strip().splitlines()[-1:]
-        log.error("training process of model %s ended with %s: %s", self.job.row.pk, code, last)
-        if code == -9:
-            reason = "The system ended the training process, most likely because memory ran out."
-            return f"{reason} Choose a smaller batch or patch size, or a smaller encoder."
-        what = last[0][:300] if last else f"exit code {code}"
-        return f"The training process ended unexpectedly ({what}). Resume it; if it fails again, see the worker's log."
+    def wait(self) -> None:
+        if self.thread:
+            self.thread.join()
 
 
 def _store_checkpoints(model: SegmentationModel, folder: Path, since: float = 0.0) -> None:
@@ -266,11 +212,13 @@ def _store_checkpoints(model: SegmentationModel, folder: Path, since: float = 0.
 
 def _bring_checkpoints(model: SegmentationModel, folder: Path) -> None:
     """What an earlier attempt on another machine stored."""
-    if not storage.is_remote() or any(folder.rglob("*.safetensors")):
+    if not storage.is_remote():
         return
     prefix = storage.object_key("models", model.uuid, "checkpoints")
     for key in list(storage.keys_below(prefix)):
         target = folder / key.removeprefix(f"{prefix}/")
+        if target.exists() and default_storage.get_modified_time(key).timestamp() < target.stat().st_mtime:
+            continue  # this machine was the last to work on it, and got further than what it stored
         target.parent.mkdir(exist_ok=True)
         shutil.move(storage.fetch(key), target)  # moved: the cache must not keep an old one under this key
 

@@ -160,7 +160,12 @@ def model_cancel(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def model_resume(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(SegmentationModel.objects.visible_to(request.user), pk=pk)
-    tell(request, "The training goes on from its last checkpoint.", lambda: services.resume_model(model=model))
+    given = {name: int(request.POST[name]) for name in services.RESUMABLE if request.POST.get(name, "").isdecimal()}
+    tell(
+        request,
+        "The training goes on from its last checkpoint.",
+        lambda: services.resume_model(user=request.user, model=model, changes=given),
+    )
     return to_page(model)
 
 

@@ -32,6 +32,11 @@ FINGERPRINT = {
 """As an early version of the platform took it: without the thickness of the classes."""
 
 
+def end_of(row: Any) -> Any:
+    """Ended rows say when they ended."""
+    return None if row.status in {"uploaded", "queued", "training", "running"} else timezone.now()
+
+
 class DatasetFactory(DjangoModelFactory[Dataset]):
     class Meta:
         model = Dataset
@@ -39,6 +44,7 @@ class DatasetFactory(DjangoModelFactory[Dataset]):
 
     name = Sequence(lambda n: f"dataset {n}")
     status = "ready"
+    finished_at = LazyAttribute(end_of)
     s3_key = LazyAttribute(lambda row: f"datasets/{row.uuid}/archive.zip")
     uuid = Faker("uuid4", cast_to=None)
     file_count = 4
@@ -75,6 +81,7 @@ class ModelFactory(DjangoModelFactory[SegmentationModel]):
     name = Sequence(lambda n: f"model {n}")
     dataset = SubFactory(DatasetFactory)
     status = "queued"
+    finished_at = LazyAttribute(end_of)
 
 
 class CompletedModelFactory(ModelFactory):
@@ -94,4 +101,5 @@ class InferenceFactory(DjangoModelFactory[InferenceResult]):
 
     model = SubFactory(CompletedModelFactory)
     status = "queued"
+    finished_at = LazyAttribute(end_of)
     image_name = "image.png"

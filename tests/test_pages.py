@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from datasets.models import Dataset
 from models_app.models import SegmentationModel
@@ -101,7 +102,9 @@ def test_dataset_being_checked_polls_until_its_page_is_whole(client: Client) -> 
     part = client.get(live, headers=HTMX)
     assert "3 of 9" in part.content.decode()
     assert "<html" not in part.content.decode()
-    Dataset.objects.filter(pk=dataset.pk).update(status="ready", dimensions=2, claim_token=None)
+    Dataset.objects.filter(pk=dataset.pk).update(
+        status="ready", finished_at=timezone.now(), dimensions=2, claim_token=None
+    )
     end = client.get(live, headers=HTMX)
     assert end["HX-Retarget"] == "#content"
     assert json.loads(end["HX-Trigger"])["medseg:toast"]["kind"] == "success"
@@ -155,7 +158,7 @@ def test_dataset_is_deleted_unless_a_training_reads_it(client: Client) -> None:
     assert "Not now: A training reads this dataset." in text(client, dataset.get_absolute_url())
     refused = client.post(url)
     assert "A training reads this dataset" in said(refused)[0]
-    SegmentationModel.objects.filter(pk=model.pk).update(status="cancelled")
+    SegmentationModel.objects.filter(pk=model.pk).update(status="cancelled", finished_at=timezone.now())
     assert client.post(url)["Location"] == reverse("datasets:list")
     assert not Dataset.objects.exists()
     assert client.get(url).status_code == 405
@@ -203,7 +206,7 @@ def test_home_live_part_changes_the_page_when_a_job_has_ended(client: Client) ->
     model = ModelFactory.create()
     part = client.get("/", {"running": f"model-{model.pk}"}, headers=HTMX)
     assert "<html" not in part.content.decode()
-    SegmentationModel.objects.update(status="cancelled")
+    SegmentationModel.objects.update(status="cancelled", finished_at=timezone.now())
     end = client.get("/", {"running": f"model-{model.pk}"}, headers=HTMX)
     assert end["HX-Retarget"] == "#content"
     assert json.loads(end["HX-Trigger"])["medseg:toast"] == {"text": f"{model}: cancelled.", "kind": "warning"}

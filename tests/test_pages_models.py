@@ -121,7 +121,9 @@ def test_model_in_training_shows_progress_and_cancel(client: Client) -> None:
     assert "epoch 3 of 12" in text(client, reverse("models_app:list"))
     client.post(reverse("models_app:cancel", args=[model.pk]))
     assert "Stopping; the best weights are kept" in text(client, model.get_absolute_url())
-    SegmentationModel.objects.filter(pk=model.pk).update(status="cancelled", claim_token=None)
+    SegmentationModel.objects.filter(pk=model.pk).update(
+        status="cancelled", finished_at=timezone.now(), claim_token=None
+    )
     end = client.get(reverse("models_app:live", args=[model.pk]), headers=HTMX)
     assert end["HX-Reselect"] == "#content"
     assert "nothing to cancel" in said(client.post(reverse("models_app:cancel", args=[model.pk])))[-1]
@@ -214,7 +216,7 @@ def test_model_is_deleted_unless_it_is_in_use(client: Client) -> None:
     inference = InferenceFactory.create(model=model)
     url = reverse("models_app:delete", args=[model.pk])
     assert "Images are being segmented" in said(client.post(url))[0]
-    InferenceResult.objects.update(status="cancelled")
+    InferenceResult.objects.update(status="cancelled", finished_at=timezone.now())
     assert client.post(url)["Location"] == reverse("models_app:list")
     assert "deleted" in text(client, inference.get_absolute_url())
 

@@ -35,6 +35,8 @@ JOB_FIELDS = (
     "heartbeat_at",
     "finished_at",
     "claim_token",
+    "timeline_entries",
+    "last_lines",
     "created_by",
     "uuid",
 )
@@ -115,6 +117,17 @@ class JobAdmin(ModelAdmin):
                 self.message_user(request, f"{row}: {error.detail}", messages.ERROR)
         if count:
             self.message_user(request, f"{done}: {count}.", messages.SUCCESS)
+
+    @admin.display(description="timeline")
+    def timeline_entries(self, row: Any) -> str:
+        return json_block(row.timeline)
+
+    @admin.display(description="log")
+    def last_lines(self, row: Any) -> str:
+        lines = row.log.splitlines()
+        if not lines:
+            return "–"
+        return format_html("<details><summary>{} lines</summary><pre>{}</pre></details>", len(lines), row.log)
 
     @admin.display(description="on the pages")
     def page(self, row: Any) -> str:

@@ -24,6 +24,7 @@ from django.utils import timezone
 
 from medseg_site.shared import progress as events
 from medseg_site.shared.errors import WrongStateError
+from medseg_site.shared.job_log import JobLog, add_to_timeline, first_timeline, worker_name
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,10 @@ class CancelledError(Exception):
 class JobQuerySet(models.QuerySet[Any]):
     def visible_to(self, user: Any) -> Self:
         """The rows that this user may see. Every page and every API query starts here."""
+        found = self.defer("log")  # up to half a megabyte that only its own address shows
         if settings.MEDSEG_SINGLE_USER or user.is_superuser:
-            return self
-        return self.filter(created_by=user.pk)
+            return found
+        return found.filter(created_by=user.pk)
 
 
 class Job(models.Model):
@@ -89,6 +91,10 @@ class Job(models.Model):
     started_at = models.DateTimeField(null=True, blank=True, editable=False)
     heartbeat_at = models.DateTimeField(null=True, blank=True, editable=False)
     finished_at = models.DateTimeField(null=True, blank=True, editable=False)
+    timeline = models.JSONField(
+        default=first_timeline, blank=True, editable=False
+    )  # job_log.timeline_entry, oldest first
+    log = models.TextField(blank=True, editable=False)  # the last lines of all attempts
 
     objects = JobQuerySet.as_manager()
 
@@ -107,6 +113,7 @@ class Job(models.Model):
 def job_constraints(table: str, words: JobWords, done_needs: Q) -> list[models.BaseConstraint]:
     """CHECK constraints that make a row which contradicts itself impossible."""
     has_error = Q(error__isnull=False) & ~Q(error="")
+    active = list(dict.fromkeys([words.queued, words.working]))
     return [
         models.CheckConstraint(condition=Q(status__in=words.all()), name=f"{table}_known_status"),
         models.CheckConstraint(condition=~Q(status=words.failed) | has_error, name=f"{table}_failed_says_why"),
@@ -114,6 +121,11 @@ def job_constraints(table: str, words: JobWords, done_needs: Q) -> list[models.B
         models.CheckConstraint(
             condition=Q(claim_token__isnull=True) | Q(status=words.working),
             name=f"{table}_claimed_is_working",
+        ),
+        models.CheckConstraint(
+            condition=Q(status__in=active, finished_at__isnull=True)
+            | ~Q(status__in=active) & Q(finished_at__isnull=False),
+            name=f"{table}_ended_says_when",
         ),
     ]
 
@@ -127,6 +139,7 @@ class Claim(Generic[J]):
     def __init__(self, row: J) -> None:
         self.row = row
         self.token = row.claim_token
+        self.log = JobLog(row.log)
         self._beaten = time.monotonic()
 
     @property
@@ -144,8 +157,9 @@ class Claim(Generic[J]):
         fields: dict[str, Any] = {"heartbeat_at": timezone.now()}
         if progress is not None:
             fields["progress"] = progress
-        if not self._mine.update(**fields):
-            raise ClaimLostError(f"{self.row.KIND} {self.row.pk}")
+        if self.log.changed:
+            fields["log"] = self.log.text()
+        self.update(**fields)
         if progress is not None:
             events.publish(self.row.KIND, self.row.pk, {"type": "progress", "progress": progress})
         if self._mine.filter(cancel_requested=True).exists():
@@ -175,7 +189,14 @@ class Claim(Generic[J]):
     def update(self, **fields: Any) -> None:
         """Write columns of the row while it is ours. Raises ClaimLostError."""
         if not self._mine.update(**fields):
+            self.log.detach()
             raise ClaimLostError(f"{self.row.KIND} {self.row.pk}")
+
+    def note(self, event: str, detail: str = "") -> None:
+        """Something that the reader of the timeline should know."""
+        with transaction.atomic():
+            self.update(heartbeat_at=timezone.now())
+            add_to_timeline(self._mine, event, detail=detail, attempt=self.row.attempt)
 
     def finish(self, **fields: Any) -> None:
         """Done. Call it in the transaction that writes the results: if the claim is lost, all of it rolls back."""
@@ -194,11 +215,27 @@ class Claim(Generic[J]):
 
     def release(self) -> None:
         """Give the row back unfinished, without counting the attempt (the worker is going down in good order)."""
-        self._mine.update(status=self.row.WORDS.queued, claim_token=None, attempt=F("attempt") - 1)
+        self.log.detach()
+        words, rows = self.row.WORDS, type(self.row)._default_manager.filter(pk=self.row.pk)
+        with transaction.atomic():
+            given = {"status": words.queued, "claim_token": None, "attempt": F("attempt") - 1, "log": self.log.text()}
+            if self._mine.update(**given):
+                add_to_timeline(rows, "given back", detail="The worker was shut down.", attempt=self.row.attempt)
+
+    def end_attempt(self, reason: str) -> bool:
+        """What did the work was killed: queue the row for another attempt, or fail it after the last one. True: send its message."""
+        self.log.add(reason, "ERROR")
+        self.log.detach()
+        self._mine.update(log=self.log.text())
+        return _after_death(self.row, self._mine, reason, reason) == self.row.WORDS.queued
 
     def _end(self, status: str, **fields: Any) -> None:
-        fields = {"status": status, "claim_token": None, "finished_at": timezone.now(), **fields}
-        self.update(**fields)
+        fields = {"status": status, "finished_at": timezone.now(), "log": self.log.text(), **fields}
+        rows = type(self.row)._default_manager.filter(pk=self.row.pk)
+        with transaction.atomic():
+            self.update(claim_token=None, **fields)
+            add_to_timeline(rows, status, detail=fields.get("error") or "", attempt=self.row.attempt)
+        self.log.detach()
         announce(self.row, status)
 
 
@@ -213,19 +250,25 @@ def announce(row: Job, status: str) -> None:
 def claim(model: type[J], pk: int) -> Claim[J] | None:
     """Take a queued row. None when it is not queued any more: somebody else has it, or it ended."""
     words, token, now = model.WORDS, uuid.uuid4(), timezone.now()
-    mine = model._default_manager.filter(pk=pk, status=words.queued, claim_token=None).update(
-        status=words.working,
-        claim_token=token,
-        attempt=F("attempt") + 1,
-        started_at=now,
-        heartbeat_at=now,
-        error=None,
-    )
-    if not mine:
-        return None
-    row: J = model._default_manager.get(pk=pk)  # type: ignore[assignment]  # the manager of an abstract model has no type
+    with transaction.atomic():
+        mine = model._default_manager.filter(pk=pk, status=words.queued, claim_token=None).update(
+            status=words.working,
+            claim_token=token,
+            attempt=F("attempt") + 1,
+            started_at=now,
+            heartbeat_at=now,
+            error=None,
+        )
+        if not mine:
+            return None
+        row: J = model._default_manager.get(pk=pk)  # type: ignore[assignment]  # an abstract model's manager has no type
+        rows = model._default_manager.filter(pk=pk)
+        add_to_timeline(rows, "claimed", worker=worker_name(), attempt=row.attempt)
     announce(row, row.status)
-    return Claim(row)
+    claimed = Claim(row)
+    claimed.log.attach()
+    claimed.log.add(f"Attempt {row.attempt}, worker {worker_name()}")
+    return claimed
 
 
 def request_cancel(row: Job) -> None:
@@ -233,12 +276,17 @@ def request_cancel(row: Job) -> None:
     words, manager = row.WORDS, type(row)._default_manager
     assert words.cancelled
     now = timezone.now()
-    queued = manager.filter(pk=row.pk, status=words.queued, claim_token=None)
-    if queued.update(status=words.cancelled, finished_at=now, cancel_requested=True):
-        announce(row, words.cancelled)
-    elif not manager.filter(pk=row.pk, status=words.working).update(cancel_requested=True):
-        row.refresh_from_db(fields=["status"])
-        raise WrongStateError(f"It is {row.status} already, so there is nothing to cancel.")
+    mine = manager.filter(pk=row.pk)
+    with transaction.atomic():
+        queued = mine.filter(status=words.queued, claim_token=None)
+        if queued.update(status=words.cancelled, finished_at=now, cancel_requested=True):
+            add_to_timeline(mine, words.cancelled)
+            announce(row, words.cancelled)
+        elif mine.filter(status=words.working, cancel_requested=False).update(cancel_requested=True):
+            add_to_timeline(mine, "cancel requested")
+        elif not mine.filter(status=words.working).exists():
+            row.refresh_from_db(fields=["status"])
+            raise WrongStateError(f"It is {row.status} already, so there is nothing to cancel.")
     row.refresh_from_db()
 
 
@@ -247,11 +295,13 @@ def requeue(row: Job, **fields: Any) -> None:
     words = row.WORDS
     ended = [word for word in (words.failed, words.cancelled) if word]
     fields = {"status": words.queued, "error": None, "cancel_requested": False, "finished_at": None, **fields}
-    mine = type(row)._default_manager.filter(pk=row.pk, status__in=ended)
-    if not mine.update(enqueued_at=timezone.now(), attempt=0, **fields):
-        row.refresh_from_db(fields=["status"])
-        raise WrongStateError(f"It is {row.status}. Only {' or '.join(ended)} ones can be started again.")
-    announce(row, words.queued)
+    mine = type(row)._default_manager.filter(pk=row.pk)
+    with transaction.atomic():
+        if not mine.filter(status__in=ended).update(enqueued_at=timezone.now(), attempt=0, **fields):
+            row.refresh_from_db(fields=["status"])
+            raise WrongStateError(f"It is {row.status}. Only {' or '.join(ended)} ones can be started again.")
+        add_to_timeline(mine, "queued", detail="Started again by hand.")
+        announce(row, words.queued)
     row.refresh_from_db()
 
 
@@ -264,28 +314,44 @@ def reap(model: type[J], enqueue: Callable[[int], Any]) -> None:
         "heartbeat_at__lt": now - timedelta(seconds=STALE_SECONDS),
     }
     for row in model._default_manager.filter(**stale):
-        # Each UPDATE repeats the condition: the worker may have come back to life in between.
+        # The UPDATE repeats the condition: the worker may have come back to life in between.
         mine = model._default_manager.filter(pk=row.pk, claim_token=row.claim_token, **stale)
-        if row.cancel_requested and words.cancelled:
-            if mine.update(status=words.cancelled, claim_token=None, finished_at=now):
-                announce(row, words.cancelled)
-        elif row.attempt < MAX_ATTEMPTS:
-            if mine.update(status=words.queued, claim_token=None, enqueued_at=now):
-                log.warning("%s %s: its worker died, attempt %s; queued again", model.KIND, row.pk, row.attempt)
-                announce(row, words.queued)
-                enqueue(row.pk)
-        else:
-            reason = (
-                f"The worker died {row.attempt} times while working on this, most likely because memory ran out. "
-                "Try smaller images, a smaller batch or patch size, or a machine with more memory."
-            )
-            if mine.update(status=words.failed, claim_token=None, finished_at=now, error=reason):
-                announce(row, words.failed)
+        silence = f"The worker was not heard of for {STALE_SECONDS} s: it died, or its machine did."
+        last = (
+            f"The worker died {row.attempt} times while working on this, most likely because memory ran out. "
+            "Try smaller images, a smaller batch or patch size, or a machine with more memory."
+        )
+        if _after_death(row, mine, silence, last) == words.queued:
+            log.warning("%s %s: its worker died, attempt %s; queued again", model.KIND, row.pk, row.attempt)
+            enqueue(row.pk)
     silent = now - timedelta(seconds=LOST_MESSAGE_SECONDS)
     lost = model._default_manager.filter(status=words.queued, claim_token=None, enqueued_at__lt=silent)
     for pk in lost.values_list("pk", flat=True):
         if lost.filter(pk=pk).update(enqueued_at=now):
             enqueue(pk)
+
+
+def _after_death(row: Job, mine: models.QuerySet[Any], reason: str, last_reason: str) -> str | None:
+    """Give the row that `mine` still selects back to the queue; after the last attempt fail it; end it where that was wished.
+
+    The new status, None when the row is somebody else's by now. `last_reason` is the error after the last attempt.
+    """
+    words, now = row.WORDS, timezone.now()
+    fields: dict[str, Any] = {"claim_token": None, "finished_at": now}
+    wished = type(row)._default_manager.filter(pk=row.pk, cancel_requested=True).exists()
+    if wished and words.cancelled:
+        status, event, fields = words.cancelled, words.cancelled, {**fields, "progress": {}}
+    elif row.attempt < MAX_ATTEMPTS:
+        status, event, fields = words.queued, "worker lost", {"claim_token": None, "enqueued_at": now}
+    else:
+        status, event, fields = words.failed, words.failed, {**fields, "error": last_reason}
+    rows = type(row)._default_manager.filter(pk=row.pk)
+    with transaction.atomic():
+        if not mine.update(status=status, **fields):
+            return None
+        add_to_timeline(rows, event, detail=reason, attempt=row.attempt)
+    announce(row, status)
+    return status
 
 
 def enqueue_on_commit(task: Any, pk: int) -> None:

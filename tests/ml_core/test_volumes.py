@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 from ml_core.data import Case
 from ml_core.errors import TrainingError
@@ -94,6 +95,24 @@ def test_resampling_there_and_back_keeps_shapes_and_places(tmp_path: Path) -> No
 def picture_job(folder: Path, cases: list[Case], wanted: dict[str, Any], **more: Any) -> TrainingJob:
     folder.mkdir()
     return TrainingJob(cases, PICTURE_CLASSES, fingerprint_of(cases), wanted, folder, folder.parent / "store", **more)
+
+
+def test_the_air_around_a_body_does_not_set_its_scale(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.zeros((60, 60), np.uint8)
+    pixels[20:40, 20:40] = rng.normal(100, 5, (20, 20)).round()
+    pixels[22:28, 22:28] = 150 + np.arange(36).reshape(6, 6)  # bright, and 1 % of the image
+    PILImage.fromarray(pixels).save(tmp_path / "body.png")
+    PILImage.fromarray(pixels[20:40, 20:40]).save(tmp_path / "full.png")
+    how = Preprocessing(channels=1, normalisation="image", without_air=True)
+    image, full = read_image(tmp_path / "body.png"), read_image(tmp_path / "full.png")
+    seen = preprocess(image, how)[0, 0]
+    assert abs(float(seen[20:40, 20:40].mean())) < 0.05
+    assert abs(float(seen[20:40, 20:40].std()) - 1) < 0.05
+    assert len(np.unique(seen[22:28, 22:28])) > 30
+    assert len(np.unique(preprocess(image, replace(how, without_air=False))[0, 0, 22:28, 22:28])) < 30
+    # A picture without such a ground is scaled by all of it.
+    assert np.array_equal(preprocess(full, how), preprocess(full, replace(how, without_air=False)))
 
 
 def test_folds_answer_together_and_every_case_is_validated_on(tmp_path: Path) -> None:

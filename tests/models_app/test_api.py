@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.utils import timezone
 from rest_framework.test import APIClient
 
 from medseg_site.shared import jobs
@@ -69,7 +70,7 @@ def test_a_plan_is_told_with_its_reasons_and_starts_nothing(api: APIClient) -> N
     assert plan["reasons"]["epochs"] == "You chose it."
     assert set(plan["hyperparameters"]) == set(specs())
     assert not SegmentationModel.objects.exists()
-    dataset.status = "uploaded"
+    dataset.status, dataset.finished_at = "uploaded", None
     dataset.save()
     assert api.post("/api/v1/models/plan/", {"dataset": dataset.pk}).status_code == 409
 
@@ -115,7 +116,9 @@ def test_cancel_resume_and_delete_follow_the_life_of_the_row(api: APIClient) -> 
     assert api.post(f"{path}resume/").status_code == 409
     assert jobs.claim(SegmentationModel, model.pk)
     assert api.post(f"{path}cancel/").json()["status"] == "training"  # its worker will stop it
-    SegmentationModel.objects.filter(pk=model.pk).update(status="cancelled", claim_token=None)
+    SegmentationModel.objects.filter(pk=model.pk).update(
+        status="cancelled", finished_at=timezone.now(), claim_token=None
+    )
     assert api.delete(path).status_code == 204
     assert api.get(path).status_code == 404
 

@@ -1,0 +1,199 @@
+"""The process that trains: started, listened to, asked to stop, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+from medseg_site.shared import progress as events
+from medseg_site.shared.jobs import CancelledError, Claim
+from ml_core.malloc_tuning import tuned_environment
+from models_app.models import Epoch, SegmentationModel
+
+SECONDS_TO_NOTICE = (
+    10  # for a process that was asked to stop, beside some of its steps; longer silence is a hanging batch
+)
+SECONDS_TO_PACKAGE = 60  # for it to keep its best weights in good order after that
+SECONDS_OF_SILENCE = 3600  # without any event: it hangs
+
+
+class TrainingFailedError(Exception):
+    """Why a training ended without a model, and what to do."""
+
+
+class TrainingKilledError(TrainingFailedError):
+    """The process was killed; another attempt may go on from its checkpoint. `out_of_memory`: by the system, for its size."""
+
+    def __init__(self, text: str, *, out_of_memory: bool = False) -> None:
+        super().__init__(text)
+        self.out_of_memory = out_of_memory
+
+
+class TrainingProcess:
+    """`python -m ml_core train` in a process group of its own. `on_epoch` is called after every epoch that it tells of."""
+
+    def __init__(self, job: Claim[SegmentationModel], job_file: Path, on_epoch: Callable[[], None]) -> None:
+        self.job, self.on_epoch = job, on_epoch
+        self.progress: dict[str, Any] = {}
+        self.warnings: list[str] = []
+        self.seconds_a_step = 0.0
+        self.stop_by: float | None = None
+        self.last_words: deque[str] = deque(maxlen=20)
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        self.killed_for_memory = times_out_of_memory()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ml_core", "train", "--job", str(job_file)],
+            cwd=settings.BASE_DIR,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=tuned_environment(),
+            start_new_session=True,
+        )
+
+    def outcome(self) -> dict[str, Any] | None:
+        """The `done` event; None when it hung and was killed after somebody wanted an end.
+
+        Raises TrainingFailedError, or ClaimLostError after the process was ended.
+        """
+        readers = [threading.Thread(target=read, daemon=True) for read in (self._read_events, self._read_errors)]
+        for reader in readers:
+            reader.start()
+        try:
+            return self._follow()
+        finally:
+            self._kill()
+            for reader in readers:
+                reader.join(timeout=10)
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _read_events(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.last_words.append(line.rstrip())
+            self.job.log.add(line.rstrip(), "STDERR")
+
+    def _follow(self) -> dict[str, Any] | None:
+        heard = time.monotonic()
+        while True:
+            try:
+                line = self.lines.get(timeout=0.5)
+                heard = time.monotonic()
+            except queue.Empty:
+                line = ""
+            if line is None:
+                self._explain_death()
+            if line and (end := self._handle(json.loads(line))):
+                return end
+            try:
+                self.job.beat(self.progress or None)
+            except CancelledError:
+                if self.stop_by is None:
+                    self._ask_to_stop()
+            now = time.monotonic()
+            if self.stop_by and now > max(self.stop_by, heard + SECONDS_TO_NOTICE):
+                return None
+            if now - heard > SECONDS_OF_SILENCE:
+                raise TrainingKilledError("The training process hung: it said nothing for an hour, and was ended.")
+
+    def _ask_to_stop(self) -> None:
+        assert self.process.stdin
+        self.stop_by = time.monotonic() + SECONDS_TO_NOTICE + 3 * self.seconds_a_step
+        with suppress(BrokenPipeError):  # it has just ended by itself
+            self.process.stdin.write("stop\n")
+            self.process.stdin.flush()
+
+    def _handle(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        kind = event.pop("type")
+        row, log = self.job.row, self.job.log
+        if kind == "progress":
+            self.progress = event
+        elif kind == "plan":
+            names = {name: event[name] for name in ("hyperparameters", "plan", "split")}
+            row.plan = event["plan"]
+            self.job.update(**names)
+            plan = event["hyperparameters"]
+            log.add(
+                f"Plan: {plan['configuration']} {plan['architecture']}, batch {plan['batch_size']}, patch {plan['patch_size']}"
+            )
+        elif kind == "estimate":
+            self.seconds_a_step = event["seconds_a_step"]
+            self.job.update(estimate=event)
+            log.add(f"Measured: {event['images_per_second']} images/s, {event['peak_memory'] / 2**30:.2f} GB of memory")
+        elif kind == "start":
+            Epoch.objects.filter(model=row, epoch__gt=event["epoch"]).delete()
+            log.add(f"Training starts after epoch {event['epoch']}")
+        elif kind == "epoch":
+            self._keep_epoch(event)
+        elif kind == "note":
+            self.warnings.append(event["text"])
+            self.job.update(warnings=self.warnings)
+            self.job.note("note", event["text"])
+            log.add(event["text"], "WARNING")
+        elif kind == "stopping":
+            self.stop_by = time.monotonic() + SECONDS_TO_PACKAGE
+        elif kind == "error":
+            raise TrainingFailedError(f"{event['reason']} {event['cure']}".strip())
+        elif kind == "done":
+            return event
+        return None
+
+    def _keep_epoch(self, event: dict[str, Any]) -> None:
+        row = self.job.row
+        events.publish(row.KIND, row.pk, {"type": "epoch", **event})
+        numbers = [
+            f"{name} {event[name]:.4f}" for name in ("train_loss", "val_loss", "val_dice") if event[name] is not None
+        ]
+        self.job.log.add(f"Epoch {event['epoch']}: {', '.join(numbers)}, {event['seconds']:.1f} s")
+        Epoch.objects.update_or_create(model=row, epoch=event.pop("epoch"), defaults=event)
+        self.on_epoch()
+
+    def _explain_death(self) -> None:
+        """Raises TrainingKilledError after a signal, else TrainingFailedError with the process's last words."""
+        code = self.process.wait()
+        if code == -signal.SIGKILL and times_out_of_memory() > self.killed_for_memory:
+            text = "The system ended the training process (-9), since memory ran out. Choose a smaller batch, patch or encoder."
+            raise TrainingKilledError(text, out_of_memory=True)
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else "an unknown signal"
+            text = f"The training process was killed ({name}, {code}). Resume it; if it happens again, look who or what ends processes."
+            raise TrainingKilledError(text)
+        words = [line for line in self.last_words if line.strip()]
+        what = words[-1][:300] if words else f"exit code {code}"
+        raise TrainingFailedError(
+            f"The training process ended unexpectedly ({what}). Resume it; if it fails again, see its log."
+        )
+
+
+def times_out_of_memory() -> int:
+    """How often the system has ended a process for want of memory since it started (Linux; 0 elsewhere)."""
+    try:
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        return int(counters.get("oom_kill", 0))
+    except (OSError, ValueError):
+        return 0
