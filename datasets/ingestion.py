@@ -14,7 +14,7 @@ from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pair, SafeArch
 from datasets.models import Dataset, DatasetClass, Sample
 from datasets.samples import CheckedSample, ClassTable, check_sample
 from datasets.url_import import DownloadLimits, UrlImportError, download
-from medseg_site.shared import storage
+from medseg_site.shared import outages, storage
 from medseg_site.shared.jobs import Claim, ClaimLostError, claim
 from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
@@ -38,11 +38,14 @@ class DatasetRefusedError(MLError):
         self.issues = issues
 
 
-def check(pk: int) -> None:
-    """Check one dataset, whatever happens: the row ends as ready, or as error with the reason."""
+def check(pk: int) -> float | None:
+    """Check one dataset, whatever happens: the row ends as ready, or as error with the reason.
+
+    Seconds until its message has to be sent again where an outage met it and it is queued again.
+    """
     job = claim(Dataset, pk)
     if job is None:
-        return
+        return None
     prefix = storage.object_key("datasets", job.row.uuid)
     try:
         with storage.scratch_folder(f"dataset-{pk}") as folder:
@@ -59,11 +62,14 @@ def check(pk: int) -> None:
         storage.delete_prefix(f"{prefix}/samples")
         job.fail("The check took longer than its time limit. Split the dataset into smaller ones.")
     except Exception as error:
+        if reason := outages.reason_of(error):
+            return job.retry_later(reason)
         log.exception("dataset %s", pk)
         storage.delete_prefix(f"{prefix}/samples")
         job.fail(
-            f"The check ended unexpectedly ({type(error).__name__}). Check it again; if it fails again, see the worker's log."
+            f"The check ended unexpectedly ({type(error).__name__}). Check it again; if it fails again, see its log."
         )
+    return None
 
 
 def _check(job: Claim[Dataset], folder: Path) -> None:

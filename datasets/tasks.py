@@ -11,7 +11,8 @@ HOUR = 3600
 def check_dataset(pk: int) -> None:
     from datasets.ingestion import check
 
-    check(pk)
+    if (pause := check(pk)) is not None:  # should this message be lost, the reaper sends it
+        check_dataset.apply_async(args=(pk,), countdown=pause)
 
 
 @shared_task(soft_time_limit=60, time_limit=90)

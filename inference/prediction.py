@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 
 from inference.batches import close_batch_if_done
 from inference.models import InferenceResult
-from medseg_site.shared import storage
+from medseg_site.shared import outages, storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
 from ml_core.data import label_indices
 from ml_core.errors import ImageError, MLError
@@ -58,11 +58,14 @@ class _WarmModels:
 _warm = _WarmModels(settings.MEDSEG_MODEL_CACHE_BYTES)
 
 
-def run(pk: int) -> None:
-    """Run one inference, whatever happens: the row ends as completed, cancelled, or failed with the reason."""
+def run(pk: int) -> float | None:
+    """Run one inference, whatever happens: the row ends as completed, cancelled, or failed with the reason.
+
+    Seconds until its message has to be sent again where an outage met it and it is queued again.
+    """
     job = claim(InferenceResult, pk)
     if job is None:
-        return
+        return None
     row = job.row
     try:
         with storage.scratch_folder(f"inference-{pk}") as folder:
@@ -81,6 +84,8 @@ def run(pk: int) -> None:
     except SoftTimeLimitExceeded:
         job.fail("The segmentation took longer than its time limit. Use a smaller image.")
     except Exception as error:
+        if reason := outages.reason_of(error):
+            return job.retry_later(reason)
         log.exception("inference %s", pk)
         job.fail(
             f"The segmentation ended unexpectedly ({type(error).__name__}). Try again; if it fails again, see the worker's log."
@@ -88,6 +93,7 @@ def run(pk: int) -> None:
     finally:
         if row.batch_id:
             close_batch_if_done(row.batch_id)
+    return None
 
 
 def _run(job: Claim[InferenceResult], folder: Path) -> None:

@@ -11,7 +11,8 @@ HOUR = 3600
 def run_inference(pk: int) -> None:
     from inference.prediction import run
 
-    run(pk)
+    if (pause := run(pk)) is not None:  # should this message be lost, the reaper sends it
+        run_inference.apply_async(args=(pk,), countdown=pause)
 
 
 @shared_task(soft_time_limit=2 * HOUR, time_limit=2 * HOUR + 60)

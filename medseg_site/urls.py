@@ -18,6 +18,8 @@ router.register("models", ModelViewSet, basename="model")
 router.register("inferences", InferenceViewSet, basename="inference")
 router.register("inference-batches", InferenceBatchViewSet, basename="inference-batch")
 
+handler500 = "medseg_site.shared.failures.failure"
+
 urlpatterns = [
     path("", home, name="home"),
     path("demo/", start_demo, name="demo"),

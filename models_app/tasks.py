@@ -11,8 +11,8 @@ DAY = 24 * 3600
 def train_model(pk: int) -> None:
     from models_app.training import train
 
-    if train(pk):  # its process was killed; should this message be lost, the reaper sends it
-        train_model.delay(pk)
+    if (pause := train(pk)) is not None:  # should this message be lost, the reaper sends it
+        train_model.apply_async(args=(pk,), countdown=pause)
 
 
 @shared_task(soft_time_limit=60, time_limit=90)

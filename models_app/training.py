@@ -16,7 +16,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from datasets.models import Dataset, Sample
-from medseg_site.shared import storage
+from medseg_site.shared import outages, storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
 from models_app.models import Epoch, SegmentationModel
 from models_app.training_process import TrainingFailedError, TrainingKilledError, TrainingProcess
@@ -24,14 +24,14 @@ from models_app.training_process import TrainingFailedError, TrainingKilledError
 log = logging.getLogger(__name__)
 
 
-def train(pk: int) -> bool:
+def train(pk: int) -> float | None:
     """Run one training, whatever happens: the row ends as completed, cancelled, or failed with the reason.
 
-    True when its process was killed and another attempt has to be sent for.
+    Seconds until its message has to be sent again where it is queued again: its process was killed, or an outage met it.
     """
     job = claim(SegmentationModel, pk)
     if job is None:
-        return False
+        return None
     folder = storage.training_folder(job.row.uuid)
     try:
         _train(job, folder)
@@ -44,15 +44,17 @@ def train(pk: int) -> bool:
     except TrainingKilledError as error:
         if error.out_of_memory:
             _lower_batch(job, folder)
-        return job.end_attempt(str(error))
+        return 0.0 if job.end_attempt(str(error)) else None
     except TrainingFailedError as error:
         job.fail(str(error))
     except Exception as error:
+        if reason := outages.reason_of(error):
+            return job.retry_later(reason)
         log.exception("model %s", pk)
         job.fail(
             f"The training ended unexpectedly ({type(error).__name__}). Resume it; if it fails again, see its log."
         )
-    return False
+    return None
 
 
 def _train(job: Claim[SegmentationModel], folder: Path) -> None:

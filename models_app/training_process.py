@@ -18,6 +18,7 @@ from typing import Any
 
 from django.conf import settings
 
+from medseg_site.shared import outages
 from medseg_site.shared import progress as events
 from medseg_site.shared.jobs import CancelledError, Claim
 from ml_core.malloc_tuning import tuned_environment
@@ -108,10 +109,10 @@ class TrainingProcess:
                 line = ""
             if line is None:
                 self._explain_death()
-            if line and (end := self._handle(json.loads(line))):
+            if line and (end := self._handle_patiently(line)):
                 return end
             try:
-                self.job.beat(self.progress or None)
+                outages.patiently(lambda: self.job.beat(self.progress or None))
             except CancelledError:
                 if self.stop_by is None:
                     self._ask_to_stop()
@@ -120,6 +121,10 @@ class TrainingProcess:
                 return None
             if now - heard > SECONDS_OF_SILENCE:
                 raise TrainingKilledError("The training process hung: it said nothing for an hour, and was ended.")
+
+    def _handle_patiently(self, line: str) -> dict[str, Any] | None:
+        """A database that is away for half a minute costs no training."""
+        return outages.patiently(lambda: self._handle(json.loads(line)))
 
     def _ask_to_stop(self) -> None:
         assert self.process.stdin

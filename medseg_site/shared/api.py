@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Mapping
@@ -17,11 +18,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from medseg_site.shared import progress
+from medseg_site.shared import outages, progress
 from medseg_site.shared.errors import MedSegError
 from medseg_site.shared.jobs import Job
 
 MAX_WAIT_SECONDS = 60
+log = logging.getLogger(__name__)
 
 
 class Pagination(PageNumberPagination):
@@ -58,6 +60,9 @@ class ExceptionHandler(StandardizedExceptionHandler):
             return ParseError(f"{exc} Send only the fields that this address takes.")
         if isinstance(exc, ObjectDoesNotExist):
             return NotFound("It was deleted in the meantime.")
+        if reason := outages.reason_of(exc):
+            log.warning("%s: %s", reason, exc)
+            return _api_error(f"{reason} Try again in a moment.", "unavailable", status.HTTP_503_SERVICE_UNAVAILABLE)
         return super().convert_known_exceptions(exc)
 
 

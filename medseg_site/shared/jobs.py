@@ -32,6 +32,7 @@ BEAT_SECONDS = 1.0
 STALE_SECONDS = 60
 LOST_MESSAGE_SECONDS = 120
 MAX_ATTEMPTS = 3
+MAX_INTERRUPTIONS = 8  # by what does not answer for a while; the pauses between them add up to ten minutes
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,36 @@ class Claim(Generic[J]):
         self.log.detach()
         self._mine.update(log=self.log.text())
         return _after_death(self.row, self._mine, reason, reason) == self.row.WORDS.queued
+
+    def retry_later(self, reason: str) -> float | None:
+        """Something that the work needs does not answer: queue the row again. Seconds until its message; None: failed for good.
+
+        It costs no attempt, and each pause is twice as long as the one before.
+        """
+        self.log.add(reason, "WARNING")
+        rows = type(self.row)._default_manager.filter(pk=self.row.pk)
+        timeline = rows.values_list("timeline", flat=True).first() or []
+        times = sum(entry["event"] == "interrupted" for entry in timeline)
+        if times >= MAX_INTERRUPTIONS:
+            self.fail(f"{reason} It was tried {times + 1} times. Start it again when that is mended.")
+            return None
+        pause = min(5.0 * 2**times, 120.0)
+        queued = {
+            "status": self.row.WORDS.queued,
+            "claim_token": None,
+            "attempt": F("attempt") - 1,
+            "log": self.log.text(),
+        }
+        with transaction.atomic():
+            # The reaper counts from when the message is due.
+            if not self._mine.update(**queued, enqueued_at=timezone.now() + timedelta(seconds=pause)):
+                return None
+            add_to_timeline(
+                rows, "interrupted", detail=f"{reason} It goes on in {pause:.0f} s.", attempt=self.row.attempt
+            )
+        self.log.detach()
+        announce(self.row, self.row.WORDS.queued)
+        return pause
 
     def _end(self, status: str, **fields: Any) -> None:
         fields = {"status": status, "finished_at": timezone.now(), "log": self.log.text(), **fields}

@@ -1,0 +1,61 @@
+"""Errors that pass by themselves: storage, database or broker that do not answer for a while, a disk that is full.
+
+Work that meets one is tried again, later each time; a request is answered with 503 and the reason.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import redis
+from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+from django.db import InterfaceError, OperationalError, connection
+from kombu.exceptions import OperationalError as BrokerError
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 90.0
+
+
+def reason_of(error: BaseException) -> str | None:
+    """What is away, in a sentence for the user; None for every other error, which trying again would not mend."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if text := _reason(seen):
+            return text
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _reason(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return "The disk is full. Make room on the disk of MEDSEG_DATA_DIR."
+    if isinstance(error, (OperationalError, InterfaceError)):
+        if "disk is full" in str(error):
+            return "The disk of the database is full. Make room there."
+        return "The database does not answer."
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return "The object storage answers with errors." if status >= 500 or status == 429 else None
+    if isinstance(error, (ConnectionError, HTTPClientError)):
+        return "The object storage does not answer."
+    if isinstance(error, (redis.ConnectionError, redis.TimeoutError, BrokerError)):
+        return "The broker does not answer."
+    return None
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Call `work` again and again while the database does not answer, for a minute and a half at most."""
+    deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5
+    while True:
+        try:
+            return work()
+        except (OperationalError, InterfaceError):
+            if time.monotonic() + pause > deadline or connection.in_atomic_block:
+                raise
+            connection.close()
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)

@@ -1,0 +1,105 @@
+"""What is away for a while costs no job and gives no 500."""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
+from django.db import OperationalError
+from django.test import Client
+from rest_framework.test import APIClient
+
+from datasets import ingestion
+from datasets.models import Dataset
+from inference import prediction
+from inference.models import InferenceResult
+from medseg_site.shared import jobs, outages, storage
+from tests.factories import DatasetFactory, InferenceFactory
+
+pytestmark = pytest.mark.django_db
+
+AWAY = EndpointConnectionError(endpoint_url="http://store")
+
+
+def s3_error(status: int) -> ClientError:
+    return ClientError({"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": "x"}}, "PutObject")
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (AWAY, "storage"),
+        (s3_error(503), "storage"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
+        (OperationalError("database is locked"), "database"),
+        (OperationalError("database or disk is full"), "disk"),
+    ],
+)
+def test_an_outage_is_named(error: Exception, word: str) -> None:
+    assert word in str(outages.reason_of(error))
+    outer = ValueError("of a library")
+    outer.__cause__ = error
+    assert outages.reason_of(outer) == outages.reason_of(error)
+
+
+def test_other_errors_are_no_outage() -> None:
+    for error in (s3_error(404), FileNotFoundError("x"), ValueError("x"), OSError(errno.EACCES, "x")):
+        assert outages.reason_of(error) is None
+
+
+def test_work_waits_for_what_is_away_and_fails_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*args: Any, **kwargs: Any) -> Any:
+        raise AWAY
+
+    monkeypatch.setattr(storage, "fetch", away)
+    dataset = DatasetFactory.create(status="uploaded", checksum="0" * 64)
+    pauses = []
+    while (pause := ingestion.check(dataset.pk)) is not None:
+        pauses.append(pause)
+        dataset.refresh_from_db()
+        assert (dataset.status, dataset.claim_token, dataset.attempt) == ("uploaded", None, 0)
+        assert dataset.timeline[-1]["event"] == "interrupted"
+    assert pauses == [5, 10, 20, 40, 80, 120, 120, 120]
+    dataset.refresh_from_db()
+    assert dataset.status == "error"
+    assert "storage does not answer" in str(dataset.error)
+    assert len(pauses) == jobs.MAX_INTERRUPTIONS
+
+    inference = InferenceFactory.create()
+    assert prediction.run(inference.pk) == 5
+    assert InferenceResult.objects.get(pk=inference.pk).status == "queued"
+
+
+def test_the_database_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(
+        outages, "connection", type("Closed", (), {"in_atomic_block": False, "close": lambda self: None})()
+    )
+    answers: list[Exception | int] = [OperationalError("locked"), OperationalError("locked"), 7]
+
+    def ask() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert outages.patiently(ask) == 7
+
+
+def test_requests_are_answered_with_503_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(self: Any, user: Any) -> Any:
+        raise OperationalError("could not connect to server")
+
+    monkeypatch.setattr(jobs.JobQuerySet, "visible_to", away)
+    answer = APIClient(raise_request_exception=False).get("/api/v1/datasets/")
+    assert answer.status_code == 503
+    assert answer.json()["errors"][0]["code"] == "unavailable"
+    browser = Client(raise_request_exception=False)
+    page = browser.get("/datasets/")
+    assert page.status_code == 503
+    assert "database does not answer" in page.content.decode()
+    assert page["Retry-After"] == "15"
+    assert Dataset.objects.count() == 0
