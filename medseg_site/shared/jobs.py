@@ -242,7 +242,7 @@ class Claim(Generic[J]):
         if times >= MAX_INTERRUPTIONS:
             self.fail(f"{reason} It was tried {times + 1} times. Start it again when that is mended.")
             return None
-        pause = min(5.0 * 2**times, 120.0)
+        pause: float = min(5.0 * 2**times, 120.0)
         queued = {
             "status": self.row.WORDS.queued,
             "claim_token": None,
