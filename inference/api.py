@@ -232,11 +232,18 @@ class InferenceBatchViewSet(
     def perform_destroy(self, instance: InferenceBatch) -> None:
         services.delete_batch(batch=instance)
 
+    @extend_schema(request=None, responses={202: BatchSerializer})
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        """Stop a batch. The masks that are made by then stay."""
+        services.cancel_batch(batch=self.get_object())
+        return Response(self.get_serializer(self.get_object()).data, status=202)
+
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
     @action(detail=True)
     def download(self, request: Request, pk: str) -> StreamingHttpResponse:
         """A ZIP of all label maps with summary.json."""
         batch = self.get_object()
-        if batch.status != "completed":
+        if batch.status not in {"completed", "cancelled"}:
             raise WrongStateError(f"This batch is {batch.status}. Ask again when it is completed.")
         return batch_zip(batch)

@@ -26,6 +26,7 @@ class InferenceBatch(Job):
     archive_name = models.CharField(max_length=300, blank=True, editable=False)
     archive_key = models.CharField(max_length=300, blank=True, editable=False)
     issues = models.JSONField(default=list, blank=True, editable=False)
+    served_at = models.DateTimeField(null=True, blank=True, editable=False)  # when a worker last took a turn at it
 
     class Meta:
         db_table = "inference_batches"
@@ -80,6 +81,7 @@ class InferenceResult(Job):
     class Meta:
         db_table = "inference_results"
         ordering = ["-created_at", "-id"]
+        indexes = [models.Index(fields=["batch", "status"], name="inference_of_batch_by_status")]
         constraints = [
             *job_constraints("inference_results", WORDS, ~Q(output_image_s3_key="") & ~Q(output_sha256="")),
             models.CheckConstraint(

@@ -58,11 +58,14 @@ class _WarmModels:
 _warm = _WarmModels(settings.MEDSEG_MODEL_CACHE_BYTES)
 
 
-def run(pk: int) -> None:
-    """Run one inference, whatever happens: the row ends as completed, cancelled, or failed with the reason."""
+def run(pk: int) -> bool:
+    """Run one inference, whatever happens: the row ends as completed, cancelled, or failed with the reason.
+
+    False when there was nothing to do: another worker has it, or it ended.
+    """
     job = claim(InferenceResult, pk)
     if job is None:
-        return
+        return False
     row = job.row
     try:
         with storage.scratch_folder(f"inference-{pk}") as folder:
@@ -88,6 +91,7 @@ def run(pk: int) -> None:
     finally:
         if row.batch_id:
             close_batch_if_done(row.batch_id)
+    return True
 
 
 def _run(job: Claim[InferenceResult], folder: Path) -> None:

@@ -185,6 +185,14 @@ def _ended(batch: Any) -> dict[str, Any]:
 
 @login_required
 @require_POST
+def batch_cancel(request: HttpRequest, pk: int) -> HttpResponse:
+    batch = get_object_or_404(InferenceBatch.objects.visible_to(request.user), pk=pk)
+    tell(request, "The batch is stopping.", lambda: services.cancel_batch(batch=batch))
+    return to_page(batch)
+
+
+@login_required
+@require_POST
 def batch_delete(request: HttpRequest, pk: int) -> HttpResponse:
     batch = get_object_or_404(InferenceBatch.objects.visible_to(request.user), pk=pk)
     text = f"{batch}: its images and masks are deleted."

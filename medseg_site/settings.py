@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import dj_database_url
+from kombu import Queue
 
 from medseg_site import env
 
@@ -162,7 +163,8 @@ REDIS_URL = env.text("REDIS_URL", f"redis://127.0.0.1:{MEDSEG_REDIS_PORT}/0")
 CHANNEL_LAYERS = {
     "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}
 }
-CELERY_BROKER_URL = REDIS_URL
+# Messages may go over a broker of their own, RabbitMQ or another Redis; live events and waiting requests stay with Redis.
+CELERY_BROKER_URL = env.text("CELERY_BROKER_URL", REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
@@ -173,16 +175,26 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     CELERY_DB_REUSE_MAX = 10
 CELERY_WORKER_HIJACK_ROOT_LOGGER = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # a redelivered message is harmless: claims decide
+if CELERY_BROKER_URL.startswith("amqp"):
+    CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {"confirm_publish": True}  # sent means that the broker has it
+    # RabbitMQ cuts a worker off that keeps a message for half an hour, which every longer training does.
+    _queue_arguments = {"x-consumer-timeout": 16 * 24 * 3600 * 1000}
+else:
+    CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # a redelivered message is harmless: claims decide
+    _queue_arguments = {}
+CELERY_TASK_QUEUES = [
+    Queue(name, routing_key=name, queue_arguments=_queue_arguments)
+    for name in ("ingest", "infer", "train", "housekeeping")
+]
 CELERY_TASK_DEFAULT_QUEUE = "housekeeping"  # short tasks, taken by whichever of the two workers is free
 CELERY_TASK_ROUTES = {
     "datasets.tasks.check_dataset": {"queue": "ingest"},
     "inference.tasks.expand_batch": {"queue": "ingest"},
     "models_app.tasks.train_model": {"queue": "train"},
     "inference.tasks.run_inference": {"queue": "infer"},
+    "inference.tasks.work_on_batches": {"queue": "infer"},
 }
 CELERY_BEAT_SCHEDULE = {
-    "sweep-scratch": {"task": "medseg_site.tasks.sweep_scratch", "schedule": 3600, "options": {"expires": 3600}},
     "reap-datasets": {"task": "datasets.tasks.reap_datasets", "schedule": 15, "options": {"expires": 15}},
     "reap-models": {"task": "models_app.tasks.reap_models", "schedule": 15, "options": {"expires": 15}},
     "reap-inferences": {

@@ -255,8 +255,11 @@ def requeue(row: Job, **fields: Any) -> None:
     row.refresh_from_db()
 
 
-def reap(model: type[J], enqueue: Callable[[int], Any]) -> None:
-    """Give rows whose worker died back to the queue, fail those that died too often, and send lost messages again."""
+def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None) -> None:
+    """Give rows whose worker died back to the queue, fail those that died too often, and send lost messages again.
+
+    `waiting`: which queued rows have a message of their own that can be lost; all without it.
+    """
     words, now = model.WORDS, timezone.now()
     stale = {
         "status": words.working,
@@ -283,6 +286,7 @@ def reap(model: type[J], enqueue: Callable[[int], Any]) -> None:
                 announce(row, words.failed)
     silent = now - timedelta(seconds=LOST_MESSAGE_SECONDS)
     lost = model._default_manager.filter(status=words.queued, claim_token=None, enqueued_at__lt=silent)
+    lost = lost.filter(waiting) if waiting is not None else lost
     for pk in lost.values_list("pk", flat=True):
         if lost.filter(pk=pk).update(enqueued_at=now):
             enqueue(pk)
