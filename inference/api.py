@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import django_filters
 import numpy as np
-from django.db.models import Count, Q, QuerySet
+from django.db.models import QuerySet
 from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -19,7 +19,7 @@ from rest_framework.reverse import reverse
 from datasets import display
 from inference import services
 from inference.downloads import batch_zip
-from inference.models import InferenceBatch, InferenceResult
+from inference.models import InferenceBatch, InferenceResult, with_counts
 from inference.serializers import (
     BatchCreateSerializer,
     BatchSerializer,
@@ -208,12 +208,7 @@ class InferenceBatchViewSet(
     lookup_value_regex = r"\d{1,18}"
 
     def get_queryset(self) -> QuerySet[InferenceBatch]:
-        ended = {
-            "completed": Count("inferences", filter=Q(inferences__status="completed")),
-            "failed": Count("inferences", filter=Q(inferences__status__in=["failed", "cancelled"])),
-        }
-        rows: QuerySet[InferenceBatch] = InferenceBatch.objects.visible_to(self.request.user)
-        return rows.annotate(total=Count("inferences"), **ended).order_by(*InferenceBatch._meta.ordering or ())
+        return with_counts(InferenceBatch.objects.visible_to(self.request.user))
 
     @extend_schema(
         request=BatchCreateSerializer,

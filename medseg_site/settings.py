@@ -44,6 +44,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "medseg_site.shared.gate.GateMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -105,7 +106,7 @@ _default_storage: dict[str, Any] = {
 }
 if S3_BUCKET_NAME:
     _default_storage = {
-        "BACKEND": "storages.backends.s3.S3Storage",
+        "BACKEND": "medseg_site.shared.s3.QuickS3Storage",
         "OPTIONS": {
             "bucket_name": S3_BUCKET_NAME,
             "access_key": AWS_ACCESS_KEY_ID or None,
@@ -148,6 +149,7 @@ MEDSEG_URL_IMPORT_ALLOW_PRIVATE = env.flag("MEDSEG_URL_IMPORT_ALLOW_PRIVATE", de
 MEDSEG_URL_IMPORT_SECONDS = env.integer("MEDSEG_URL_IMPORT_SECONDS", 4 * 3600, minimum=1)
 MEDSEG_MODEL_CACHE_BYTES = env.integer("MEDSEG_MODEL_CACHE_MB", 2_000, minimum=1) * 2**20
 MEDSEG_OBJECT_CACHE_BYTES = env.integer("MEDSEG_OBJECT_CACHE_MB", 50_000, minimum=1) * 2**20
+MEDSEG_REQUESTS_AT_ONCE = env.integer("MEDSEG_REQUESTS_AT_ONCE", 8, minimum=1)  # in the web process; others wait
 MEDSEG_TRAINING_SECONDS = env.integer("MEDSEG_TRAINING_SECONDS", 300, minimum=10)  # default time budget of a training
 FILE_UPLOAD_TEMP_DIR = str(TMP_DIR)
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
@@ -232,7 +234,8 @@ DRF_STANDARDIZED_ERRORS = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "MedSeg Platform",
-    "DESCRIPTION": "Upload a dataset, train a segmentation model, segment images. Research use only, not a medical device.",
+    "DESCRIPTION": "Upload a dataset, train a segmentation model, segment images. Research use only, not a medical device. "
+    "A request that would have to wait too long is answered 429 with Retry-After.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",
