@@ -95,7 +95,7 @@ def row(pairs: int, storage: str, what: str, measure: str, archive: Path, plain:
     if ended.returncode:
         raise SystemExit(ended.stderr[-3000:])
     found = json.loads(ended.stdout.splitlines()[-1])
-    speed = pairs / found["seconds"]
+    speed: float = pairs / found["seconds"]
     beside = f"{speed / plain:.2f}" if plain else "–"
     print(
         f"| {pairs:,} | {storage} | {what} | {found['seconds']:.1f} | {speed:.0f} | {beside} "

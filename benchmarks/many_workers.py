@@ -46,7 +46,7 @@ def simulate(workers: int, image_seconds: float) -> None:
     from medseg_site.shared import progress
     from medseg_site.shared.jobs import claim
 
-    progress.publish = lambda *_: None  # type: ignore[assignment]  # no Redis needed
+    progress.publish = lambda *_: None  # no Redis needed
     progress.wake_waiting = lambda *_: None
     tried, taken = [0], [0]
 

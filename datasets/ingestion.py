@@ -173,7 +173,7 @@ def _check_pairs(
             issues.append(Issue("warning", "duplicate_image", sample.file, text))
         checked.samples.append(sample)
 
-    with PairPipeline(archive, folder) as pipeline:
+    with PairPipeline(archive, folder, min(len(pairs), MOST_COMPARED)) as pipeline:
         for position, pair, read in pipeline.read(pairs):
             job.beat({"stage": "checking", "done": position, "total": len(pairs), "fraction": position / len(pairs)})
             prefix = storage.object_key("datasets", job.row.uuid, "samples", f"{position:06d}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 
@@ -52,7 +52,7 @@ class Dataset(Job):
     def get_absolute_url(self) -> str:
         return reverse("datasets:detail", args=[self.pk])
 
-    def all_samples(self) -> models.QuerySet[Sample]:
+    def all_samples(self) -> QuerySet[Sample]:
         """In order, for a paginator: a dataset that is ready is neither counted nor walked through for each page."""
         samples = self.samples.order_by("position")
         last = self.file_count - 1

@@ -15,6 +15,9 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from datasets.archives import ArchiveError, Pair, SafeArchive
 from datasets.samples import CheckedSample, ClassTable, KnownSample, ReadPair, know_pair, read_pair, store_sample
 from medseg_site.shared import storage
@@ -29,8 +32,10 @@ WAITING_TO_BE_STORED = 64  # pairs, as files in the scratch folder
 class PairPipeline:
     """A context manager. On leaving it, also by an error, no thread reads or stores any more."""
 
-    def __init__(self, archive: SafeArchive, folder: Path) -> None:
+    def __init__(self, archive: SafeArchive, folder: Path, compared: int) -> None:
+        """compared: how many pairs' signatures are kept, to be compared when all are read."""
         self._archive, self._folder = archive, folder
+        self._signatures = _SignatureFile(folder / "signatures", compared)
         self._readers = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "read")
         self._writers = ThreadPoolExecutor(STORED_AT_ONCE if storage.is_remote() else 2, "store")
         self._being_stored: deque[Future[CheckedSample]] = deque()
@@ -84,10 +89,12 @@ class PairPipeline:
         """In order: see know_pair. Raises what was wrong with the pair."""
         found = read()
         try:
-            return know_pair(found, classes, builders)
+            known = know_pair(found, classes, builders)
         except ImageError:
             self._give_back(found.folder)
             raise
+        known.sample.signature = self._signatures.keep(known.sample.signature)
+        return known
 
     def _give_back(self, folder: Path) -> None:
         """The files of a pair that is stored, or not stored after all."""
@@ -112,3 +119,24 @@ class PairPipeline:
         """Those that were still being stored, in order."""
         while self._being_stored:
             yield self._being_stored.popleft().result()
+
+
+class _SignatureFile:
+    """Signatures in a mapped file: 8 KB a case in memory would grow with the archive."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        self._path, self._most, self._count = path, most, 0
+        self._rows: NDArray[np.float16] | None = None
+
+    def keep(self, signature: NDArray[np.float16]) -> NDArray[np.float16]:
+        """The same numbers where they do not count; nothing of those beyond `most`, which are not compared."""
+        if self._count == self._most:
+            return signature[:0]
+        if self._rows is None:
+            shape = (self._most, signature.size)
+            self._rows = np.asarray(np.memmap(self._path, np.float16, "w+", shape=shape))
+        row = self._rows[self._count]
+        row[:] = signature.reshape(-1)
+        self._count += 1
+        kept: NDArray[np.float16] = row.reshape(signature.shape)
+        return kept

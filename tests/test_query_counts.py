@@ -94,12 +94,12 @@ def test_pages_of_samples_are_the_same_by_number_and_by_order(api: APIClient) ->
         SampleFactory.create(dataset=dataset, position=position, name=f"case {position}", split="val")
     path = f"/api/v1/datasets/{dataset.pk}/samples/"
     for page in (1, 2, 3):
-        by_number = api.get(path, {"page_size": 4, "page": page})
-        by_order = api.get(path, {"page_size": 4, "page": page, "ordering": "position"})
+        by_number = api.get(f"{path}?page_size=4&page={page}")
+        by_order = api.get(f"{path}?page_size=4&page={page}&ordering=position")
         assert by_number.json()["count"] == by_order.json()["count"] == 9
         assert names(by_number) == names(by_order) == [f"case {index}" for index in range(9)][page * 4 - 4 : page * 4]
-    assert api.get(path, {"page_size": 4, "page": 4}).status_code == 404
-    backwards = api.get(path, {"page_size": 4, "page": 3, "ordering": "-name", "split": "val"})
+    assert api.get(f"{path}?page_size=4&page=4").status_code == 404
+    backwards = api.get(f"{path}?page_size=4&page=3&ordering=-name&split=val")
     assert names(backwards) == ["case 0"]
 
 

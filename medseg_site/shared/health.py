@@ -33,7 +33,7 @@ def check_broker() -> None:
     progress.redis_client().ping()
     if settings.CELERY_BROKER_URL != settings.REDIS_URL:
         with current_app.connection_for_write(connect_timeout=3) as broker:
-            broker.ensure_connection(max_retries=1, interval_start=0.2, timeout=5)
+            broker.ensure_connection(max_retries=1, interval_start=1, timeout=5)
 
 
 PARTS: dict[str, Callable[[], None]] = {

@@ -29,7 +29,7 @@ class KeyPaginator(_Paginator):
         number = self.validate_number(number)
         start = (number - 1) * self.per_page
         end = min(start + self.per_page, self.count)
-        return self._get_page(_rows_between(self.object_list, start, end), number, self)
+        return Page(_rows_between(self.object_list, start, end), number, self)
 
 
 def _rows_between(rows: Any, start: int, end: int) -> Sequence[Any]:

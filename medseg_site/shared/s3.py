@@ -17,10 +17,11 @@ SMALL_BYTES = 8 * 2**20
 CONNECTIONS = 32  # kept open at most
 
 
-class QuickS3Storage(S3Storage):
+class QuickS3Storage(S3Storage):  # type: ignore[misc]  # the library has no types
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.client_config = self.client_config.merge(Config(max_pool_connections=CONNECTIONS))
+        config: Config = self.client_config  # what the library made of the settings
+        self.client_config = config.merge(Config(max_pool_connections=CONNECTIONS))
 
     def _save(self, name: str, content: File[Any]) -> str:
         if content.size > SMALL_BYTES or self.gzip:

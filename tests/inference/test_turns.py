@@ -10,7 +10,7 @@ import pytest
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from inference import batches, tasks, turns
+from inference import batches, prediction, tasks, turns
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared import jobs
 from medseg_site.shared.progress import redis_client
@@ -64,7 +64,7 @@ def test_batches_take_turns_and_a_single_image_goes_first(monkeypatch: pytest.Mo
 def test_a_turn_makes_headway_though_single_images_keep_coming(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_batch(2)
     sent, _ = batches.call_workers(batch.pk)
-    real = turns.run
+    real = prediction.run
 
     def run_and_send_another(pk: int) -> bool:
         InferenceFactory.create(model=None)
@@ -118,7 +118,7 @@ def test_the_reaper_calls_workers_again_and_sends_no_message_per_image(queued: A
 def test_a_batch_can_be_cancelled_as_a_whole(api: APIClient) -> None:
     batch = make_batch(5)
     first, second = batch.inferences.order_by("pk")[:2]
-    turns.run(first.pk)
+    prediction.run(first.pk)
     running = jobs.claim(InferenceResult, second.pk)
     assert running
     answer = api.post(f"/api/v1/inference-batches/{batch.pk}/cancel/")
