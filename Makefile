@@ -4,10 +4,11 @@ PYTHON := $(shell for p in python3.11 python3 python; do $$p -c 'import sys; sys
 PYTHON := $(or $(PYTHON),python3)
 VENV_PYTHON := .venv/bin/python
 
-.PHONY: help run demo test test-setup check setup clean
+.PHONY: help run worker demo test test-setup check setup clean
 
 help:
 	@echo "make run    the platform on http://127.0.0.1:8000/ (PORT=..., MEDSEG_DATA_DIR=...)"
+	@echo "make worker QUEUES=train,infer   workers of another machine for a platform on Postgres, Redis and S3 (docs/SCALING.md)"
 	@echo "make demo   the same with a small synthetic dataset, model and overlay"
 	@echo "make test   all tests"
 	@echo "make check  style, types, import rules, migrations, API document"
@@ -18,6 +19,9 @@ setup:
 
 run: setup
 	@$(VENV_PYTHON) scripts/run.py
+
+worker: setup
+	@$(if $(QUEUES),MEDSEG_QUEUES=$(QUEUES)) $(VENV_PYTHON) scripts/run.py --worker
 
 demo: setup
 	@$(VENV_PYTHON) scripts/run.py --demo

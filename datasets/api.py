@@ -107,11 +107,14 @@ class DatasetViewSet(
     def samples(self, request: Request, pk: str) -> Response:
         """The images of a dataset with their masks, in the order of their names."""
         # Not get_object(): it would search and order the datasets by what is asked of the samples.
-        found = Sample.objects.filter(dataset=get_object_or_404(self.get_queryset(), pk=pk))
+        dataset = get_object_or_404(self.get_queryset(), pk=pk)
+        found = Sample.objects.filter(dataset=dataset)
         if split := request.query_params.get("split"):
             found = found.filter(split=split.replace("\0", ""))  # Postgres refuses to compare with it
         for backend in (SearchFilter, OrderingFilter):
             found = backend().filter_queryset(request, found, self)
+        if not any(request.query_params.get(name) for name in ("split", "search", "ordering")):
+            found = dataset.all_samples()
         return answer_page(self.paginator, found, request, SampleSerializer)
 
     def _sample(self, sample_id: str) -> Sample:

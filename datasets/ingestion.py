@@ -12,7 +12,8 @@ from django.db import transaction
 
 from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pair, SafeArchive, find_pairs
 from datasets.models import Dataset, DatasetClass, Sample
-from datasets.samples import CheckedSample, ClassTable, check_sample
+from datasets.pipeline import PairPipeline
+from datasets.samples import CheckedSample, ClassTable
 from datasets.url_import import DownloadLimits, UrlImportError, download
 from medseg_site.shared import outages, storage
 from medseg_site.shared.jobs import Claim, ClaimLostError, claim
@@ -169,23 +170,34 @@ def _check_pairs(
 ) -> _Checked:
     checked = _Checked()
     first_with: dict[str, str] = {}
-    for position, pair in enumerate(pairs):
-        job.beat({"stage": "checking", "done": position, "total": len(pairs), "fraction": position / len(pairs)})
-        prefix = storage.object_key("datasets", job.row.uuid, "samples", f"{position:06d}")
-        try:
-            sample = check_sample(pair, archive, folder, prefix, checked.classes, checked.builders)
-        except (ArchiveError, ImageError) as error:
-            issues.append(Issue("error", error.code, error.file or pair.name, str(error)))
-            continue
+
+    def note(sample: CheckedSample) -> None:
         issues.extend(sample.issues)
-        twin = first_with.setdefault(sample.image.sha256, pair.name)
-        if twin != pair.name:
+        twin = first_with.setdefault(sample.image.sha256, sample.name)
+        if twin != sample.name:
             text = f"The image is the same as that of {twin}. Leave one of them out, or the numbers will flatter."
-            issues.append(Issue("warning", "duplicate_image", pair.image[0], text))
+            issues.append(Issue("warning", "duplicate_image", sample.file, text))
         checked.samples.append(sample)
-        if len(checked.classes) > MOST_CLASSES:
-            cure = "Store every class as one number in the mask, without smoothing or lossy compression."
-            raise DatasetRefusedError(f"The masks hold more than {MOST_CLASSES} different values.", cure, issues)
+
+    with PairPipeline(archive, folder, min(len(pairs), MOST_COMPARED)) as pipeline:
+        for position, pair, read in pipeline.read(pairs):
+            job.beat({"stage": "checking", "done": position, "total": len(pairs), "fraction": position / len(pairs)})
+            prefix = storage.object_key("datasets", job.row.uuid, "samples", f"{position:06d}")
+            try:
+                known = pipeline.know(read, checked.classes, checked.builders)
+            except (ArchiveError, ImageError) as error:
+                issues.append(Issue("error", error.code, error.file or pair.name, str(error)))
+                continue
+            finally:
+                del read  # its pixels
+            for sample in pipeline.store(known, prefix):
+                note(sample)
+            if len(checked.classes) > MOST_CLASSES:
+                cure = "Store every class as one number in the mask, without smoothing or lossy compression."
+                raise DatasetRefusedError(f"The masks hold more than {MOST_CLASSES} different values.", cure, issues)
+        for sample in pipeline.rest():
+            job.beat()
+            note(sample)
     return checked
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 
-from medseg_site.shared.jobs import Job, JobWords, job_constraints
+from medseg_site.shared.job_rows import Job, JobWords, job_constraints
+from medseg_site.shared.paging import counted
 
 WORDS = JobWords(queued="uploaded", working="uploaded", done="ready", failed="error", cancelled=None)
 
@@ -50,6 +51,14 @@ class Dataset(Job):
 
     def get_absolute_url(self) -> str:
         return reverse("datasets:detail", args=[self.pk])
+
+    def all_samples(self) -> QuerySet[Sample]:
+        """In order, for a paginator: a dataset that is ready is neither counted nor walked through for each page."""
+        samples = self.samples.order_by("position")
+        last = self.file_count - 1
+        if self.status == WORDS.done and samples.filter(position=last).exists():
+            return counted(samples, self.file_count, numbered_by="position")
+        return samples
 
     def class_dicts(self) -> list[dict[str, Any]]:
         return [{"value": item.value, "name": item.name, "color": item.color} for item in self.classes.all()]
@@ -93,6 +102,10 @@ class Sample(models.Model):
     class Meta:
         db_table = "samples"
         ordering = ["position"]
+        indexes = [
+            models.Index(fields=["dataset", "split", "position"], name="sample_of_split"),
+            models.Index(fields=["dataset", "name"], name="sample_by_name"),
+        ]
         constraints = [models.UniqueConstraint(fields=["dataset", "position"], name="one_sample_per_position")]
 
     def __str__(self) -> str:

@@ -55,6 +55,7 @@ class CheckedSample:
     """A good pair, stored."""
 
     name: str
+    file: str  # the image's in the archive
     group: str
     shape: tuple[int, ...]
     spacing: list[float] | None
@@ -137,55 +138,91 @@ def _next_color(index: int) -> str:
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
-def check_sample(
-    pair: Pair,
-    archive: SafeArchive,
-    folder: Path,
-    prefix: str,
-    classes: ClassTable,
-    builders: dict[int, FingerprintBuilder],
-) -> CheckedSample:
-    """Raises ImageError or ArchiveError with `file` set to the culprit; nothing of the pair is stored then."""
+@dataclass
+class ReadPair:
+    """A pair that was read and whose parts fit together: pixels, and in `folder` the files to store."""
+
+    pair: Pair
+    folder: Path
+    image_path: Path
+    image: Image
+    mask: Mask
+    signature: NDArray[np.float16]
+    labels_path: Path | None  # None for a mask in colours: which value a colour has only the class table knows
+
+
+def read_pair(pair: Pair, archive: SafeArchive, folder: Path) -> ReadPair:
+    """Raises ImageError or ArchiveError with `file` set to the culprit. Nothing of it depends on other pairs."""
     image_path, mask_path = folder / f"image{_suffix(pair.image[0])}", folder / f"mask{_suffix(pair.mask)}"
+    image_file = pair.image[0].rpartition("/")[0] if pair.is_series else pair.image[0]
+    if pair.is_series:
+        image_path = _extract_series(pair, archive, folder)
+    else:
+        archive.extract(pair.image[0], image_path)
+    archive.extract(pair.mask, mask_path)
+    image = _read(read_image, image_path, image_file)
+    mask = _read(lambda path: read_mask(path, like=image), mask_path, pair.mask)
+    labels_path = None
     try:
-        if pair.is_series:
-            image_path = _extract_series(pair, archive, folder)
-        else:
-            archive.extract(pair.image[0], image_path)
-        archive.extract(pair.mask, mask_path)
-        image = _read(read_image, image_path, pair.image[0].rpartition("/")[0] if pair.is_series else pair.image[0])
-        mask = _read(lambda path: read_mask(path, like=image), mask_path, pair.mask)
-        try:
-            check_pair(image, mask)
-            values, counts = classes.values_of(mask)
-            labels_path = write_label_map(values, image, folder)
-        except ImageError as error:
-            alone = error.code in ("too_many_values", "value_range")
-            error.file = pair.mask if alone else f"{pair.image[0]} and {pair.mask}"
-            raise
-        builders[image.dimensions].add(image, values, counts)  # last: what is refused must not be counted
-        stored_image = storage.store_file(f"{prefix}/image{_suffix(image_path.name)}", image_path)
-        stored_mask = storage.store_file(f"{prefix}/mask{_suffix(labels_path.name)}", labels_path)
-        thumbnail = storage.store_bytes(f"{prefix}/thumbnail.jpg", thumbnail_jpeg(image, values, classes.colors()))
-        labels_path.unlink()
-    finally:
-        image_path.unlink(missing_ok=True)
-        mask_path.unlink(missing_ok=True)
+        check_pair(image, mask)
+        if mask.coding == "values":
+            labels_path = write_label_map(mask.values, image, folder)
+    except ImageError as error:
+        error.file = pair.mask if error.code == "value_range" else f"{pair.image[0]} and {pair.mask}"
+        raise
+    seen = signature(image)
+    return ReadPair(pair, folder, image_path, image, mask, seen, labels_path)
+
+
+@dataclass
+class KnownSample:
+    """A good pair whose values are known to the class table, ready to be stored. It holds no pixels any more."""
+
+    sample: CheckedSample
+    folder: Path
+    image_path: Path
+    labels_path: Path
+    thumbnail: bytes
+
+
+def know_pair(read: ReadPair, classes: ClassTable, builders: dict[int, FingerprintBuilder]) -> KnownSample:
+    """Raises ImageError with `file` set. Pairs come here in order: it decides which colours and values classes get."""
+    image, mask, pair = read.image, read.mask, read.pair
+    try:
+        values, counts = classes.values_of(mask)
+        labels_path = read.labels_path or write_label_map(values, image, read.folder)
+    except ImageError as error:
+        alone = error.code in ("too_many_values", "value_range")
+        error.file = pair.mask if alone else f"{pair.image[0]} and {pair.mask}"
+        raise
+    builders[image.dimensions].add(image, values, counts)  # last: what is refused must not be counted
     issues = []
     if mask.lossy:
         text = "The mask is a JPEG, which blurs the borders of classes; values were set to 0 or 255. Save masks as PNG."
         issues.append(Issue("warning", "lossy_mask", pair.mask, text))
-    return CheckedSample(
+    sample = CheckedSample(
         name=pair.name[:300],  # as long as the column
+        file=pair.image[0],
         group=patient_group(image, pair.name),
         shape=image.shape,
         spacing=[float(step) for step in image.spacing] if image.spacing else None,
-        image=stored_image,
-        mask=stored_mask,
-        thumbnail_key=thumbnail.key,
-        signature=signature(image),
+        image=storage.StoredObject("", 0, ""),
+        mask=storage.StoredObject("", 0, ""),
+        thumbnail_key="",
+        signature=read.signature,
         issues=issues,
     )
+    thumbnail = thumbnail_jpeg(image, values, classes.colors())
+    return KnownSample(sample, read.folder, read.image_path, labels_path, thumbnail)
+
+
+def store_sample(known: KnownSample, prefix: str) -> CheckedSample:
+    """Store image, mask and thumbnail."""
+    image_path, labels_path, sample = known.image_path, known.labels_path, known.sample
+    sample.image = storage.store_file(f"{prefix}/image{_suffix(image_path.name)}", image_path)
+    sample.mask = storage.store_file(f"{prefix}/mask{_suffix(labels_path.name)}", labels_path)
+    sample.thumbnail_key = storage.store_bytes(f"{prefix}/thumbnail.jpg", known.thumbnail).key
+    return sample
 
 
 def _suffix(name: str) -> str:

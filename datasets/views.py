@@ -7,6 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -25,11 +26,13 @@ ISSUES_SHOWN = 50
 def rows_of(user: Any) -> QuerySet[Dataset]:
     """Datasets with what a line of a list shows: classes, number of models, first sample. Two queries in all."""
     first = Sample.objects.filter(dataset=OuterRef("pk")).order_by("position").values("pk")[:1]
+    of_dataset = Dataset.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
+    models = of_dataset.annotate(number=Count("models")).values("number")
     shown = Dataset.objects.visible_to(user).prefetch_related("classes")
     annotated: QuerySet[Dataset] = shown.annotate(
-        model_count=Count("models", distinct=True), first_sample=Subquery(first)
+        model_count=Coalesce(Subquery(models), 0), first_sample=Subquery(first)
     )
-    return annotated.order_by("-uploaded_at", "-id")  # counting drops the table's own order
+    return annotated
 
 
 @login_required
@@ -63,7 +66,7 @@ def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
     context = {
         "dataset": dataset,
         "classes": dataset.classes.all(),
-        "samples": page_of(request, dataset.samples.all(), SAMPLES_PER_PAGE),
+        "samples": page_of(request, dataset.all_samples(), SAMPLES_PER_PAGE),
         "issues": dataset.issues if show_all else dataset.issues[:ISSUES_SHOWN],
         "hidden_issues": 0 if show_all else max(0, len(dataset.issues) - ISSUES_SHOWN),
         "models": models,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Count, Q, QuerySet
+from django.db.models import F, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 
 from inference import services
-from inference.models import InferenceBatch, InferenceResult
+from inference.models import InferenceBatch, InferenceResult, with_counts
 from medseg_site.shared.job_admin import JOB_FIELDS, JobAdmin, json_block, link, picture
 
 
@@ -128,12 +128,10 @@ class InferenceBatchAdmin(JobAdmin):
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        ended = {
-            "completed_count": Count("inferences", filter=Q(inferences__status="completed")),
-            "failed_count": Count("inferences", filter=Q(inferences__status__in=["failed", "cancelled"])),
-        }
-        rows = super().get_queryset(request).select_related("model")
-        annotated: QuerySet[Any] = rows.annotate(image_count=Count("inferences"), **ended)
+        rows = with_counts(super().get_queryset(request).select_related("model"))
+        annotated: QuerySet[Any] = rows.annotate(
+            image_count=F("total"), completed_count=F("completed"), failed_count=F("failed")
+        )
         return annotated
 
     def delete_row(self, row: Any) -> None:

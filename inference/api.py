@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import django_filters
 import numpy as np
-from django.db.models import Count, Q, QuerySet
+from django.db.models import QuerySet
 from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -19,7 +19,7 @@ from rest_framework.reverse import reverse
 from datasets import display
 from inference import services
 from inference.downloads import batch_zip
-from inference.models import InferenceBatch, InferenceResult
+from inference.models import InferenceBatch, InferenceResult, with_counts
 from inference.serializers import (
     BatchCreateSerializer,
     BatchSerializer,
@@ -211,12 +211,7 @@ class InferenceBatchViewSet(
     lookup_value_regex = r"\d{1,18}"
 
     def get_queryset(self) -> QuerySet[InferenceBatch]:
-        ended = {
-            "completed": Count("inferences", filter=Q(inferences__status="completed")),
-            "failed": Count("inferences", filter=Q(inferences__status__in=["failed", "cancelled"])),
-        }
-        rows: QuerySet[InferenceBatch] = InferenceBatch.objects.visible_to(self.request.user)
-        return rows.annotate(total=Count("inferences"), **ended).order_by(*InferenceBatch._meta.ordering or ())
+        return with_counts(InferenceBatch.objects.visible_to(self.request.user))
 
     @extend_schema(
         request=BatchCreateSerializer,
@@ -235,11 +230,18 @@ class InferenceBatchViewSet(
     def perform_destroy(self, instance: InferenceBatch) -> None:
         services.delete_batch(batch=instance)
 
+    @extend_schema(request=None, responses={202: BatchSerializer})
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        """Stop a batch. The masks that are made by then stay."""
+        services.cancel_batch(batch=self.get_object())
+        return Response(self.get_serializer(self.get_object()).data, status=202)
+
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
     @action(detail=True)
     def download(self, request: Request, pk: str) -> StreamingHttpResponse:
         """A ZIP of all label maps with summary.json."""
         batch = self.get_object()
-        if batch.status != "completed":
+        if batch.status not in {"completed", "cancelled"}:
             raise WrongStateError(f"This batch is {batch.status}. Ask again when it is completed.")
         return batch_zip(batch)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import uuid
+from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
 from datasets.archives import ArchiveError, ArchiveLimits, SafeArchive
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared import storage
-from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, announce, claim
+from medseg_site.shared import outages, storage
+from medseg_site.shared.jobs import LOST_MESSAGE_SECONDS, CancelledError, Claim, ClaimLostError, announce, claim
 from medseg_site.shared.text import clean_file_name
 from ml_core.io import SUPPORTED_SUFFIXES
 
@@ -23,17 +24,19 @@ log = logging.getLogger(__name__)
 
 MOST_IMAGES = 10_000
 ACTIVE = ["queued", "running"]
+MOST_MESSAGES = 128  # on their way at once for all batches together: as many workers can be at them
 
 
-def expand(pk: int) -> list[int]:
-    """Make the inferences of one batch, whatever happens. The ids of those that now wait to be run."""
+def expand(pk: int) -> bool:
+    """Make the inferences of one batch, whatever happens. True when they now wait to be run."""
     job = claim(InferenceBatch, pk)
     if job is None:
-        return []
+        return False
     stored: list[str] = []
     try:
         with storage.scratch_folder(f"batch-{pk}") as folder:
-            return _expand(job, folder, stored)
+            _expand(job, folder, stored)
+        return True
     except ClaimLostError:
         _delete(stored)
     except CancelledError:
@@ -44,13 +47,16 @@ def expand(pk: int) -> list[int]:
         job.fail(str(error))
         storage.delete_prefix(storage.object_key("batches", job.row.uuid))
     except Exception as error:
+        if reason := outages.reason_of(error):
+            job.retry_later(reason)  # the reaper sends for a worker when it is time
+            return False
         log.exception("batch %s", pk)
         _delete(stored)
         job.fail(
-            f"The batch could not be unpacked ({type(error).__name__}). Send it again; if it fails again, see the worker's log."
+            f"The batch could not be unpacked ({type(error).__name__}). Send it again; if it fails again, see its log."
         )
         storage.delete_prefix(storage.object_key("batches", job.row.uuid))
-    return []
+    return False
 
 
 def _delete(prefixes: list[str]) -> None:
@@ -58,7 +64,7 @@ def _delete(prefixes: list[str]) -> None:
         storage.delete_prefix(prefix)
 
 
-def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[int]:
+def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> None:
     batch = job.row
     archive_path = storage.fetch(batch.archive_key)
     rows, issues = [], []
@@ -107,28 +113,77 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[
     with transaction.atomic():
         InferenceResult.objects.bulk_create(rows, batch_size=500)
         # The batch goes on without a worker of its own: its inferences are jobs themselves.
-        job.update(issues=issues[:1000], claim_token=None, heartbeat_at=None, progress={})
+        job.log.add(f"{len(rows)} images, {len(issues)} files that are none")
+        job.log.detach()
+        job.update(issues=issues[:1000], claim_token=None, heartbeat_at=None, progress={}, log=job.log.text())
         transaction.on_commit(lambda: storage.delete_prefix(storage.object_key("batches", batch.uuid)))
-    return [row.pk for row in rows]
+
+
+def waiting_images() -> QuerySet[InferenceResult]:
+    """Images that no worker has, and that do not wait for the end of an outage."""
+    return InferenceResult.objects.filter(status="queued", claim_token=None, enqueued_at__lte=timezone.now())
+
+
+def batches_with_work() -> QuerySet[InferenceBatch]:
+    """Batches that are unpacked and have an image which no worker has."""
+    unpacked = InferenceBatch.objects.filter(status="running", claim_token=None, cancel_requested=False)
+    return unpacked.filter(Exists(waiting_images().filter(batch=OuterRef("pk"))))
+
+
+def call_workers(pk: int) -> tuple[str, int]:
+    """(the stamp of the messages to send for a batch, how many). Those sent before die out: their stamp is an old one.
+
+    A message calls a worker to one turn (inference/turns.py), after which it is sent again while images wait. So there
+    are never more of them than workers can use, however many images there are.
+    """
+    share = max(1, MOST_MESSAGES // max(1, batches_with_work().count()))
+    count = min(share, waiting_images().filter(batch=pk).count())
+    now = timezone.now()
+    InferenceBatch.objects.filter(pk=pk).update(enqueued_at=now)
+    return now.isoformat(), count
+
+
+def forgotten_batches() -> list[int]:
+    """Batches with work whose workers were called so long ago that the messages may be lost."""
+    silent = timezone.now() - timedelta(seconds=LOST_MESSAGE_SECONDS)
+    return list(batches_with_work().filter(enqueued_at__lt=silent).order_by("pk").values_list("pk", flat=True))
+
+
+def cancel_images(pk: int) -> None:
+    """Cancel the images of a batch that wait, and ask the workers to stop at those that they have."""
+    images = InferenceResult.objects.filter(batch=pk)
+    # In this order: one that a worker takes in between is still caught.
+    waiting = images.filter(status="queued", claim_token=None)
+    waiting.update(status="cancelled", cancel_requested=True, finished_at=timezone.now())
+    images.filter(status="running").update(cancel_requested=True)
 
 
 def close_batch_if_done(pk: int) -> None:
-    """End a batch whose last inference has ended: completed if any image could be segmented, else failed."""
-    active = InferenceResult.objects.filter(batch=OuterRef("pk"), status__in=ACTIVE)
-    any_row = InferenceResult.objects.filter(batch=OuterRef("pk"))
-    done = InferenceBatch.objects.filter(Exists(any_row), ~Exists(active), pk=pk, status="running", claim_token=None)
+    """End a batch whose last inference has ended: cancelled where that was asked for, completed if any image could be
+    segmented, else failed."""
     results = InferenceResult.objects.filter(batch=pk)
-    if results.filter(status="completed").exists():
-        closed, status = done.update(status="completed", finished_at=timezone.now()), "completed"
+    if results.filter(status__in=ACTIVE).exists():
+        return  # a look, before a write that all but one of its images would ask for in vain
+    active = InferenceResult.objects.filter(batch=OuterRef("pk"), status__in=ACTIVE)
+    done = InferenceBatch.objects.filter(~Exists(active), pk=pk, status="running", claim_token=None)
+    ended: dict[str, Any] = {"finished_at": timezone.now()}
+    if done.filter(cancel_requested=True).exists():
+        status = "cancelled"
+    elif results.filter(status="completed").exists():
+        status = "completed"
     else:
+        status = "failed"
         first = results.filter(status="failed").values_list("error", flat=True).first()
-        reason = f"No image of the batch could be segmented. The first reason: {first or 'it was cancelled'}"
-        closed, status = done.update(status="failed", finished_at=timezone.now(), error=reason), "failed"
-    if closed:
+        ended["error"] = f"No image of the batch could be segmented. The first reason: {first or 'they were cancelled'}"
+    if done.update(status=status, **ended):
         announce(InferenceBatch.objects.get(pk=pk), status)
 
 
 def close_finished_batches() -> None:
-    """The same for every batch: for those whose worker died between the last inference and the batch's end."""
-    for pk in InferenceBatch.objects.filter(status="running", claim_token=None).values_list("pk", flat=True):
+    """The same for every batch: for those whose worker died between the last inference and the batch's end, and
+    those that were cancelled while they were unpacked."""
+    unpacked = InferenceBatch.objects.filter(status="running", claim_token=None)
+    for pk, is_cancelled in unpacked.values_list("pk", "cancel_requested"):
+        if is_cancelled:
+            cancel_images(pk)
         close_batch_if_done(pk)

@@ -7,7 +7,8 @@ from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
 
-from medseg_site.shared.jobs import Job, JobWords, job_constraints
+from medseg_site.shared.job_rows import Job, JobWords, job_constraints
+from medseg_site.shared.paging import count_of
 from models_app.models import SegmentationModel
 
 WORDS = JobWords(queued="queued", working="running", done="completed", failed="failed", cancelled="cancelled")
@@ -26,6 +27,7 @@ class InferenceBatch(Job):
     archive_name = models.CharField(max_length=300, blank=True, editable=False)
     archive_key = models.CharField(max_length=300, blank=True, editable=False)
     issues = models.JSONField(default=list, blank=True, editable=False)
+    served_at = models.DateTimeField(null=True, blank=True, editable=False)  # when a worker last took a turn at it
 
     class Meta:
         db_table = "inference_batches"
@@ -80,6 +82,15 @@ class InferenceResult(Job):
     class Meta:
         db_table = "inference_results"
         ordering = ["-created_at", "-id"]
+        indexes = [
+            models.Index(fields=["batch", "status"], name="inference_of_batch_by_status"),
+            models.Index(fields=["batch", "created_at", "id"], name="inference_of_batch_by_time"),
+            models.Index(fields=["batch", "confidence"], name="inference_of_batch_by_sureness"),
+            models.Index(fields=["status", "created_at", "id"], name="inference_of_status_by_time"),
+            models.Index(fields=["confidence"], name="inference_by_confidence"),
+            models.Index(fields=["seconds"], name="inference_by_seconds"),
+            models.Index(fields=["image_name"], name="inference_by_image_name"),
+        ]
         constraints = [
             *job_constraints("inference_results", WORDS, ~Q(output_image_s3_key="") & ~Q(output_sha256="")),
             models.CheckConstraint(
@@ -94,3 +105,14 @@ class InferenceResult(Job):
 
     def get_absolute_url(self) -> str:
         return reverse("inference:detail", args=[self.pk])
+
+
+def with_counts(batches: models.QuerySet[InferenceBatch]) -> models.QuerySet[InferenceBatch]:
+    """Batches with `total`, `completed` and `failed` (which counts the cancelled too)."""
+    counted: models.QuerySet[InferenceBatch] = batches.annotate(
+        total=count_of(InferenceResult, "batch"),
+        completed=count_of(InferenceResult, "batch", status="completed"),
+        failed=count_of(InferenceResult, "batch", status="failed")
+        + count_of(InferenceResult, "batch", status="cancelled"),
+    )
+    return counted

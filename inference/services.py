@@ -11,6 +11,7 @@ from django.conf import settings
 from django.core.files import File
 from django.db import transaction
 
+from inference.batches import cancel_images, close_batch_if_done
 from inference.models import InferenceBatch, InferenceResult
 from inference.tasks import expand_batch, run_inference
 from medseg_site.shared import storage
@@ -103,6 +104,16 @@ def _checked_suffix(upload: File[Any], field: str) -> str:
 def cancel_inference(*, inference: InferenceResult) -> InferenceResult:
     request_cancel(inference)
     return inference
+
+
+def cancel_batch(*, batch: InferenceBatch) -> InferenceBatch:
+    """Stop a batch: what waits is cancelled at once, what runs ends soon; masks that are made stay."""
+    with transaction.atomic():
+        request_cancel(batch)
+        cancel_images(batch.pk)
+    close_batch_if_done(batch.pk)
+    batch.refresh_from_db()
+    return batch
 
 
 def retry_inference(*, inference: InferenceResult) -> InferenceResult:

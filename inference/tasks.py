@@ -19,16 +19,38 @@ def run_inference(pk: int) -> None:
 def expand_batch(pk: int) -> None:
     from inference.batches import expand
 
-    for inference in expand(pk):  # should this die half-way, the reaper sends the rest
-        run_inference.delay(inference)
+    if expand(pk):
+        send_turns(pk)  # should this die before, the reaper sends them
+
+
+@shared_task(soft_time_limit=HOUR + 60, time_limit=HOUR + 120)
+def work_on_batches(pk: int, sent: str) -> None:
+    from inference.turns import take_turn
+
+    if take_turn(pk, sent):
+        work_on_batches.delay(pk, sent)  # to the end of the queue
+
+
+def send_turns(pk: int) -> None:
+    """Call as many workers to a batch as can be of use to it."""
+    from inference.batches import call_workers
+
+    sent, count = call_workers(pk)
+    for _ in range(count):
+        work_on_batches.delay(pk, sent)
 
 
 @shared_task(soft_time_limit=60, time_limit=90)
 def reap_inferences() -> None:
-    from inference.batches import close_finished_batches
+    from django.db.models import Q
+
+    from inference.batches import close_finished_batches, forgotten_batches
     from inference.models import InferenceBatch, InferenceResult
     from medseg_site.shared.jobs import reap
 
-    reap(InferenceResult, run_inference.delay)
+    # The images of a batch that is at work have no messages of their own.
+    reap(InferenceResult, run_inference.delay, waiting=Q(batch=None) | Q(batch__finished_at__isnull=False))
     reap(InferenceBatch, expand_batch.delay)
     close_finished_batches()
+    for pk in forgotten_batches():
+        send_turns(pk)

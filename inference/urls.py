@@ -15,5 +15,6 @@ urlpatterns = [
     path("<int:pk>/delete/", views.inference_delete, name="delete"),
     path("batches/<int:pk>/", views.batch_detail, name="batch"),
     path("batches/<int:pk>/live/", views.batch_live, name="batch_live"),
+    path("batches/<int:pk>/cancel/", views.batch_cancel, name="batch_cancel"),
     path("batches/<int:pk>/delete/", views.batch_delete, name="batch_delete"),
 ]

@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
-from django.db.models import Count, F, Q, QuerySet
+from django.db.models import F, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from inference import services
 from inference.forms import AgainForm
-from inference.models import InferenceBatch, InferenceResult
+from inference.models import InferenceBatch, InferenceResult, with_counts
 from medseg_site.shared.errors import MedSegError
 from medseg_site.shared.pages import end_live_part, end_text, is_live, page_of, tell, to_page
 from models_app.services import usable_models
@@ -32,12 +32,7 @@ def rows_of(user: Any) -> QuerySet[InferenceResult]:
 def batches_of(user: Any) -> QuerySet[InferenceBatch]:
     """Batches with `total`, `completed` and `failed` (which counts the cancelled too). One query."""
     shown = InferenceBatch.objects.visible_to(user).select_related("model__dataset")
-    annotated: QuerySet[InferenceBatch] = shown.annotate(
-        total=Count("inferences"),
-        completed=Count("inferences", filter=Q(inferences__status="completed")),
-        failed=Count("inferences", filter=Q(inferences__status__in=["failed", "cancelled"])),
-    )
-    return annotated.order_by("-created_at", "-id")  # counting drops the table's own order
+    return with_counts(shown)
 
 
 @login_required
@@ -181,6 +176,14 @@ def _ended(batch: Any) -> dict[str, Any]:
     """How many images of a batch have ended, and their share of all."""
     count = batch.completed + batch.failed
     return {"count": count, "fraction": count / batch.total if batch.total else 0.0}
+
+
+@login_required
+@require_POST
+def batch_cancel(request: HttpRequest, pk: int) -> HttpResponse:
+    batch = get_object_or_404(InferenceBatch.objects.visible_to(request.user), pk=pk)
+    tell(request, "The batch is stopping.", lambda: services.cancel_batch(batch=batch))
+    return to_page(batch)
 
 
 @login_required

@@ -1,11 +1,11 @@
-"""The Celery application: three queues, so that long work of one kind never holds up another."""
+"""The Celery application: queues by need, so that long work of one kind never holds up another."""
 
 import importlib
 import os
 import threading
 
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import beat_init, worker_process_init
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "medseg_site.settings")
 
@@ -23,3 +23,12 @@ def preload(**kwargs: object) -> None:
     if os.environ.get("MEDSEG_PRELOAD"):
         names = ["segmentation_models_pytorch", "inference.prediction"]
         threading.Thread(target=lambda: [importlib.import_module(name) for name in names], daemon=True).start()
+
+
+@beat_init.connect
+@worker_process_init.connect
+def tidy_up(**kwargs: object) -> None:
+    """Each machine looks after its own disk: a message would reach one of them only."""
+    from medseg_site.local_disk import sweep_now_and_then
+
+    threading.Thread(target=sweep_now_and_then, daemon=True).start()

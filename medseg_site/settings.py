@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import dj_database_url
+from kombu import Queue
 
 from medseg_site import env
 
@@ -43,6 +44,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "medseg_site.shared.gate.GateMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -104,7 +106,7 @@ _default_storage: dict[str, Any] = {
 }
 if S3_BUCKET_NAME:
     _default_storage = {
-        "BACKEND": "storages.backends.s3.S3Storage",
+        "BACKEND": "medseg_site.shared.s3.QuickS3Storage",
         "OPTIONS": {
             "bucket_name": S3_BUCKET_NAME,
             "access_key": AWS_ACCESS_KEY_ID or None,
@@ -148,6 +150,7 @@ MEDSEG_URL_IMPORT_SECONDS = env.integer("MEDSEG_URL_IMPORT_SECONDS", 4 * 3600, m
 MEDSEG_MODEL_CACHE_BYTES = env.integer("MEDSEG_MODEL_CACHE_MB", 2_000, minimum=1) * 2**20
 MEDSEG_OBJECT_CACHE_BYTES = env.integer("MEDSEG_OBJECT_CACHE_MB", 50_000, minimum=1) * 2**20
 MEDSEG_CHECKPOINT_SECONDS = env.integer("MEDSEG_CHECKPOINT_SECONDS", 60, minimum=1)  # between uploads of a checkpoint
+MEDSEG_REQUESTS_AT_ONCE = env.integer("MEDSEG_REQUESTS_AT_ONCE", 8, minimum=1)  # in the web process; others wait
 MEDSEG_TRAINING_SECONDS = env.integer("MEDSEG_TRAINING_SECONDS", 300, minimum=10)  # default time budget of a training
 FILE_UPLOAD_TEMP_DIR = str(TMP_DIR)
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
@@ -163,7 +166,8 @@ REDIS_URL = env.text("REDIS_URL", f"redis://127.0.0.1:{MEDSEG_REDIS_PORT}/0")
 CHANNEL_LAYERS = {
     "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}
 }
-CELERY_BROKER_URL = REDIS_URL
+# Messages may go over a broker of their own, RabbitMQ or another Redis; live events and waiting requests stay with Redis.
+CELERY_BROKER_URL = env.text("CELERY_BROKER_URL", REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
@@ -174,16 +178,26 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     CELERY_DB_REUSE_MAX = 10
 CELERY_WORKER_HIJACK_ROOT_LOGGER = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # a redelivered message is harmless: claims decide
+if CELERY_BROKER_URL.startswith("amqp"):
+    CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {"confirm_publish": True}  # sent means that the broker has it
+    # RabbitMQ cuts a worker off that keeps a message for half an hour, which every longer training does.
+    _queue_arguments = {"x-consumer-timeout": 16 * 24 * 3600 * 1000}
+else:
+    CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # a redelivered message is harmless: claims decide
+    _queue_arguments = {}
+CELERY_TASK_QUEUES = [
+    Queue(name, routing_key=name, queue_arguments=_queue_arguments)
+    for name in ("ingest", "infer", "train", "housekeeping")
+]
 CELERY_TASK_DEFAULT_QUEUE = "housekeeping"  # short tasks, taken by whichever of the two workers is free
 CELERY_TASK_ROUTES = {
     "datasets.tasks.check_dataset": {"queue": "ingest"},
     "inference.tasks.expand_batch": {"queue": "ingest"},
     "models_app.tasks.train_model": {"queue": "train"},
     "inference.tasks.run_inference": {"queue": "infer"},
+    "inference.tasks.work_on_batches": {"queue": "infer"},
 }
 CELERY_BEAT_SCHEDULE = {
-    "sweep-scratch": {"task": "medseg_site.tasks.sweep_scratch", "schedule": 3600, "options": {"expires": 3600}},
     "reap-datasets": {"task": "datasets.tasks.reap_datasets", "schedule": 15, "options": {"expires": 15}},
     "reap-models": {"task": "models_app.tasks.reap_models", "schedule": 15, "options": {"expires": 15}},
     "reap-inferences": {
@@ -221,7 +235,8 @@ DRF_STANDARDIZED_ERRORS = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "MedSeg Platform",
-    "DESCRIPTION": "Upload a dataset, train a segmentation model, segment images. Research use only, not a medical device.",
+    "DESCRIPTION": "Upload a dataset, train a segmentation model, segment images. Research use only, not a medical device. "
+    "A request that would have to wait too long is answered 429 with Retry-After.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",

@@ -1,4 +1,4 @@
-"""Celery's side of what belongs to no app: the synthetic example, and tidying."""
+"""Celery's side of what belongs to no app: the synthetic example."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from typing import Any
 from celery import shared_task
 
 SECONDS_BETWEEN_LOOKS = 3
-
-
-@shared_task(soft_time_limit=600, time_limit=660)
-def sweep_scratch() -> None:
-    from medseg_site.shared import storage
-
-    storage.sweep_scratch()
 
 
 @shared_task(bind=True, max_retries=2000, soft_time_limit=60, time_limit=90)

@@ -25,6 +25,7 @@ THRESHOLD = 0.988  # correlation from which on two cases are one picture
 PROJECTED = 256
 LIKELY = 0.97  # correlation of projections from which on the signatures themselves are compared
 CHUNK = 1000  # cases compared at once
+AT_ONCE = 2**22  # pixels of an image that is scaled down in one piece
 
 
 def signature(image: Image) -> NDArray[np.float16]:
@@ -105,16 +106,33 @@ def _turned(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 def _thumbnail(array: NDArray[np.generic], side: int) -> NDArray[np.float32]:
     """(C, *spatial) → the mean over channels, averaged by area to `side` pixels along each axis, float32."""
     height = array.shape[1]
-    weights = _area_weights(height, side)
-    strips = []  # one at a time: an image of 200 million pixels in float32 would not be small
-    for row in weights:
-        used = np.flatnonzero(row)
-        strip = array[:, used[0] : used[-1] + 1].mean(axis=0, dtype=np.float32)
-        strips.append(np.tensordot(row[used], strip, 1))
-    small = np.stack(strips)
+    if array.size <= AT_ONCE:
+        small = _averaged(array.mean(axis=0, dtype=np.float32), side, 0)
+    else:
+        strips = []  # one at a time: an image of 200 million pixels in float32 would not be small
+        for row in _area_weights(height, side):
+            used = np.flatnonzero(row)
+            strip = array[:, used[0] : used[-1] + 1].mean(axis=0, dtype=np.float32)
+            strips.append(np.tensordot(row[used], strip, 1))
+        small = np.stack(strips)
     for axis in range(1, small.ndim):
-        small = np.moveaxis(np.tensordot(_area_weights(small.shape[axis], side), small, (1, axis)), 0, axis)
+        small = _averaged(small, side, axis)
     return small
+
+
+def _averaged(array: NDArray[np.float32], side: int, axis: int) -> NDArray[np.float32]:
+    """`array` averaged by area to `side` parts along one axis.
+
+    From running sums: a matrix product would be as short, but waits for all of BLAS's threads where others use the cores.
+    """
+    pixels = np.moveaxis(array, axis, 0)
+    sums = np.zeros((len(pixels) + 1, *pixels.shape[1:]))
+    np.cumsum(pixels, axis=0, out=sums[1:])
+    edges = np.linspace(0, len(pixels), side + 1)
+    whole = np.minimum(edges.astype(int), len(pixels) - 1)
+    part = (edges - whole).reshape(-1, *[1] * (pixels.ndim - 1))
+    parts = np.diff(sums[whole] + part * pixels[whole], axis=0) * (side / len(pixels))
+    return np.moveaxis(parts.astype(np.float32), 0, axis)
 
 
 def _area_weights(length: int, side: int) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from datasets.models import Dataset
-from medseg_site.shared.jobs import Job, JobWords, job_constraints
+from medseg_site.shared.job_rows import Job, JobWords, job_constraints
 
 WORDS = JobWords(queued="queued", working="training", done="completed", failed="failed", cancelled="cancelled")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
-from django.db.models import Count, QuerySet
+from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -23,8 +24,10 @@ MODELS_PER_PAGE = 25
 def rows_of(user: Any) -> QuerySet[SegmentationModel]:
     """Models with what a line of a list shows. One query."""
     shown = SegmentationModel.objects.visible_to(user).select_related("dataset")
-    annotated: QuerySet[SegmentationModel] = shown.annotate(inference_count=Count("inferences", distinct=True))
-    return annotated.order_by("-created_at", "-id")  # counting drops the table's own order
+    of_model = SegmentationModel.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
+    inferences = of_model.annotate(number=Count("inferences")).values("number")  # the table below is not known here
+    annotated: QuerySet[SegmentationModel] = shown.annotate(inference_count=Coalesce(Subquery(inferences), 0))
+    return annotated
 
 
 @login_required

@@ -47,6 +47,8 @@ def _prepare() -> None:
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
         "DATABASE_URL",
+        "CELERY_BROKER_URL",
+        "MEDSEG_QUEUES",
         "DEBUG",
     ):
         os.environ.pop(name, None)

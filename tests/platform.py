@@ -26,7 +26,7 @@ from tests.environment import REPOSITORY, free_port
 READY_SECONDS = 180
 WORK_SECONDS = 600
 # What decides where a platform keeps things; it starts from none of it and takes what the test gives.
-OWN_SETTINGS = ("AWS_", "DATABASE_URL", "DEBUG", "MEDSEG_", "PORT", "REDIS_URL", "S3_BUCKET_NAME")
+OWN_SETTINGS = ("AWS_", "CELERY_", "DATABASE_URL", "DEBUG", "MEDSEG_", "PORT", "REDIS_URL", "S3_BUCKET_NAME")
 
 Json = dict[str, Any]
 
@@ -52,13 +52,13 @@ class Platform:
         self.http.trust_env = False  # no proxy stands between this machine and itself
         self._launcher: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """Returns when /readyz is 200. Raises RuntimeError with the launcher's words when it does not come up."""
         self.folder.mkdir(parents=True, exist_ok=True)
         output = self.folder / "run.txt"
         with output.open("wb") as out:
             self._launcher = subprocess.Popen(
-                [sys.executable, "scripts/run.py"],
+                [sys.executable, "scripts/run.py", *options],
                 cwd=REPOSITORY,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -66,10 +66,21 @@ class Platform:
                 stderr=subprocess.STDOUT,
             )
         deadline = time.monotonic() + READY_SECONDS
-        while "MedSeg is ready" not in output.read_text(errors="replace"):
+        while " is ready: " not in output.read_text(errors="replace"):
             if self._launcher.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"The platform did not come up:\n{output.read_text(errors='replace')[-4000:]}")
             time.sleep(0.1)
+
+    def kill(self) -> None:
+        """As a power cut: all processes at once, in the middle of whatever they do."""
+        assert self._launcher
+        doomed = [psutil.Process(self._launcher.pid), *self.processes()]
+        for process in doomed:
+            process.suspend()  # so that none sees another one die, and acts on it
+        for process in doomed:
+            process.kill()
+        self._launcher.wait(timeout=10)
+        self._launcher = None
 
     def stop(self) -> list[str]:
         """End all of it. Returns the command lines of processes that were left over (and are ended now)."""
@@ -190,12 +201,12 @@ class Platform:
 
 
 @contextmanager
-def running_platform(**settings: str) -> Iterator[Platform]:
-    """A platform that is ready, ended whatever happens. `settings` are environment variables."""
+def running_platform(*options: str, **settings: str) -> Iterator[Platform]:
+    """A platform that is ready (with `--worker` only its workers), ended whatever happens. `settings` are environment variables."""
     with tempfile.TemporaryDirectory(prefix="medseg-platform-", ignore_cleanup_errors=True) as folder:
         platform = Platform(Path(folder), settings)
         try:
-            platform.start()
+            platform.start(*options)
             yield platform
         finally:
             left = platform.stop()

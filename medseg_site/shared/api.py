@@ -20,13 +20,16 @@ from rest_framework.serializers import BaseSerializer
 
 from medseg_site.shared import outages, progress
 from medseg_site.shared.errors import MedSegError
-from medseg_site.shared.jobs import Job
+from medseg_site.shared.gate import gate
+from medseg_site.shared.job_rows import Job
+from medseg_site.shared.paging import KeyPaginator
 
 MAX_WAIT_SECONDS = 60
 log = logging.getLogger(__name__)
 
 
 class Pagination(PageNumberPagination):
+    django_paginator_class = KeyPaginator
     page_size = 50
     max_page_size = 500
     page_size_query_param = "page_size"
@@ -90,7 +93,8 @@ def wait_for_end(row: Job, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     row.refresh_from_db()
     while row.is_active and (left := deadline - time.monotonic()) > 0:
-        progress.wait_a_moment(row.KIND, row.pk, min(left, 1.0))
+        with gate.left_meanwhile():
+            progress.wait_a_moment(row.KIND, row.pk, min(left, 1.0))
         row.refresh_from_db()
 
 

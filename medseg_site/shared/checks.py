@@ -45,6 +45,14 @@ def check_redis_url(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register()
+def check_broker_url(**kwargs: Any) -> list[CheckMessage]:
+    if urlsplit(settings.CELERY_BROKER_URL).scheme in {"redis", "rediss", "unix", "amqp", "amqps"}:
+        return []
+    hint = "Write it as amqp://user:password@host:5672// (RabbitMQ) or redis://host:6379/0, or leave it out: then REDIS_URL is used."
+    return [Error("CELERY_BROKER_URL is neither a RabbitMQ nor a Redis address.", hint=hint, id="medseg.E006")]
+
+
+@register()
 def check_front_end(**kwargs: Any) -> list[CheckMessage]:
     if settings.STATICFILES_DIRS:
         return []

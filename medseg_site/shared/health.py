@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
+from celery import current_app
+from django.conf import settings
 from django.core.files.storage import default_storage
 from django.db import connection
 from django.http import HttpRequest, JsonResponse
@@ -27,7 +29,11 @@ def check_storage() -> None:
 
 
 def check_broker() -> None:
+    """Redis, and the broker of the messages where it is another one."""
     progress.redis_client().ping()
+    if settings.CELERY_BROKER_URL != settings.REDIS_URL:
+        with current_app.connection_for_write(connect_timeout=3) as broker:
+            broker.ensure_connection(max_retries=1, interval_start=1, timeout=5)
 
 
 PARTS: dict[str, Callable[[], None]] = {
@@ -37,12 +43,8 @@ PARTS: dict[str, Callable[[], None]] = {
 }
 
 
-def healthz(request: HttpRequest) -> JsonResponse:
-    return JsonResponse({"status": "ok"})
-
-
-def readyz(request: HttpRequest) -> JsonResponse:
-    """200 when database, storage and broker answer; 503 naming those that do not."""
+def answers() -> dict[str, str]:
+    """Part → `ok`, or what went wrong."""
     parts = {}
     for name, check in PARTS.items():
         try:
@@ -50,5 +52,15 @@ def readyz(request: HttpRequest) -> JsonResponse:
             parts[name] = "ok"
         except Exception as error:
             parts[name] = f"{type(error).__name__}: {error}"[:300]
+    return parts
+
+
+def healthz(request: HttpRequest) -> JsonResponse:
+    return JsonResponse({"status": "ok"})
+
+
+def readyz(request: HttpRequest) -> JsonResponse:
+    """200 when database, storage and broker answer; 503 naming those that do not."""
+    parts = answers()
     ready = all(answer == "ok" for answer in parts.values())
     return JsonResponse({"status": "ready" if ready else "not ready", "parts": parts}, status=200 if ready else 503)

@@ -1,7 +1,7 @@
 """The one life of every long piece of work: queued → working → done | failed | cancelled.
 
 A row *is* the job. A worker owns it from `claim` (a conditional UPDATE, so two workers can never both have it) until
-`finish`, `fail`, `cancel` or `release`, each of which writes only while the claim still holds. Meanwhile it beats; rows
+`finish`, `fail`, `cancel`, `end_attempt` or `retry_later`, each of which writes only while the claim still holds. Meanwhile it beats; rows
 whose heart stopped are given back to the queue or failed by `reap`. No other module writes `status`.
 """
 
@@ -13,20 +13,20 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
-from django.conf import settings
 from django.db import connection, models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
 from medseg_site.shared import progress as events
 from medseg_site.shared.errors import WrongStateError
-from medseg_site.shared.job_log import JobLog, add_to_timeline, first_timeline, worker_name
+from medseg_site.shared.job_log import JobLog, add_to_timeline, worker_name
+from medseg_site.shared.job_rows import Job
 
 log = logging.getLogger(__name__)
+J = TypeVar("J", bound=Job)
 
 BEAT_SECONDS = 1.0
 STALE_SECONDS = 60
@@ -35,103 +35,12 @@ MAX_ATTEMPTS = 3
 MAX_INTERRUPTIONS = 8  # by what does not answer for a while; the pauses between them add up to ten minutes
 
 
-@dataclass(frozen=True)
-class JobWords:
-    """What one table calls the states. Queued and working may share a word; the claim tells them apart."""
-
-    queued: str
-    working: str
-    done: str
-    failed: str
-    cancelled: str | None
-
-    def all(self) -> list[str]:
-        words = [self.queued, self.working, self.done, self.failed, self.cancelled]
-        return list(dict.fromkeys(word for word in words if word))
-
-
 class ClaimLostError(Exception):
     """The row was deleted or given to another worker: stop, and write nothing."""
 
 
 class CancelledError(Exception):
     """The user asked for the job to stop."""
-
-
-class JobQuerySet(models.QuerySet[Any]):
-    def visible_to(self, user: Any) -> Self:
-        """The rows that this user may see. Every page and every API query starts here."""
-        found = self.defer("log")  # up to half a megabyte that only its own address shows
-        if settings.MEDSEG_SINGLE_USER or user.is_superuser:
-            return found
-        return found.filter(created_by=user.pk)
-
-
-class Job(models.Model):
-    """Columns of every row that is also a job. Subclasses set WORDS and KIND."""
-
-    WORDS: ClassVar[JobWords]
-    KIND: ClassVar[str]
-
-    uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
-    created_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        null=True,
-        blank=True,
-        editable=False,
-        on_delete=models.SET_NULL,
-        related_name="+",
-    )
-    status = models.CharField(max_length=16, db_index=True, editable=False)
-    error = models.TextField(null=True, blank=True, editable=False)  # noqa: DJ001 (null: there is no error)
-    progress = models.JSONField(default=dict, blank=True, editable=False)
-    attempt = models.PositiveIntegerField(default=0, editable=False)
-    cancel_requested = models.BooleanField(default=False, editable=False)
-    claim_token = models.UUIDField(null=True, blank=True, editable=False)
-    enqueued_at = models.DateTimeField(default=timezone.now, editable=False)
-    started_at = models.DateTimeField(null=True, blank=True, editable=False)
-    heartbeat_at = models.DateTimeField(null=True, blank=True, editable=False)
-    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
-    timeline = models.JSONField(
-        default=first_timeline, blank=True, editable=False
-    )  # job_log.timeline_entry, oldest first
-    log = models.TextField(blank=True, editable=False)  # the last lines of all attempts
-
-    objects = JobQuerySet.as_manager()
-
-    class Meta:
-        abstract = True
-
-    @property
-    def is_active(self) -> bool:
-        return self.status in {self.WORDS.queued, self.WORDS.working}
-
-    @property
-    def is_working(self) -> bool:
-        return self.is_active and self.claim_token is not None
-
-
-def job_constraints(table: str, words: JobWords, done_needs: Q) -> list[models.BaseConstraint]:
-    """CHECK constraints that make a row which contradicts itself impossible."""
-    has_error = Q(error__isnull=False) & ~Q(error="")
-    active = list(dict.fromkeys([words.queued, words.working]))
-    return [
-        models.CheckConstraint(condition=Q(status__in=words.all()), name=f"{table}_known_status"),
-        models.CheckConstraint(condition=~Q(status=words.failed) | has_error, name=f"{table}_failed_says_why"),
-        models.CheckConstraint(condition=~Q(status=words.done) | done_needs, name=f"{table}_done_has_result"),
-        models.CheckConstraint(
-            condition=Q(claim_token__isnull=True) | Q(status=words.working),
-            name=f"{table}_claimed_is_working",
-        ),
-        models.CheckConstraint(
-            condition=Q(status__in=active, finished_at__isnull=True)
-            | ~Q(status__in=active) & Q(finished_at__isnull=False),
-            name=f"{table}_ended_says_when",
-        ),
-    ]
-
-
-J = TypeVar("J", bound=Job)
 
 
 class Claim(Generic[J]):
@@ -213,15 +122,6 @@ class Claim(Generic[J]):
     def cancel(self, **fields: Any) -> None:
         assert self.row.WORDS.cancelled
         self._end(self.row.WORDS.cancelled, error=None, **fields)
-
-    def release(self) -> None:
-        """Give the row back unfinished, without counting the attempt (the worker is going down in good order)."""
-        self.log.detach()
-        words, rows = self.row.WORDS, type(self.row)._default_manager.filter(pk=self.row.pk)
-        with transaction.atomic():
-            given = {"status": words.queued, "claim_token": None, "attempt": F("attempt") - 1, "log": self.log.text()}
-            if self._mine.update(**given):
-                add_to_timeline(rows, "given back", detail="The worker was shut down.", attempt=self.row.attempt)
 
     def end_attempt(self, reason: str) -> bool:
         """What did the work was killed: queue the row for another attempt, or fail it after the last one. True: send its message."""
@@ -336,8 +236,11 @@ def requeue(row: Job, **fields: Any) -> None:
     row.refresh_from_db()
 
 
-def reap(model: type[J], enqueue: Callable[[int], Any]) -> None:
-    """Give rows whose worker died back to the queue, fail those that died too often, and send lost messages again."""
+def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None) -> None:
+    """Give rows whose worker died back to the queue, fail those that died too often, and send lost messages again.
+
+    `waiting`: which queued rows have a message of their own that can be lost; all without it.
+    """
     words, now = model.WORDS, timezone.now()
     stale = {
         "status": words.working,
@@ -357,6 +260,7 @@ def reap(model: type[J], enqueue: Callable[[int], Any]) -> None:
             enqueue(row.pk)
     silent = now - timedelta(seconds=LOST_MESSAGE_SECONDS)
     lost = model._default_manager.filter(status=words.queued, claim_token=None, enqueued_at__lt=silent)
+    lost = lost.filter(waiting) if waiting is not None else lost
     for pk in lost.values_list("pk", flat=True):
         if lost.filter(pk=pk).update(enqueued_at=now):
             enqueue(pk)

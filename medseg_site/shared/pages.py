@@ -6,19 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib import messages
-from django.core.paginator import Page, Paginator
+from django.core.paginator import Page
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect
 from django_htmx.http import reselect, reswap, retarget, trigger_client_event
 
 from medseg_site.shared.errors import MedSegError
-from medseg_site.shared.jobs import Job
+from medseg_site.shared.job_rows import Job
+from medseg_site.shared.paging import KeyPaginator
 
 
 def page_of(request: HttpRequest, rows: QuerySet[Any] | list[Any], size: int) -> Page[Any]:
     """The page that `?page=` names; the nearest one where there is no such page."""
-    return Paginator(rows, size).get_page(request.GET.get("page"))
+    return KeyPaginator(rows, size).get_page(request.GET.get("page"))
 
 
 def tell(request: HttpRequest, done: str, service: Callable[[], object]) -> bool:

@@ -19,7 +19,7 @@ def mend(rows, active):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("datasets", "0002_timeline_and_log"),
+        ("datasets", "0003_timeline_and_log"),
         ("models_app", "0002_estimate_and_decisions"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]

@@ -215,7 +215,7 @@ def test_an_unexpected_failure_is_told_and_keeps_the_archive(
     def broken(*arguments: Any) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("datasets.ingestion.check_sample", broken)
+    monkeypatch.setattr("datasets.pipeline.store_sample", broken)
     dataset = ingest(user, pairs(2))
     assert dataset.status == "error"
     assert "Check it again" in str(dataset.error)

@@ -10,6 +10,7 @@ import pytest
 from django.core.files.storage import default_storage
 
 from medseg_site.shared import jobs, storage
+from medseg_site.shared.job_rows import Job
 from models_app import training
 from models_app.models import SegmentationModel
 from tests.factories import ModelFactory
@@ -18,7 +19,7 @@ from tests.pages import DECISIONS, ESTIMATE, METRICS
 pytestmark = pytest.mark.django_db
 
 MACHINERY = {
-    *(field.name for field in jobs.Job._meta.fields if field.name not in {"uuid"}),
+    *(field.name for field in Job._meta.fields if field.name not in {"uuid"}),
     "id",
     "s3_bucket",
     "dataset",  # dataset_uuid

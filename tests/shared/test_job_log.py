@@ -10,13 +10,14 @@ from rest_framework.test import APIClient
 from inference.models import InferenceResult
 from medseg_site.shared import jobs
 from medseg_site.shared.job_log import MOST_LINES, JobLog
+from medseg_site.shared.job_rows import Job
 from models_app.models import SegmentationModel
 from tests.factories import InferenceFactory, ModelFactory
 
 pytestmark = pytest.mark.django_db
 
 
-def events(row: jobs.Job) -> list[str]:
+def events(row: Job) -> list[str]:
     row.refresh_from_db()
     return [entry["event"] for entry in row.timeline]
 

@@ -139,12 +139,3 @@ def test_the_database_refuses_rows_that_contradict_themselves(columns: dict[str,
     model = ModelFactory.create()
     with pytest.raises(IntegrityError), transaction.atomic():
         SegmentationModel.objects.filter(pk=model.pk).update(**columns)
-
-
-def test_release_gives_the_row_back_without_counting() -> None:
-    model = ModelFactory.create()
-    job = jobs.claim(SegmentationModel, model.pk)
-    assert job
-    job.release()
-    model.refresh_from_db()
-    assert (model.status, model.attempt, model.claim_token) == ("queued", 0, None)

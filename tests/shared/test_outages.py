@@ -17,6 +17,7 @@ from datasets.models import Dataset
 from inference import prediction
 from inference.models import InferenceResult
 from medseg_site.shared import jobs, outages, storage
+from medseg_site.shared.job_rows import JobQuerySet
 from tests.factories import DatasetFactory, InferenceFactory
 
 pytestmark = pytest.mark.django_db
@@ -93,7 +94,7 @@ def test_requests_are_answered_with_503_and_the_reason(monkeypatch: pytest.Monke
     def away(self: Any, user: Any) -> Any:
         raise OperationalError("could not connect to server")
 
-    monkeypatch.setattr(jobs.JobQuerySet, "visible_to", away)
+    monkeypatch.setattr(JobQuerySet, "visible_to", away)
     answer = APIClient(raise_request_exception=False).get("/api/v1/datasets/")
     assert answer.status_code == 503
     assert answer.json()["errors"][0]["code"] == "unavailable"

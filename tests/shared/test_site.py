@@ -72,6 +72,7 @@ def test_with_several_users_each_sees_their_own(settings: Any) -> None:
         ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "S3_BUCKET_NAME": ""}, "medseg.W001"),
         ({"AWS_ENDPOINT_URL": "minio:9000", "S3_BUCKET_NAME": "b"}, "medseg.E003"),
         ({"REDIS_URL": "localhost:6379"}, "medseg.E004"),
+        ({"CELERY_BROKER_URL": "sqs://"}, "medseg.E006"),
         ({"ALLOWED_HOSTS": ["lab.example"], "MEDSEG_SINGLE_USER": True}, "medseg.W003"),
     ],
 )

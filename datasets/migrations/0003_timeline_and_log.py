@@ -19,7 +19,7 @@ def mend(rows, active):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("datasets", "0001_initial"),
+        ("datasets", "0002_indexes_of_lists"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

@@ -20,7 +20,7 @@ def mend(rows, active):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("inference", "0002_certainty"),
+        ("inference", "0004_indexes_of_lists"),
         ("models_app", "0003_timeline_and_log"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]

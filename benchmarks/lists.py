@@ -1,0 +1,232 @@
+"""Lists, details and pages with few and with very many rows: 95th percentile in ms and number of queries.
+
+    python -m benchmarks.lists [--samples 1000 1000000] [--inferences 1000 100000] [--rounds 30]
+
+In a temporary folder with the real migrations, on SQLite, or on the database of DATABASE_URL (an empty one: it is filled). The
+requests go through all of Django but no network. Prints Markdown; a ratio above 2 is marked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import tempfile
+import time
+from typing import Any
+
+MODELS, BATCHES = 20, 5
+MOST_RATIO = 2.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, nargs=2, default=[1_000, 1_000_000])
+    parser.add_argument("--inferences", type=int, nargs=2, default=[1_000, 100_000])
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="medseg-lists-") as folder:
+        os.environ.update(MEDSEG_DATA_DIR=folder, DJANGO_SETTINGS_MODULE="medseg_site.settings", LOG_LEVEL="ERROR")
+        os.environ["ALLOWED_HOSTS"] = "testserver"
+        import django
+
+        django.setup()
+        from django.core.management import call_command
+        from django.db import connection
+
+        call_command("migrate", verbosity=0)
+        filled = Filled()
+        tables = []
+        for samples, inferences in zip(options.samples, options.inferences, strict=True):
+            started = time.perf_counter()
+            filled.fill(samples, inferences)
+            print(f"filled {samples:,} samples and {inferences:,} inferences in {time.perf_counter() - started:.0f} s")
+            tables.append(measure(requests_of(filled), options.rounds))
+        print(f"\n{connection.vendor}, load of the machine {os.getloadavg()[0]:.1f}, {options.rounds} requests each\n")
+        show(tables, options)
+
+
+class Filled:
+    """Rows of a platform that has been used for long: one dataset holds all samples, half of the inferences are in batches."""
+
+    def __init__(self) -> None:
+        from django.utils import timezone
+
+        from datasets.models import Dataset, DatasetClass, Sample
+        from inference.models import InferenceBatch, InferenceResult
+        from medseg_site.shared.local_user import local_user
+        from models_app.models import SegmentationModel
+
+        self.samples_of, self.results_of = Sample, InferenceResult
+        columns = {"created_by": local_user(), "status": "ready", "s3_key": "x", "dimensions": 2, "file_count": 2}
+        columns["finished_at"] = timezone.now()
+        self.dataset = Dataset.objects.create(name="large", **columns)
+        for value in (0, 255):
+            DatasetClass.objects.create(dataset=self.dataset, value=value, name=f"class {value}", color="#ff0000")
+        Dataset.objects.bulk_create(Dataset(name=f"other {index}", **columns) for index in range(MODELS))
+        SegmentationModel.objects.bulk_create(
+            SegmentationModel(
+                name=f"model {index}",
+                dataset=self.dataset,
+                status="completed",
+                s3_key="x",
+                checksum="0" * 64,
+                trained_at=self.dataset.uploaded_at,
+                finished_at=self.dataset.uploaded_at,
+                created_by=self.dataset.created_by,
+            )
+            for index in range(MODELS)
+        )
+        self.models = list(SegmentationModel.objects.all())
+        self.batches = [
+            InferenceBatch.objects.create(
+                model=self.models[index % MODELS],
+                status="completed",
+                archive_name=f"batch {index}.zip",
+                finished_at=self.dataset.uploaded_at,
+                created_by=self.dataset.created_by,
+            )
+            for index in range(BATCHES)
+        ]
+
+    def fill(self, samples: int, inferences: int) -> None:
+        from django.db import connection
+
+        from datasets.models import Dataset, Sample
+
+        there = Sample.objects.count()
+        for start in range(there, samples, 20_000):
+            positions = range(start, min(start + 20_000, samples))
+            Sample.objects.bulk_create([self._sample(position) for position in positions], batch_size=1_000)
+        Dataset.objects.filter(pk=self.dataset.pk).update(file_count=samples)
+        there = self.results_of.objects.count()
+        for start in range(there, inferences, 5_000):
+            numbers = range(start, min(start + 5_000, inferences))
+            self.results_of.objects.bulk_create([self._inference(number) for number in numbers], batch_size=500)
+        with connection.cursor() as cursor:
+            cursor.execute("VACUUM ANALYZE" if connection.vendor == "postgresql" else "ANALYZE")
+
+    def _sample(self, position: int) -> Any:
+        prefix = f"datasets/{self.dataset.uuid}/samples/{position:07d}"
+        return self.samples_of(
+            dataset=self.dataset,
+            position=position,
+            name=f"case_{position:07d}",
+            split="train" if position % 10 < 7 else "val" if position % 10 < 9 else "test",
+            shape=[512, 512],
+            image_key=f"{prefix}/image.png",
+            image_sha256=f"{position:064d}",
+            mask_key=f"{prefix}/mask.png",
+            mask_sha256=f"{position:064d}",
+            thumbnail_key=f"{prefix}/thumbnail.jpg",
+        )
+
+    def _inference(self, number: int) -> Any:
+        failed = number % 50 == 0
+        result: dict[str, Any] = {"status": "failed", "error": "The image is damaged."}
+        if not failed:
+            classes = [
+                {"value": v, "name": f"class {v}", "color": "#ff0000", "pixels": 9, "fraction": 0.5, "volume_ml": None}
+                for v in (0, 255)
+            ]
+            result = {"status": "completed", "output_image_s3_key": "x", "output_sha256": "0" * 64, "classes": classes}
+            result |= {"seconds": random.random(), "confidence": random.random(), "certainty_key": "x"}
+            result |= {"certainty_sha256": "0" * 64}
+        result["finished_at"] = self.dataset.uploaded_at
+        return self.results_of(
+            model=self.models[number % MODELS],
+            batch=self.batches[number // 2 % BATCHES] if number % 2 else None,
+            image_name=f"image_{number:07d}.png",
+            input_image_s3_key="x",
+            shape=[512, 512],
+            finished_at=self.dataset.uploaded_at,
+            created_by=self.dataset.created_by,
+            **result,
+        )
+
+
+def requests_of(filled: Filled) -> dict[str, str]:
+    """What is asked for → address."""
+    api, dataset, batch = "/api/v1", filled.dataset.pk, filled.batches[0].pk
+    samples = filled.samples_of.objects.count()
+    results = filled.results_of.objects.count()
+    middle, last = samples // 100, -(-samples // 50)
+    listed = f"{api}/datasets/{dataset}/samples/"
+    inferences = f"{api}/inferences/"
+    some_sample = filled.samples_of.objects.get(position=samples // 2).pk
+    some_result = filled.results_of.objects.filter(status="completed").order_by("pk")[results // 2].pk
+    return {
+        "API samples, first page": listed,
+        "API samples, middle page": f"{listed}?page={middle}",
+        "API samples, last page": f"{listed}?page={last}",
+        "API samples, split=val": f"{listed}?split=val",
+        "API samples, split=val, deep page": f"{listed}?split=val&page={max(1, last // 6)}",
+        "API samples, ordering=-name": f"{listed}?ordering=-name",
+        "API samples, ordering=name, middle page": f"{listed}?ordering=name&page={middle}",
+        "API samples, search of a name": f"{listed}?search=case_00005",
+        "API inferences, first page": inferences,
+        "API inferences, middle page": f"{inferences}?page={results // 100}",
+        "API inferences, last page": f"{inferences}?page={-(-results // 50)}",
+        "API inferences, status=failed": f"{inferences}?status=failed",
+        "API inferences, one model": f"{inferences}?model={filled.models[3].pk}",
+        "API inferences, one batch": f"{inferences}?batch={batch}",
+        "API inferences, ordering=confidence": f"{inferences}?ordering=confidence",
+        "API inferences, ordering=image_name": f"{inferences}?ordering=image_name",
+        "API inferences, ordering=seconds, middle": f"{inferences}?ordering=seconds&page={results // 100}",
+        "API inferences, search of a name": f"{inferences}?search=image_0000777",
+        "API inference": f"{inferences}{some_result}/",
+        "API batches": f"{api}/inference-batches/",
+        "API batch": f"{api}/inference-batches/{batch}/",
+        "API datasets": f"{api}/datasets/",
+        "API models": f"{api}/models/",
+        "page of all inferences": "/inferences/",
+        "page of all inferences, last": f"/inferences/?page={-(-results // 50)}",
+        "page of a batch": f"/inferences/batches/{batch}/",
+        "page of a batch, unsure first": f"/inferences/batches/{batch}/?order=unsure",
+        "page of a dataset": f"/datasets/{dataset}/",
+        "page of a dataset, last samples": f"/datasets/{dataset}/?page={-(-samples // 24)}",
+        "page of a sample": f"/datasets/{dataset}/samples/{some_sample}/",
+        "page of all datasets": "/datasets/",
+        "page of all models": "/models/",
+        "home": "/",
+    }
+
+
+def measure(requests: dict[str, str], rounds: int) -> dict[str, tuple[float, float, int]]:
+    """What is asked for → (median, 95th percentile, both in ms, number of queries)."""
+    from django.db import connection
+    from django.test import Client
+    from django.test.utils import CaptureQueriesContext
+
+    client, found = Client(), {}
+    for name, address in requests.items():
+        with CaptureQueriesContext(connection) as queries:  # and a warm-up
+            answer = client.get(address)
+            assert answer.status_code == 200, f"{address}: {answer.status_code}"
+        count, times = len(queries.captured_queries), []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            client.get(address)
+            times.append((time.perf_counter() - started) * 1e3)
+        found[name] = (statistics.median(times), statistics.quantiles(times, n=20)[18], count)
+    return found
+
+
+def show(tables: list[dict[str, tuple[float, float, int]]], options: argparse.Namespace) -> None:
+    few, many = tables
+    print(
+        f"| request | median, ms: {options.samples[0]:,} / {options.inferences[0]:,} rows "
+        f"| {options.samples[1]:,} / {options.inferences[1]:,} | p95 | p95 | ratio of p95 | queries |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, (median, p95, queries) in few.items():
+        median_many, p95_many, queries_many = many[name]
+        ratio = p95_many / p95
+        mark = f"**{ratio:.2f}**" if ratio > MOST_RATIO else f"{ratio:.2f}"
+        count = f"{queries}" if queries == queries_many else f"**{queries} → {queries_many}**"
+        print(f"| {name} | {median:.1f} | {median_many:.1f} | {p95:.1f} | {p95_many:.1f} | {mark} | {count} |")
+
+
+if __name__ == "__main__":
+    main()

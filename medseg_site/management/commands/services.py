@@ -1,0 +1,22 @@
+"""Whether database, storage and broker answer from this machine: `manage.py services`, exit status 1 where one does not."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from medseg_site.shared.health import answers
+
+
+class Command(BaseCommand):
+    help = "Asks database, storage and broker whether they answer from this machine."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        parts = answers()
+        failing = {name: answer for name, answer in parts.items() if answer != "ok"}
+        for name, answer in failing.items():
+            self.stderr.write(f"{name}: {answer}")
+        if failing:
+            sys.exit(1)

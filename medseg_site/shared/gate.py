@@ -1,0 +1,87 @@
+"""How many requests are worked on at once. Under ASGI each has a thread and a database connection of its own: hundreds of
+them at once are slower than the same ones a few at a time, and on SQLite they wait for each other's locks until one gives up.
+
+The others wait for their turn, bodies already received. Those that would wait too long are told when to come again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from django.conf import settings
+from django.db import connection
+from django.http import HttpRequest, HttpResponseBase, JsonResponse
+
+LONGEST_WAIT = 30.0  # seconds; a client has given up by then, or asks again
+MOST_WAITING = 2_000  # threads that only wait
+COME_AGAIN = 5  # seconds, for Retry-After
+NEVER_WAIT = {"/healthz", "/readyz"}
+
+
+class Gate:
+    def __init__(self, places: int, longest_wait: float = LONGEST_WAIT, most_waiting: int = MOST_WAITING) -> None:
+        self._places = threading.Semaphore(places)
+        self._longest_wait, self._most_waiting = longest_wait, most_waiting
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._mine = threading.local()
+
+    def enter(self) -> bool:
+        """Take a place, soon or never."""
+        with self._lock:
+            if self._waiting >= self._most_waiting:
+                return False
+            self._waiting += 1
+        try:
+            entered = self._places.acquire(timeout=self._longest_wait)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+        self._mine.place = entered
+        return entered
+
+    def leave(self) -> None:
+        self._mine.place = False
+        self._places.release()
+
+    @contextmanager
+    def left_meanwhile(self) -> Iterator[None]:
+        """Around a wait for something that other requests or workers do: it holds neither a place nor a connection."""
+        if not getattr(self._mine, "place", False):
+            yield
+            return
+        if not connection.in_atomic_block:
+            connection.close()
+        self._places.release()
+        try:
+            yield
+        finally:
+            self._places.acquire()  # it has its answer: it is not sent away any more
+
+
+gate = Gate(settings.MEDSEG_REQUESTS_AT_ONCE)
+
+
+class GateMiddleware:
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if request.path in NEVER_WAIT:
+            return self.get_response(request)
+        if not gate.enter():
+            return _refusal()
+        try:
+            return self.get_response(request)
+        finally:
+            gate.leave()
+
+
+def _refusal() -> JsonResponse:
+    detail = f"The platform has more requests than it can answer now. Ask again in {COME_AGAIN} seconds."
+    error = {"code": "throttled", "detail": detail, "attr": None}
+    answer = JsonResponse({"type": "client_error", "errors": [error]}, status=429)
+    answer["Retry-After"] = str(COME_AGAIN)
+    return answer

@@ -1,0 +1,59 @@
+"""Pages of long lists: which rows a page has is found on an index alone, and only those rows are read.
+
+With OFFSET and LIMIT a database reads, and sorts, whole rows that it then throws away; here it does so with keys only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.core.paginator import Page, Paginator
+from django.db.models import Count, Model, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+from django.utils.functional import cached_property
+
+if TYPE_CHECKING:
+    _Paginator = Paginator[Any]
+else:
+    _Paginator = Paginator  # it takes a type in its stubs only
+
+
+class KeyPaginator(_Paginator):
+    @cached_property
+    def count(self) -> int:
+        known: int | None = getattr(self.object_list, "known_count", None)
+        return super().count if known is None else known
+
+    def page(self, number: int | str) -> Page[Any]:
+        number = self.validate_number(number)
+        start = (number - 1) * self.per_page
+        end = min(start + self.per_page, self.count)
+        return Page(_rows_between(self.object_list, start, end), number, self)
+
+
+def _rows_between(rows: Any, start: int, end: int) -> Sequence[Any]:
+    if not isinstance(rows, QuerySet):
+        part: Sequence[Any] = rows[start:end]
+        return part
+    if field := getattr(rows, "numbered_by", None):
+        return list(rows.filter(**{f"{field}__gte": start, f"{field}__lt": end}))
+    keys = list(rows.values_list("pk", flat=True)[start:end])
+    found = {row.pk: row for row in rows.order_by().filter(pk__in=keys)}
+    return [found[key] for key in keys if key in found]
+
+
+def counted(rows: QuerySet[Any], count: int, *, numbered_by: str = "") -> QuerySet[Any]:
+    """Tell the paginator how many rows these are, and which column numbers them from 0 in their order without a gap.
+
+    To be called last: what is filtered afterwards knows nothing of it.
+    """
+    rows.known_count, rows.numbered_by = count, numbered_by  # type: ignore[attr-defined]
+    return rows
+
+
+def count_of(table: type[Model], parent: str, **conditions: Any) -> Coalesce:
+    """The number of rows of `table` that belong to a row, for annotate(): counted for the rows of a page only."""
+    rows = table._default_manager.filter(**{parent: OuterRef("pk")}, **conditions)
+    counts = rows.order_by().values(parent).annotate(number=Count("*")).values("number")
+    return Coalesce(Subquery(counts), 0)
