@@ -18,6 +18,7 @@ from medseg_site.shared import storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, announce, claim
 from medseg_site.shared.text import clean_file_name
 from ml_core.io import SUPPORTED_SUFFIXES
+from uploads.verification import UploadDamagedError, check_upload
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def expand(pk: int) -> list[int]:
     except CancelledError:
         _delete(stored)
         job.cancel()
-    except ArchiveError as error:
+    except (ArchiveError, UploadDamagedError) as error:
         _delete(stored)
         job.fail(str(error))
         storage.delete_prefix(storage.object_key("batches", job.row.uuid))
@@ -60,7 +61,9 @@ def _delete(prefixes: list[str]) -> None:
 
 def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[int]:
     batch = job.row
-    archive_path = storage.fetch(batch.archive_key)
+    with job.kept_alive():
+        archive_path = storage.fetch(batch.archive_key)
+        check_upload(batch.uuid, archive_path)
     rows, issues = [], []
     with SafeArchive(archive_path, ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)) as archive:
         names = sorted(archive.sizes)
