@@ -62,7 +62,7 @@ class DatasetViewSet(
 
     @extend_schema(request=DatasetCreateSerializer, responses={202: DatasetSerializer, 201: DatasetSerializer})
     def create(self, request: Request) -> Response:
-        """Upload a ZIP (multipart, `archive`) or import one from a URL (JSON, `source_url`)."""
+        """Upload a ZIP (multipart, `archive`), import one from a URL (`source_url`), or take one that came in parts (`upload`)."""
         wanted = DatasetCreateSerializer(data=request.data)
         wanted.is_valid(raise_exception=True)
         given = wanted.validated_data
@@ -72,6 +72,13 @@ class DatasetViewSet(
                 name=given["name"],
                 description=given["description"],
                 archive=given["archive"],
+            )
+        elif "upload" in given:
+            dataset = services.create_dataset_from_parts(
+                user=request.user,
+                name=given["name"],
+                description=given["description"],
+                upload=given["upload"],
             )
         else:
             dataset = services.create_dataset_from_url(

@@ -21,6 +21,7 @@ from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.near_duplicates import near_duplicate_groups
 from ml_core.splits import split_cases
+from uploads.verification import UploadDamagedError, checked_sha256
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def check(pk: int) -> float | None:
     except ClaimLostError:
         if not Dataset.objects.filter(pk=pk).exists():
             storage.delete_prefix(prefix)  # deleted while it was being checked
-    except (ArchiveError, UrlImportError, DatasetRefusedError) as error:
+    except (ArchiveError, UrlImportError, UploadDamagedError, DatasetRefusedError) as error:
         log.info("dataset %s refused: %s", pk, error.code)
         issues = error.issues if isinstance(error, DatasetRefusedError) else []
         job.fail(str(error), s3_key="", **_issue_columns(issues))
@@ -131,7 +132,13 @@ def _bring_archive(job: Claim[Dataset], folder: Path) -> Path:
     """A local file with the archive: the stored upload, or what the URL serves, which is then stored too."""
     dataset = job.row
     if dataset.s3_key:
-        return storage.fetch(dataset.s3_key, dataset.checksum)
+        with job.kept_alive():  # bringing and reading gigabytes takes longer than a heartbeat may be silent
+            path = storage.fetch(dataset.s3_key, dataset.checksum or None)
+            checksum = dataset.checksum or checked_sha256(dataset.uuid, path)
+        if not dataset.checksum:  # it came in parts, which nobody had read as one file before
+            job.update(checksum=checksum)
+            dataset.checksum = checksum
+        return path
     target = folder / "download.zip"
 
     def on_progress(received: int, total: int | None) -> None:

@@ -68,16 +68,17 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
 
 
 class DatasetCreateSerializer(serializers.Serializer[Any]):
-    """Either `archive` (multipart) or `source_url` (JSON)."""
+    """One of `archive` (multipart), `source_url` or `upload` (JSON)."""
 
     name = serializers.CharField(max_length=200)
     description = serializers.CharField(required=False, allow_blank=True, default="", max_length=10_000)
     archive = serializers.FileField(required=False, allow_empty_file=True)
     source_url = serializers.CharField(required=False, max_length=2_000)
+    upload = serializers.UUIDField(required=False, help_text="A complete upload (see /api/v1/uploads/).")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if ("archive" in attrs) == ("source_url" in attrs):
-            text = "Send a ZIP file as `archive` (multipart) or its address as `source_url`, one of the two."
+        if sum(name in attrs for name in ("archive", "source_url", "upload")) != 1:
+            text = "Send a ZIP file as `archive` (multipart), its address as `source_url`, or a complete `upload`: one of these."
             raise serializers.ValidationError({"archive": [serializers.ErrorDetail(text, code="required")]})
         return attrs
 

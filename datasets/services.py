@@ -17,6 +17,7 @@ from medseg_site.shared import storage
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.jobs import enqueue_on_commit, requeue
 from medseg_site.shared.text import clean_file_name, clean_name
+from uploads.services import find_upload, mark_used, place_upload
 
 
 def create_dataset_from_upload(
@@ -50,6 +51,27 @@ def create_dataset_from_upload(
     except Exception:
         storage.delete_prefix(storage.object_key("datasets", owner))
         raise
+
+
+def create_dataset_from_parts(*, user: Any, name: str, upload: uuid.UUID, description: str = "") -> Dataset:
+    """A dataset of an archive that came in parts; its check finds out the checksum. Asking twice gives the same dataset."""
+    name = clean_name(name)
+    found = find_upload(user=user, upload=upload, purpose="dataset")
+    made: Dataset | None = Dataset.objects.visible_to(user).filter(uuid=found.uuid).first()
+    if made:
+        return made  # the answer to the first request was lost
+    place_upload(found)
+    with transaction.atomic():
+        mark_used(found)
+        return _create(
+            user=user,
+            uuid=found.uuid,
+            name=name,
+            description=description,
+            archive_name=found.file_name,
+            s3_key=found.key,
+            total_size_mb=round(found.size / 2**20, 3),
+        )
 
 
 def create_dataset_from_url(*, user: Any, name: str, source_url: str, description: str = "") -> Dataset:

@@ -54,7 +54,12 @@ def dataset_row(request: HttpRequest, pk: int) -> HttpResponse:
 @require_GET
 def dataset_upload(request: HttpRequest) -> HttpResponse:
     limit = settings.MEDSEG_MAX_UPLOAD_BYTES
-    return render(request, "datasets/dataset_upload.html", {"max_bytes": limit, "max_megabytes": limit / 2**20})
+    context = {
+        "max_bytes": limit,
+        "max_megabytes": limit / 2**20,
+        "parts_above": settings.MEDSEG_UPLOAD_PART_BYTES,
+    }
+    return render(request, "datasets/dataset_upload.html", context)
 
 
 @login_required

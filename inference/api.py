@@ -26,7 +26,7 @@ from inference.serializers import (
     InferenceCreateSerializer,
     InferenceSerializer,
 )
-from medseg_site.shared.api import answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.api import JSONParser, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.job_api import JobLogMixin
 from models_app.models import SegmentationModel
@@ -204,7 +204,7 @@ class InferenceBatchViewSet(
 
     queryset = InferenceBatch.objects.none()
     serializer_class = BatchSerializer
-    parser_classes = [MultiPartParser]
+    parser_classes = [MultiPartParser, JSONParser]
     filterset_class = BatchFilter
     search_fields = ["archive_name"]
     ordering_fields = ["id", "created_at", "status"]
@@ -222,7 +222,8 @@ class InferenceBatchViewSet(
         """Segment every image of a ZIP."""
         wanted = BatchCreateSerializer(data=request.data, context={"request": request})
         wanted.is_valid(raise_exception=True)
-        batch = services.create_batch(user=request.user, **wanted.validated_data)
+        make = services.create_batch_from_parts if "upload" in wanted.validated_data else services.create_batch
+        batch = make(user=request.user, **wanted.validated_data)
         wait_for_end(batch, wait_seconds(request))
         data = self.get_serializer(self.get_queryset().get(pk=batch.pk)).data
         return answer_started(request, batch, data, reverse("inference-batch-detail", args=[batch.pk]))

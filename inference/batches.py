@@ -19,6 +19,7 @@ from medseg_site.shared import outages, storage
 from medseg_site.shared.jobs import LOST_MESSAGE_SECONDS, CancelledError, Claim, ClaimLostError, announce, claim
 from medseg_site.shared.text import clean_file_name
 from ml_core.io import SUPPORTED_SUFFIXES
+from uploads.verification import UploadDamagedError, check_upload
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def expand(pk: int) -> bool:
     except CancelledError:
         _delete(stored)
         job.cancel()
-    except ArchiveError as error:
+    except (ArchiveError, UploadDamagedError) as error:
         _delete(stored)
         job.fail(str(error))
         storage.delete_prefix(storage.object_key("batches", job.row.uuid))
@@ -66,7 +67,9 @@ def _delete(prefixes: list[str]) -> None:
 
 def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> None:
     batch = job.row
-    archive_path = storage.fetch(batch.archive_key)
+    with job.kept_alive():
+        archive_path = storage.fetch(batch.archive_key)
+        check_upload(batch.uuid, archive_path)
     rows, issues = [], []
     with SafeArchive(archive_path, ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)) as archive:
         names = sorted(archive.sizes)

@@ -96,8 +96,17 @@ class InferenceCreateSerializer(serializers.Serializer[Any]):
 
 
 class BatchCreateSerializer(serializers.Serializer[Any]):
+    """`archive` (multipart) or `upload` (JSON)."""
+
     model = VisibleModelField()
-    archive = serializers.FileField(allow_empty_file=True)
+    archive = serializers.FileField(required=False, allow_empty_file=True)
+    upload = serializers.UUIDField(required=False, help_text="A complete upload (see /api/v1/uploads/).")
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if ("archive" in attrs) == ("upload" in attrs):
+            text = "Send a ZIP of images as `archive` (multipart) or a complete `upload` (JSON), one of the two."
+            raise serializers.ValidationError({"archive": [serializers.ErrorDetail(text, code="required")]})
+        return attrs
 
 
 class BatchSerializer(serializers.ModelSerializer[InferenceBatch]):

@@ -20,6 +20,7 @@ from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
 from medseg_site.shared.text import clean_file_name
 from ml_core.io import SUPPORTED_SUFFIXES
 from models_app.models import SegmentationModel
+from uploads.services import find_upload, mark_used, place_upload
 
 
 def create_inference(
@@ -76,6 +77,28 @@ def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> 
     except Exception:
         storage.delete_prefix(storage.object_key("batches", owner))
         raise
+
+
+def create_batch_from_parts(*, user: Any, model: SegmentationModel, upload: uuid.UUID) -> InferenceBatch:
+    """The same of a ZIP that came in parts. Asking twice gives the same batch."""
+    found = find_upload(user=user, upload=upload, purpose="batch")
+    made: InferenceBatch | None = InferenceBatch.objects.visible_to(user).filter(uuid=found.uuid).first()
+    if made:
+        return made  # the answer to the first request was lost
+    _check_usable(model)
+    place_upload(found)
+    with transaction.atomic():
+        mark_used(found)
+        batch = InferenceBatch.objects.create(
+            uuid=found.uuid,
+            created_by=user,
+            model=model,
+            status=InferenceBatch.WORDS.queued,
+            archive_name=found.file_name,
+            archive_key=found.key,
+        )
+        enqueue_on_commit(expand_batch, batch.pk)
+    return batch
 
 
 def _check_usable(model: SegmentationModel) -> None:

@@ -65,6 +65,7 @@ def inference_create(request: HttpRequest) -> HttpResponse:
         "chosen": chosen,
         "max_bytes": settings.MEDSEG_MAX_IMAGE_UPLOAD_BYTES,
         "max_archive_bytes": settings.MEDSEG_MAX_UPLOAD_BYTES,
+        "parts_above": settings.MEDSEG_UPLOAD_PART_BYTES,
     }
     return render(request, "inference/inference_create.html", context)
 

@@ -36,6 +36,7 @@ INSTALLED_APPS = [
     "drf_standardized_errors",
     "rest_framework",
     "medseg_site",
+    "uploads",
     "datasets",
     "models_app",
     "inference",
@@ -96,6 +97,7 @@ AWS_ACCESS_KEY_ID = env.text("AWS_ACCESS_KEY_ID")
 AWS_SECRET_ACCESS_KEY = env.text("AWS_SECRET_ACCESS_KEY")
 AWS_REGION = env.text("AWS_REGION", "us-east-1")
 AWS_ENDPOINT_URL = env.text("AWS_ENDPOINT_URL")
+AWS_PUBLIC_ENDPOINT_URL = env.text("AWS_PUBLIC_ENDPOINT_URL") or AWS_ENDPOINT_URL
 MEDIA_ROOT = DATA_DIR / "media"
 CACHE_DIR = DATA_DIR / "cache"
 TMP_DIR = DATA_DIR / "tmp"
@@ -145,6 +147,8 @@ WHITENOISE_USE_FINDERS = True  # no collectstatic needed on a laptop
 MEDSEG_MAX_UPLOAD_BYTES = env.integer("MEDSEG_MAX_UPLOAD_MB", 20_000, minimum=1) * 2**20
 MEDSEG_MAX_IMAGE_UPLOAD_BYTES = env.integer("MEDSEG_MAX_IMAGE_UPLOAD_MB", 2_000, minimum=1) * 2**20
 MEDSEG_MAX_EXPANDED_BYTES = env.integer("MEDSEG_MAX_EXPANDED_MB", 200_000, minimum=1) * 2**20
+MEDSEG_UPLOAD_PART_BYTES = env.integer("MEDSEG_UPLOAD_PART_MB", 16, minimum=1) * 2**20
+MEDSEG_UPLOAD_KEEP_HOURS = env.integer("MEDSEG_UPLOAD_KEEP_HOURS", 48, minimum=1)
 MEDSEG_URL_IMPORT_ALLOW_PRIVATE = env.flag("MEDSEG_URL_IMPORT_ALLOW_PRIVATE", default=False)
 MEDSEG_URL_IMPORT_SECONDS = env.integer("MEDSEG_URL_IMPORT_SECONDS", 4 * 3600, minimum=1)
 MEDSEG_MODEL_CACHE_BYTES = env.integer("MEDSEG_MODEL_CACHE_MB", 2_000, minimum=1) * 2**20
@@ -198,6 +202,7 @@ CELERY_TASK_ROUTES = {
     "inference.tasks.work_on_batches": {"queue": "infer"},
 }
 CELERY_BEAT_SCHEDULE = {
+    "clean-uploads": {"task": "uploads.tasks.clean_uploads", "schedule": 3600, "options": {"expires": 3600}},
     "reap-datasets": {"task": "datasets.tasks.reap_datasets", "schedule": 15, "options": {"expires": 15}},
     "reap-models": {"task": "models_app.tasks.reap_models", "schedule": 15, "options": {"expires": 15}},
     "reap-inferences": {

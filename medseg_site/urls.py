@@ -10,6 +10,7 @@ from inference.api import InferenceBatchViewSet, InferenceViewSet
 from medseg_site.shared import health
 from medseg_site.views import home, start_demo
 from models_app.api import ArchitectureListView, ModelViewSet
+from uploads.api import UploadViewSet
 
 router = DefaultRouter()
 router.include_root_view = False
@@ -17,6 +18,7 @@ router.register("datasets", DatasetViewSet, basename="dataset")
 router.register("models", ModelViewSet, basename="model")
 router.register("inferences", InferenceViewSet, basename="inference")
 router.register("inference-batches", InferenceBatchViewSet, basename="inference-batch")
+router.register("uploads", UploadViewSet, basename="upload")
 
 handler500 = "medseg_site.shared.failures.failure"
 

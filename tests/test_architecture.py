@@ -31,6 +31,7 @@ def test_imports_run_downwards_only() -> None:
 def test_files_stay_small() -> None:
     folders = (
         "medseg_site",
+        "uploads",
         "datasets",
         "models_app",
         "inference",

@@ -1,4 +1,5 @@
 // Drop zones, and forms that go to the API with a progress bar. Errors come back beside the fields they are about.
+import { PartsUpload, Refused, Stopped, earlierUpload, endsAsZip, forgetUpload } from "./parts_upload.js";
 import { zipOf } from "./zip.js";
 
 export function humanSize(bytes) {
@@ -84,6 +85,24 @@ function problemBefore(form) {
   return null;
 }
 
+/** "43 % of 3.0 GB · 85.2 MB/s · about 20 s left", or why it does not go on. */
+function progressText({ loaded, size, speed, left, note, paused }) {
+  const share = `${Math.floor((loaded / size) * 100)} % of ${humanSize(size)}`;
+  if (paused) return `${share}. Paused.`;
+  if (note) return `${share}. ${note}`;
+  const rest = left === null || left < 3 ? "" : left < 120 ? `about ${Math.ceil(left)} s left` : `about ${Math.ceil(left / 60)} min left`;
+  return [share, speed ? `${humanSize(speed)}/s` : "", rest].filter(Boolean).join(" · ");
+}
+
+/** The same files chosen again have the same identity, also when they become a ZIP here. */
+function identityOf(files, purpose) {
+  const said = files.map((file) => `${file.name}|${file.size}|${file.lastModified}`);
+  if (said.length === 1) return `${purpose}|${said[0]}`;
+  let hash = 0;
+  for (const char of said.join("\n")) hash = (Math.imul(hash, 31) + char.codePointAt(0)) | 0;
+  return `${purpose}|${said.length}|${files.reduce((sum, file) => sum + file.size, 0)}|${hash}`;
+}
+
 /** A form that is sent to `data-api`; the page at `data-next` (with the new id for 0) follows. */
 export function mountUpload(form) {
   const button = form.querySelector("[type=submit]");
@@ -92,7 +111,11 @@ export function mountUpload(form) {
   const bar = box.querySelector("progress");
   const words = box.querySelector("[data-progress-text]");
   const problem = form.querySelector("[data-problem]");
+  const pause = form.querySelector("[data-pause]");
+  const earlier = form.querySelector("[data-earlier]");
+  const { uploads, purpose } = form.dataset; // forms whose archives may come in parts have both
   let request = null;
+  let parts = null;
 
   function clearProblems() {
     problem.hidden = true;
@@ -126,9 +149,50 @@ export function mountUpload(form) {
   }
 
   function end() {
-    request = null;
+    request = parts = null;
     button.disabled = false;
-    box.hidden = true;
+    box.hidden = pause.hidden = true;
+  }
+
+  /** Says of a file that is chosen whether a part of it is here already. */
+  async function lookForEarlier(input) {
+    earlier.hidden = true;
+    const files = [...input.files];
+    if (!files.length) return;
+    const found = await earlierUpload(uploads, identityOf(files, purpose)).catch(() => null);
+    if (!found) return;
+    earlier.textContent = `An upload of this file was interrupted. ${Math.floor(found.share * 100)} % of it is here already; it goes on from there.`;
+    earlier.hidden = false;
+  }
+
+  /** A large archive: in parts, then one request that makes a dataset or a batch of it. */
+  async function sendInParts(body, file) {
+    const input = form.querySelector("input[type=file]");
+    const identity = identityOf([...input.files], purpose);
+    const onChange = (state) => {
+      bar.value = state.loaded / state.size;
+      words.textContent = progressText(state);
+      pause.textContent = state.paused ? "Resume" : "Pause";
+    };
+    const csrf = form.elements.csrfmiddlewaretoken.value;
+    body.delete("archive");
+    try {
+      if (!(await endsAsZip(file))) throw new Refused([{ attr: "archive", detail: `${file.name} is not a ZIP file, or it is damaged.` }], 0);
+      parts = new PartsUpload({ api: uploads, file, fileName: file.name, identity, purpose, csrf, onChange });
+      pause.hidden = false;
+      const upload = await parts.run();
+      pause.hidden = true;
+      bar.removeAttribute("value");
+      words.textContent = "Sent. Being handed over …";
+      const made = await parts.again(() => parts.ask("POST", form.dataset.api, { ...Object.fromEntries(body), upload }));
+      forgetUpload(identity);
+      parts = null;
+      words.textContent = "Received. Opening its page …";
+      window.location.assign(form.dataset.next.replace("/0/", `/${made.id}/`));
+    } catch (error) {
+      if (error instanceof Stopped) return fail([{ attr: null, detail: "Stopped. Nothing was kept." }]);
+      fail(error instanceof Refused ? error.errors : [{ attr: null, detail: error.message }]);
+    }
   }
 
   function fail(errors) {
@@ -166,6 +230,8 @@ export function mountUpload(form) {
     } catch (error) {
       return fail([{ attr: null, detail: error.message }]);
     }
+    const archive = uploads && body.get("archive");
+    if (archive && archive.size > Number(form.dataset.partsAbove)) return sendInParts(body, archive);
     const started = performance.now();
     request = new XMLHttpRequest();
     request.open("POST", form.dataset.api);
@@ -192,10 +258,15 @@ export function mountUpload(form) {
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (!request) send();
+    if (!request && !parts) send();
   });
-  stop?.addEventListener("click", () => request?.abort());
+  stop?.addEventListener("click", () => (parts ? parts.stop() : request?.abort()));
+  pause?.addEventListener("click", () => (parts?.isPaused ? parts.resume() : parts?.pause()));
+  if (uploads) {
+    const input = form.querySelector("input[type=file]");
+    input.addEventListener("change", () => lookForEarlier(input));
+  }
   window.addEventListener("beforeunload", (event) => {
-    if (request && request.readyState < 4) event.preventDefault();
+    if (parts || (request && request.readyState < 4)) event.preventDefault();
   });
 }

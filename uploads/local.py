@@ -1,0 +1,135 @@
+"""Parts that go to the platform itself: written straight to their place in one sparse file, which is whole when all are there.
+
+A part counts once its bytes are on disk (fsync) and only then is recorded, so that a crash at any moment costs at most
+the parts that were on their way. Nothing has to be put together at the end: using the file is a rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+from django.core.files.storage import default_storage
+from django.db import transaction
+from django.urls import reverse
+
+from medseg_site.shared import storage
+from medseg_site.shared.errors import MedSegError, WrongStateError
+from uploads.models import Upload, UploadPart
+
+SPARE_BYTES = 2**28  # left on the disk for database and logs
+
+
+def _path(upload: Upload) -> Path:
+    return Path(default_storage.path(storage.object_key("uploads", upload.uuid, "archive.zip")))
+
+
+def disk_full() -> MedSegError:
+    text = "The server's disk is full. Free some space there; the upload then goes on where it stopped."
+    return MedSegError("disk_full", text, http_status=507)
+
+
+class LocalParts:
+    """The local folder as a store of parts, in the shape of S3's."""
+
+    def begin(self, upload: Upload) -> str:
+        path = _path(upload)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(path.parent).free < upload.size + SPARE_BYTES:
+            raise disk_full()
+        with path.open("wb") as file:
+            file.truncate(upload.size)
+        return ""
+
+    def sign(self, upload: Upload, numbers: list[int]) -> dict[int, str]:
+        """Addresses on the platform itself, without its host: the same login protects them as everything else."""
+        return {number: reverse("upload-part", args=[str(upload.uuid), number]) for number in numbers}
+
+    def stored(self, upload: Upload) -> dict[int, tuple[int, str]]:
+        """Size and ETag of each part that is there."""
+        rows = upload.parts.filter(is_stored=True).values_list("number", "sha256")
+        return {number: (upload.bytes_of(number), sha256) for number, sha256 in rows}
+
+    def write(self, upload: Upload, number: int, source: IO[bytes] | Any) -> str:
+        """Put the bytes of one part into place and record it. Returns its ETag (its SHA-256)."""
+        wanted, digest, at = upload.bytes_of(number), hashlib.sha256(), (number - 1) * upload.part_size
+        said = self._forget(upload, number)
+        try:
+            descriptor = os.open(_path(upload), os.O_WRONLY)
+        except FileNotFoundError:
+            raise WrongStateError("The parts that had arrived are gone. Begin the upload again.") from None
+        try:
+            left = wanted
+            while chunk := source.read(storage.CHUNK):
+                if len(chunk) > left:
+                    raise wrong_size(number, wanted)
+                digest.update(chunk)
+                _write_all(descriptor, chunk, at + wanted - left)
+                left -= len(chunk)
+            if left:
+                raise wrong_size(number, wanted)
+            os.fdatasync(descriptor)
+        except OSError as error:
+            raise disk_full() if error.errno in (errno.ENOSPC, errno.EDQUOT) else error from error
+        finally:
+            os.close(descriptor)
+        if said and said != digest.hexdigest():
+            text = f"Part {number} was damaged on its way: its checksum is not the one that was said. Send it again."
+            raise MedSegError("bad_checksum", text)
+        values = {"sha256": digest.hexdigest(), "is_stored": True}
+        UploadPart.objects.update_or_create(upload=upload, number=number, defaults=values)
+        return digest.hexdigest()
+
+    def _forget(self, upload: Upload, number: int) -> str:
+        """While it is being written a part does not count. Returns the checksum that its sender said, if any."""
+        with transaction.atomic():
+            row = Upload.objects.select_for_update().get(pk=upload.pk)
+            if row.state != Upload.OPEN:
+                raise WrongStateError(f"This upload is {row.state}, so it takes no more parts.")
+            part = row.parts.filter(number=number).first()
+            if part is None:
+                return ""
+            if part.is_stored:
+                part.delete()
+                return ""
+            said: str = part.sha256
+            return said
+
+    def assemble(self, upload: Upload, tags: dict[int, str]) -> None:
+        """Nothing to do: the parts lie in their places."""
+
+    def tail(self, upload: Upload, length: int) -> bytes:
+        with _path(upload).open("rb") as file:
+            file.seek(max(0, upload.size - length))
+            return file.read()
+
+    def place(self, upload: Upload) -> None:
+        """Move the whole file to where it belongs; doing it twice is the same as once."""
+        source, target = _path(upload), Path(default_storage.path(upload.key))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(source, target)
+        except FileNotFoundError:
+            if not target.is_file():
+                raise WrongStateError("The uploaded file is gone. Upload it again.") from None
+        shutil.rmtree(source.parent, ignore_errors=True)
+
+    def remove(self, upload: Upload) -> None:
+        # In this order: a file that is being placed at this moment is found in one of the two.
+        storage.delete_prefix(storage.object_key("uploads", upload.uuid))
+        storage.delete_prefix(upload.key.rpartition("/")[0])
+
+
+def wrong_size(number: int, wanted: int) -> MedSegError:
+    return MedSegError("wrong_size", f"Part {number} must have {wanted} bytes. Cut the file as the upload says.")
+
+
+def _write_all(descriptor: int, chunk: bytes, offset: int) -> None:
+    view = memoryview(chunk)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

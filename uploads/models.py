@@ -1,0 +1,89 @@
+"""Large files on their way in: one row per upload, and of each part what is known of it."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from medseg_site.shared import storage
+from medseg_site.shared.job_rows import OwnedQuerySet
+
+COLLECTIONS = {"dataset": "datasets", "batch": "batches"}
+
+
+class Upload(models.Model):
+    """One file that comes in parts. Its uuid becomes that of the dataset or batch that is made of it.
+
+    `open` (parts come in) → `complete` (the file is whole) → `used` (a dataset or batch has it). `aborted` ones are being removed.
+    """
+
+    OPEN, COMPLETE, USED, ABORTED = "open", "complete", "used", "aborted"
+    STATES = (OPEN, COMPLETE, USED, ABORTED)
+
+    uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="+"
+    )
+    purpose = models.CharField(
+        max_length=16, choices=[("dataset", "dataset archive"), ("batch", "batch archive")], editable=False
+    )
+    file_name = models.CharField(max_length=300, editable=False)
+    size = models.BigIntegerField(editable=False)
+    part_size = models.BigIntegerField(editable=False)
+    sha256 = models.CharField(max_length=64, blank=True, editable=False)  # of the whole file, where its sender said it
+    s3_bucket = models.CharField(max_length=200, blank=True, editable=False)
+    backend_id = models.CharField(max_length=1000, blank=True, editable=False)  # S3's UploadId
+    state = models.CharField(
+        max_length=16, default=OPEN, choices=[(state, state) for state in STATES], editable=False, db_index=True
+    )
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
+
+    objects = OwnedQuerySet.as_manager()
+
+    class Meta:
+        db_table = "uploads"
+        ordering = ["-created_at", "-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(state__in=["open", "complete", "used", "aborted"]), name="uploads_known_state"
+            ),
+            models.CheckConstraint(condition=Q(size__gt=0) & Q(part_size__gt=0), name="uploads_have_sizes"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.file_name} ({self.state})"
+
+    @property
+    def key(self) -> str:
+        """Where the file belongs once it is used."""
+        return storage.object_key(COLLECTIONS[self.purpose], self.uuid, "archive.zip")
+
+    @property
+    def part_count(self) -> int:
+        return -(-self.size // self.part_size)
+
+    def bytes_of(self, number: int) -> int:
+        """The size that part `number` (from 1) must have: all are alike but the last."""
+        return min(self.part_size, self.size - (number - 1) * self.part_size)
+
+
+class UploadPart(models.Model):
+    """What is known of one part: the checksum that its sender said, and, for the local folder, whether it is on disk."""
+
+    upload = models.ForeignKey(Upload, on_delete=models.CASCADE, related_name="parts")
+    number = models.PositiveIntegerField()
+    sha256 = models.CharField(max_length=64)
+    is_stored = models.BooleanField(default=False)  # its bytes had reached the disk before this was written
+
+    class Meta:
+        db_table = "upload_parts"
+        ordering = ["number"]
+        constraints = [models.UniqueConstraint(fields=["upload", "number"], name="one_upload_part_per_number")]
+
+    def __str__(self) -> str:
+        return f"part {self.number}"
