@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from datasets.archives import ArchiveError, ArchiveLimits, SafeArchive
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared import storage
+from medseg_site.shared import manifests, storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, announce, claim
 from medseg_site.shared.text import clean_file_name
 from ml_core.io import SUPPORTED_SUFFIXES
@@ -41,15 +41,16 @@ def expand(pk: int) -> list[int]:
         job.cancel()
     except ArchiveError as error:
         _delete(stored)
-        job.fail(str(error))
-        storage.delete_prefix(storage.object_key("batches", job.row.uuid))
+        job.fail(str(error), archive_key="")
+        storage.delete_object(job.row.archive_key)
     except Exception as error:
         log.exception("batch %s", pk)
         _delete(stored)
         job.fail(
-            f"The batch could not be unpacked ({type(error).__name__}). Send it again; if it fails again, see the worker's log."
+            f"The batch could not be unpacked ({type(error).__name__}). Send it again; if it fails again, see the worker's log.",
+            archive_key="",
         )
-        storage.delete_prefix(storage.object_key("batches", job.row.uuid))
+        storage.delete_object(job.row.archive_key)
     return []
 
 
@@ -60,8 +61,10 @@ def _delete(prefixes: list[str]) -> None:
 
 def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[int]:
     batch = job.row
-    archive_path = storage.fetch(batch.archive_key)
+    archive_key = batch.archive_key
+    archive_path = storage.fetch(archive_key)
     rows, issues = [], []
+    known = set(batch.inferences.values_list("uuid", flat=True))  # those that were found in storage again
     with SafeArchive(archive_path, ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)) as archive:
         names = sorted(archive.sizes)
         if len(names) > MOST_IMAGES:
@@ -82,6 +85,8 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[
                 issues.append({"severity": "warning", "code": "unsupported_type", "file": name[:500], "detail": text})
                 continue
             owner = uuid.uuid5(batch.uuid, name)  # the same in a second attempt, which then leaves nothing behind
+            if owner in known:
+                continue
             prefix = storage.object_key("inferences", owner)
             stored.append(prefix)
             archive.extract(name, folder / "image")
@@ -98,7 +103,7 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[
                     input_sha256=found.sha256,
                 )
             )
-    if not rows:
+    if not rows and not known:
         raise ArchiveError(
             "no_images",
             "The ZIP holds no image that can be read.",
@@ -107,8 +112,12 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> list[
     with transaction.atomic():
         InferenceResult.objects.bulk_create(rows, batch_size=500)
         # The batch goes on without a worker of its own: its inferences are jobs themselves.
-        job.update(issues=issues[:1000], claim_token=None, heartbeat_at=None, progress={})
-        transaction.on_commit(lambda: storage.delete_prefix(storage.object_key("batches", batch.uuid)))
+        job.update(issues=issues[:1000], claim_token=None, heartbeat_at=None, progress={}, archive_key="")
+    stored.clear()  # they belong to rows now, whatever fails from here on
+    # The archive goes last: until every inference has its manifest, storage alone could still unpack it again.
+    manifests.store_many(rows)
+    manifests.keep_up(batch)
+    storage.delete_object(archive_key)
     return [row.pk for row in rows]
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from datasets.models import Dataset, Sample
+from medseg_site.shared import cache, manifests, storage
 from medseg_site.shared import progress as events
-from medseg_site.shared import storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
 from ml_core.malloc_tuning import tuned_environment
 from models_app.models import Epoch, SegmentationModel
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SECONDS_TO_STOP = 60  # for a cancelled training to keep its best weights in good order
 SECONDS_BETWEEN_UPLOADS = 60
+SECONDS_BETWEEN_MANIFESTS = 10
 
 
 class TrainingFailedError(Exception):
@@ -58,20 +59,23 @@ def train(pk: int) -> None:
 
 
 def _train(job: Claim[SegmentationModel], folder: Path) -> None:
+    dataset, job_file = job.row.dataset, folder / "job.json"
+    if dataset is None:
+        raise TrainingFailedError("The dataset was deleted. Upload it again and train on that.")
     folder.mkdir(parents=True, exist_ok=True)
     _bring_checkpoints(job.row, folder)
-    job_file = folder / "job.json"
-    job_file.write_text(json.dumps(_job_document(job, folder)))
-    outcome = _Run(job, folder, job_file).outcome()
+    try:
+        with cache.decoded_in_use(dataset.uuid) as store:
+            job_file.write_text(json.dumps(_job_document(job, dataset, folder, store)))
+            outcome = _Run(job, folder, job_file).outcome()
+    finally:
+        shutil.rmtree(folder / "objects", ignore_errors=True)
     _keep(job, folder, outcome)
 
 
-def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]:
-    """ml_core.job.TrainingJob, with every object as a local path."""
-    model, dataset = job.row, job.row.dataset
-    if dataset is None:
-        raise TrainingFailedError("The dataset was deleted. Upload it again and train on that.")
-    storage.trim_cache()
+def _job_document(job: Claim[SegmentationModel], dataset: Dataset, folder: Path, store: Path) -> dict[str, Any]:
+    """ml_core.job.TrainingJob, with every object as a local path that stays until the training's process has ended."""
+    model = job.row
     cases, samples = [], list(dataset.samples.all())
     for position, sample in enumerate(samples):
         share = position / len(samples)
@@ -87,8 +91,8 @@ def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]
             }
         )
         try:
-            image = storage.fetch(sample.image_key, sample.image_sha256)
-            mask = storage.fetch(sample.mask_key, sample.mask_sha256)
+            image = storage.fetch_into(folder / "objects", sample.image_key, sample.image_sha256)
+            mask = storage.fetch_into(folder / "objects", sample.mask_key, sample.mask_sha256)
         except FileNotFoundError:
             raise TrainingFailedError(f"{sample.name} is not in storage any more. Upload the dataset again.") from None
         cases.append(
@@ -104,12 +108,12 @@ def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]
     return {
         "cases": cases,
         "split": _stored_split(dataset, samples),
-        "warm_start": _warm_start(model),
+        "warm_start": _warm_start(model, folder),
         "classes": dataset.class_dicts(),
         "fingerprint": dataset.fingerprint,
         "hyperparameters": model.requested,
         "folder": str(folder),
-        "store": str(storage.decoded_folder(dataset.uuid)),
+        "store": str(store),
         "default_seconds": settings.MEDSEG_TRAINING_SECONDS,
         "facts": {
             "name": str(model),
@@ -128,7 +132,7 @@ def _stored_split(dataset: Dataset, samples: list[Sample]) -> dict[str, Any] | N
     return {**parts, "grouping": dataset.fingerprint.get("grouping", "as stored")}
 
 
-def _warm_start(model: SegmentationModel) -> str | None:
+def _warm_start(model: SegmentationModel, folder: Path) -> str | None:
     """The package of the earlier model that the training starts from, as a local path."""
     asked = model.requested.get("warm_start")
     if not asked:
@@ -136,7 +140,7 @@ def _warm_start(model: SegmentationModel) -> str | None:
     earlier = SegmentationModel.objects.filter(pk=int(asked)).first() if asked.isdecimal() else None
     if earlier is None or not earlier.is_usable:
         raise TrainingFailedError(f"The model {asked} to start from is gone or has no weights. Choose another one.")
-    return str(storage.fetch(earlier.s3_key, earlier.checksum))
+    return str(storage.fetch_into(folder / "objects", earlier.s3_key, earlier.checksum))
 
 
 class _Run:
@@ -145,7 +149,7 @@ class _Run:
     def __init__(self, job: Claim[SegmentationModel], folder: Path, job_file: Path) -> None:
         self.job, self.folder = job, folder
         self.progress: dict[str, Any] = {}
-        self.uploaded_at = time.time()
+        self.uploaded_at = self.manifest_at = time.time()
         self.upload: threading.Thread | None = None
         self.errors = (folder / "stderr.txt").open("w+b")
         self.process = subprocess.Popen(
@@ -226,6 +230,7 @@ class _Run:
             events.publish(self.job.row.KIND, self.job.row.pk, {"type": "epoch", **event})
             Epoch.objects.update_or_create(model=self.job.row, epoch=event.pop("epoch"), defaults=event)
             self._upload_checkpoints()
+            self._keep_manifest()
         elif kind == "error":
             raise TrainingFailedError(f"{event['reason']} {event['cure']}".strip())
         elif kind == "done":
@@ -240,6 +245,12 @@ class _Run:
             self.uploaded_at = time.time()
             self.upload = threading.Thread(target=_store_checkpoints, args=arguments, daemon=True)
             self.upload.start()
+
+    def _keep_manifest(self) -> None:
+        """The curve so far, for a training that has to go on without this database. On S3 beside the checkpoints' upload."""
+        if not storage.is_remote() and time.time() - self.manifest_at > SECONDS_BETWEEN_MANIFESTS:
+            self.manifest_at = time.time()
+            manifests.keep_up(self.job.row)
 
     def _why_it_died(self) -> str:
         code = self.process.wait()
@@ -260,8 +271,12 @@ def _store_checkpoints(model: SegmentationModel, folder: Path, since: float = 0.
             if path.stat().st_mtime >= since:
                 place = path.relative_to(folder).parts
                 storage.store_file(storage.object_key("models", model.uuid, "checkpoints", *place), path)
+        manifests.keep_up(model)
     except Exception:
         log.exception("checkpoints of model %s are not stored; the training goes on", model.pk)
+    finally:
+        if threading.current_thread() is not threading.main_thread():
+            connection.close()  # of this thread
 
 
 def _bring_checkpoints(model: SegmentationModel, folder: Path) -> None:
@@ -286,9 +301,10 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
                 storage.store_file(storage.object_key("models", model.uuid, "cases", picture.name), picture)
             columns |= {"s3_bucket": storage.bucket_name(), "s3_key": stored.key, "checksum": stored.sha256}
             columns |= {"metrics": outcome["metrics"], "decisions": outcome["decisions"], "trained_at": timezone.now()}
-            _store_manifest(job, columns)
         if outcome["stopped"] and storage.is_remote():
             _store_checkpoints(model, folder)
+        if not outcome["stopped"]:
+            columns = manifests.store_done(model, columns)
     if outcome["stopped"]:
         job.cancel(**columns)
         return
@@ -296,26 +312,3 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
         job.finish(**columns)
     shutil.rmtree(folder, ignore_errors=True)
     storage.delete_prefix(storage.object_key("models", model.uuid, "checkpoints"))
-
-
-def _store_manifest(job: Claim[SegmentationModel], columns: dict[str, Any]) -> None:
-    """Everything that the rows say, beside the objects."""
-    model = SegmentationModel.objects.get(pk=job.row.pk)
-    columns_of_epoch = [field.name for field in Epoch._meta.fields if field.name not in {"id", "model"}]
-    epochs = [{name: getattr(row, name) for name in columns_of_epoch} for row in model.epochs.all()]
-    document = {
-        "uuid": str(model.uuid),
-        "name": model.name,
-        "version": model.version,
-        "dataset_uuid": str(model.dataset.uuid) if model.dataset else None,
-        "created_at": model.created_at.isoformat(),
-        "requested": model.requested,
-        "hyperparameters": model.hyperparameters,
-        "plan": model.plan,
-        "split": model.split,
-        "estimate": model.estimate,
-        "classes": model.classes,
-        "epochs": epochs,
-        **columns,
-    }
-    storage.store_json(storage.object_key("models", model.uuid, "manifest.json"), document)

@@ -22,6 +22,7 @@ from django.db import connection, models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
+from medseg_site.shared import manifests
 from medseg_site.shared import progress as events
 from medseg_site.shared.errors import WrongStateError
 
@@ -208,6 +209,10 @@ def announce(row: Job, status: str) -> None:
     transaction.on_commit(lambda: events.publish(kind, pk, {"type": "status", "status": status}))
     if status not in {row.WORDS.queued, row.WORDS.working}:
         transaction.on_commit(lambda: events.wake_waiting(kind, pk))
+    if (
+        status != row.WORDS.working or row.claim_token is None
+    ):  # not at a claim: a manifest does not tell who is at work
+        manifests.keep_up(row)
 
 
 def claim(model: type[J], pk: int) -> Claim[J] | None:
