@@ -119,7 +119,7 @@ def _run(job: Claim[InferenceResult], folder: Path) -> None:
             "metrics": to_json(metrics),
             "warnings": found.warnings,
         }
-        columns = manifests.store_done(row, columns)
+        columns = manifests.store_done(row, columns, is_fresh=True)  # a request waits
     with transaction.atomic():
         job.finish(**columns)
 

@@ -61,7 +61,9 @@ def link(path: Path, target: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError:  # the folders are on two disks, or the disk knows no links
-        shutil.copy2(path, target)
+        part = target.with_name(f".{uuid.uuid4().hex}.part")
+        shutil.copyfile(path, part)
+        os.replace(part, target)
 
 
 def forget(checksums: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ has to be again when nothing but storage is left. Left out is what only means so
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import logging
@@ -132,13 +133,14 @@ def lines_apart(row: Job, name: str, owner: str) -> Iterator[str]:
         yield json.dumps(_part_document(item, owner), ensure_ascii=False)
 
 
-def store_done(row: Job, columns: dict[str, Any]) -> dict[str, Any]:
+def store_done(row: Job, columns: dict[str, Any], *, is_fresh: bool = False) -> dict[str, Any]:
     """Write the manifest of a row as it will be when it is finished with `columns`, before it is.
 
+    is_fresh: the row in memory is as it is in the database but for `columns` and a wish to cancel; it is not read again.
     Returns the columns to finish it with. Nothing is written for a row that was deleted: its finish will find that out.
     """
     columns = {"finished_at": timezone.now(), **columns}
-    future = _fresh(type(row), row.pk)
+    future = copy.copy(row) if is_fresh else _fresh(type(row), row.pk)
     if future is not None:
         for name, value in {"status": row.WORDS.done, "error": None, "claim_token": None, **columns}.items():
             setattr(future, name, value)

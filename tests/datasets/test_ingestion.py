@@ -22,6 +22,7 @@ from datasets.ingestion import check
 from datasets.models import Dataset
 from datasets.services import create_dataset_from_upload
 from medseg_site.demo import draw_cells, png
+from ml_core.splits import split_cases
 
 pytestmark = pytest.mark.django_db
 
@@ -201,7 +202,7 @@ def test_a_dataset_deleted_while_it_is_checked_leaves_nothing(
     dataset = create_dataset_from_upload(user=user, name="set", archive=zipped(pairs(3)))
     from datasets import ingestion
 
-    real = ingestion.split_cases
+    real = split_cases
 
     def delete_then_split(*arguments: Any, **more: Any) -> Any:
         Dataset.objects.filter(pk=dataset.pk).delete()

@@ -1,4 +1,4 @@
-"""The SQLite file is deleted while a training runs: a rebuilt platform says what it said, and the training goes on."""
+"""The database is lost while a training runs: a rebuilt platform says what it said, and the training goes on."""
 
 from __future__ import annotations
 
@@ -11,16 +11,26 @@ from typing import Any
 import pytest
 
 from tests.e2e import drawings
+from tests.e2e.test_postgres import database_url  # noqa: F401 (a fixture)
 from tests.environment import REPOSITORY
 from tests.platform import WORK_SECONDS, Json, Platform, running_platform
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
-    with running_platform() as platform:
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def platform(request: pytest.FixtureRequest) -> Iterator[Platform]:
+    settings = {} if request.param == "sqlite" else {"DATABASE_URL": request.getfixturevalue("database_url")}
+    with running_platform(**settings) as platform:
         yield platform
+
+
+def lose_the_database(platform: Platform) -> None:
+    if "DATABASE_URL" in platform.environment:
+        manage(platform, "flush", "--no-input")
+    for path in platform.folder.glob("medseg.sqlite3*"):
+        path.unlink()
+    manage(platform, "migrate", "-v0")
 
 
 def manage(platform: Platform, *arguments: str) -> str:
@@ -70,13 +80,13 @@ def test_a_lost_database_comes_back_and_an_interrupted_training_goes_on(platform
     platform.wait_for(f"models/{going['id']}/", lambda row: has_curve())
     said = answers(platform, but=going)
     assert platform.stop() == []
-    for path in platform.folder.glob("medseg.sqlite3*"):
-        path.unlink()
-    manage(platform, "migrate", "-v0")
+    lose_the_database(platform)
     told = manage(platform, "rebuild_catalog")
     assert "models: restored 2, already there 0; 1 of the restored go on" in told
     platform.start()
     assert answers(platform, but=going) == said
+    newer = platform.infer(model, "two.png", image)
+    assert newer["id"] > found["id"] + 2, "the numbers of all that came back are taken"
     before = platform.epochs(going)[-1]["epoch"]
     assert before > 1, "the curve so far came back"
     platform.wait_for_epoch(going, before + 2)

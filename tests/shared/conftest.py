@@ -56,7 +56,13 @@ def s3_media(s3_endpoint: str, settings: Any, own_media: Path, tmp_path: Path) -
     bucket = boto3.resource("s3", aws_access_key_id="t", aws_secret_access_key="t", **access).create_bucket(
         Bucket=BUCKET
     )
-    options = {"bucket_name": BUCKET, "access_key": "t", "secret_key": "t", "addressing_style": "path", **access}
+    options: dict[str, Any] = {
+        "bucket_name": BUCKET,
+        "access_key": "t",
+        "secret_key": "t",
+        "addressing_style": "path",
+        **access,
+    }
     options |= {"signature_version": "s3v4", "file_overwrite": True, "default_acl": None, "querystring_auth": True}
     settings.S3_BUCKET_NAME, settings.AWS_ENDPOINT_URL, settings.CACHE_DIR = BUCKET, s3_endpoint, tmp_path / "cache"
     default = {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": options}

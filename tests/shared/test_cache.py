@@ -32,7 +32,10 @@ def size_of(folder: Path) -> int:
 
 
 def add(name: str, megabytes: int = 1, used_ago: float = 0) -> Path:
-    path = cache.copy_of(f"{name}-file", lambda part: part.write_bytes(name.encode()[:1] * megabytes * MB) and None)
+    def download(part: Path) -> None:
+        part.write_bytes(name.encode()[:1] * megabytes * MB)
+
+    path = cache.copy_of(f"{name}-file", download)
     os.utime(path, (time.time() - used_ago,) * 2)
     return path
 

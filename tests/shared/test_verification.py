@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import current_app
 from django.core.files.storage import default_storage
 from django.core.management import CommandError, call_command
 from django.db import transaction
@@ -161,7 +162,7 @@ def test_storage_that_is_down_fails_no_change_and_is_tried_again(monkeypatch: py
         raise OSError("no storage")
 
     monkeypatch.setattr(storage, "store_bytes", down)
-    monkeypatch.setattr(manifests.current_app, "send_task", lambda name, **more: sent.append((name, more["args"])))
+    monkeypatch.setattr(current_app, "send_task", lambda name, **more: sent.append((name, more["args"])))
     with transaction.atomic():
         manifests.keep_up(row)
     assert sent == [("medseg_site.tasks.refresh_manifest", ["models_app.SegmentationModel", row.pk, str(row.uuid)])]
