@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import django_filters
 from django.db.models import QuerySet
-from django.http import FileResponse, HttpResponse
+from django.http import HttpResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -26,6 +27,7 @@ from datasets.serializers import (
     SampleSerializer,
 )
 from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.downloads import object_response
 from medseg_site.shared.job_api import JobLogMixin
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
@@ -150,16 +152,20 @@ class DatasetViewSet(
 
     @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
     @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/mask", url_name="sample-mask")
-    def sample_mask(self, request: Request, pk: str, sample_id: str) -> FileResponse:
+    def sample_mask(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """The mask in the dataset's label values: PNG, or NIfTI for a volume."""
         sample = self._sample(sample_id)
         suffix = ".nii.gz" if sample.mask_key.endswith(".nii.gz") else ".png"
         kind = "application/gzip" if suffix == ".nii.gz" else "image/png"
-        return display.object_response(sample.mask_key, content_type=kind, name=f"{sample.name}_mask{suffix}")
+        name = f"{sample.name}_mask{suffix}"
+        is_volume = suffix == ".nii.gz"
+        return object_response(
+            request, sample.mask_key, content_type=kind, name=name, sha256=sample.mask_sha256, download=is_volume
+        )
 
     @extend_schema(responses={(200, "image/jpeg"): OpenApiTypes.BINARY})
     @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/thumbnail", url_name="sample-thumbnail")
-    def sample_thumbnail(self, request: Request, pk: str, sample_id: str) -> FileResponse:
+    def sample_thumbnail(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """A small picture of the image with its mask over it."""
         sample = self._sample(sample_id)
-        return display.object_response(sample.thumbnail_key, content_type="image/jpeg", name="thumbnail.jpg")
+        return object_response(request, sample.thumbnail_key, content_type="image/jpeg", name="thumbnail.jpg")

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from medseg_site.shared import storage
-from medseg_site.shared.downloads import StreamedFileResponse
 from medseg_site.shared.errors import MedSegError
 from ml_core.errors import ImageError
 from ml_core.io import display_volume, read_image, read_mask, to_screen
@@ -136,14 +135,3 @@ def _loaded(load: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         return load()
     except ImageError as error:
         raise MedSegError(error.code, str(error), http_status=409) from None
-
-
-def object_response(key: str, *, content_type: str, name: str, download: bool = False) -> StreamedFileResponse:
-    """A stored object, streamed."""
-    try:
-        source = storage.open_object(key)
-    except (FileNotFoundError, OSError):
-        raise MedSegError("no_object", "The file is not in storage any more.", http_status=404) from None
-    response = StreamedFileResponse(source, content_type=content_type, filename=name, as_attachment=download)
-    response["Cache-Control"] = "private, max-age=3600"
-    return response

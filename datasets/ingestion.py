@@ -9,13 +9,14 @@ from typing import Any
 from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 
 from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pair, SafeArchive, find_pairs
 from datasets.models import Dataset, DatasetClass, Sample
 from datasets.pipeline import PairPipeline
 from datasets.samples import CheckedSample, ClassTable
 from datasets.url_import import DownloadLimits, UrlImportError, download
-from medseg_site.shared import outages, storage
+from medseg_site.shared import manifests, outages, storage
 from medseg_site.shared.jobs import Claim, ClaimLostError, claim
 from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
@@ -59,15 +60,15 @@ def check(pk: int) -> float | None:
         log.info("dataset %s refused: %s", pk, error.code)
         issues = error.issues if isinstance(error, DatasetRefusedError) else []
         job.fail(str(error), s3_key="", **_issue_columns(issues))
-        storage.delete_prefix(prefix)
+        _discard(job, archive=True)
     except SoftTimeLimitExceeded:
-        storage.delete_prefix(f"{prefix}/samples")
+        _discard(job)
         job.fail("The check took longer than its time limit. Split the dataset into smaller ones.")
     except Exception as error:
         if reason := outages.reason_of(error):
             return job.retry_later(reason)
         log.exception("dataset %s", pk)
-        storage.delete_prefix(f"{prefix}/samples")
+        _discard(job)
         job.fail(
             f"The check ended unexpectedly ({type(error).__name__}). Check it again; if it fails again, see its log."
         )
@@ -119,13 +120,31 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
         "fingerprint": {**fingerprint, "grouping": split.grouping},
         **_issue_columns(issues),
     }
-    _store_manifest(dataset, columns, rows, classes)
+    # Samples first, for their manifest tells their numbers; the dataset is not ready before that lies in storage.
     with transaction.atomic():
+        job.update(progress={})
         Sample.objects.filter(dataset=dataset).delete()
         DatasetClass.objects.filter(dataset=dataset).delete()
         Sample.objects.bulk_create(rows, batch_size=500)
         DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in classes)
+    with job.kept_alive():
+        columns = manifests.store_done(dataset, {**columns, **job.last_words()})
+    with transaction.atomic():
         job.finish(progress={}, **columns)
+
+
+def _discard(job: Claim[Dataset], *, archive: bool = False) -> None:
+    """Remove what a check made that did not come to its end (and the archive); not once it is another worker's."""
+    prefix = storage.object_key("datasets", job.row.uuid)
+    mine = Dataset.objects.filter(Q(claim_token=job.token) | Q(status="error"), pk=job.row.pk)
+    if not mine.exists():
+        return
+    Sample.objects.filter(dataset__in=mine).delete()
+    DatasetClass.objects.filter(dataset__in=mine).delete()
+    storage.delete_prefix(f"{prefix}/samples")
+    storage.delete_object(f"{prefix}/samples.jsonl.gz")
+    if archive:
+        storage.delete_object(f"{prefix}/archive.zip")
 
 
 def _bring_archive(job: Claim[Dataset], folder: Path) -> Path:
@@ -280,25 +299,3 @@ def _issue_columns(issues: list[Issue]) -> dict[str, Any]:
         for i in ordered[:MOST_ISSUES]
     ]
     return {"issues": rows, "issue_count": len(issues)}
-
-
-def _store_manifest(
-    dataset: Dataset, columns: dict[str, Any], rows: list[Sample], classes: list[dict[str, Any]]
-) -> None:
-    """Everything that the rows say, beside the objects."""
-    sample_columns = [field.name for field in Sample._meta.fields if field.name not in {"id", "dataset"}]
-    document = {
-        "uuid": str(dataset.uuid),
-        "name": dataset.name,
-        "description": dataset.description,
-        "uploaded_at": dataset.uploaded_at.isoformat(),
-        "s3_key": dataset.s3_key,
-        "checksum": dataset.checksum,
-        "total_size_mb": dataset.total_size_mb,
-        "archive_name": dataset.archive_name,
-        "is_synthetic": dataset.is_synthetic,
-        **columns,
-        "classes": classes,
-        "samples": [{name: getattr(row, name) for name in sample_columns} for row in rows],
-    }
-    storage.store_json(storage.object_key("datasets", dataset.uuid, "manifest.json"), document)

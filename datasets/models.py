@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.db import models
 from django.db.models import Q, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 
+from medseg_site.shared.catalog import Stored
 from medseg_site.shared.job_rows import Job, JobWords, job_constraints
 from medseg_site.shared.paging import counted
 
@@ -20,6 +21,7 @@ class Dataset(Job):
 
     WORDS = WORDS
     KIND = "dataset"
+    STORED: ClassVar = Stored("datasets", objects={"s3_key": "checksum"}, parts=("classes", "samples"))
 
     name = models.CharField(max_length=200)
     description = models.TextField(blank=True)
@@ -85,6 +87,10 @@ class DatasetClass(models.Model):
 
 class Sample(models.Model):
     """One image with its mask. The mask is stored in the dataset's label values on the image's own grid."""
+
+    STORED: ClassVar = Stored(
+        objects={"image_key": "image_sha256", "mask_key": "mask_sha256", "thumbnail_key": None}, apart=True
+    )
 
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="samples")
     position = models.PositiveIntegerField(editable=False)

@@ -13,7 +13,8 @@ from django.db import transaction
 from datasets.models import Dataset, DatasetClass
 from datasets.tasks import check_dataset
 from datasets.url_import import UrlImportError, check_url
-from medseg_site.shared import storage
+from medseg_site.shared import manifests, storage
+from medseg_site.shared.catalog import objects_of
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.jobs import enqueue_on_commit, requeue
 from medseg_site.shared.text import clean_file_name, clean_name
@@ -89,6 +90,7 @@ def _create(*, user: Any, **columns: Any) -> Dataset:
         dataset = Dataset.objects.create(
             created_by=user, status=Dataset.WORDS.queued, s3_bucket=storage.bucket_name(), **columns
         )
+        manifests.keep_new(dataset)
         enqueue_on_commit(check_dataset, dataset.pk)
     return dataset
 
@@ -110,10 +112,11 @@ def delete_dataset(*, dataset: Dataset) -> None:
         if locked.models.filter(status__in=["queued", "training"]).exists():
             raise WrongStateError("A training reads this dataset. Wait until it has ended, or cancel it first.")
         prefix = storage.object_key("datasets", locked.uuid)
-        owner = locked.uuid
+        owner, checksums = locked.uuid, [checksum for _, checksum in objects_of(locked) if checksum]
         locked.delete()
         transaction.on_commit(lambda: storage.delete_prefix(prefix))
         transaction.on_commit(lambda: storage.forget_local(owner))
+        transaction.on_commit(lambda: storage.forget_copies(checksums))
 
 
 def rename_class(*, dataset: Dataset, value: int, name: str, color: str | None = None) -> DatasetClass:
@@ -125,5 +128,7 @@ def rename_class(*, dataset: Dataset, value: int, name: str, color: str | None =
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
             raise MedSegError("invalid_color", f"{color!r} is not a colour such as #d63939.", attr="color")
         item.color = color.lower()
-    item.save(update_fields=["name", "color"])
+    with transaction.atomic():
+        item.save(update_fields=["name", "color"])
+        manifests.keep_up(dataset)
     return item

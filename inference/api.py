@@ -5,7 +5,8 @@ from __future__ import annotations
 import django_filters
 import numpy as np
 from django.db.models import QuerySet
-from django.http import FileResponse, HttpResponse, StreamingHttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from inference.serializers import (
     InferenceSerializer,
 )
 from medseg_site.shared.api import JSONParser, answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.downloads import object_response
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.job_api import JobLogMixin
 from models_app.models import SegmentationModel
@@ -107,23 +109,23 @@ class InferenceViewSet(
 
     @extend_schema(responses={(200, "image/png"): OpenApiTypes.BINARY, (200, "application/gzip"): OpenApiTypes.BINARY})
     @action(detail=True)
-    def mask(self, request: Request, pk: str) -> FileResponse:
+    def mask(self, request: Request, pk: str) -> HttpResponseBase:
         """The label map on the image's own grid in the dataset's label values: PNG, or NIfTI for volumes."""
         row = self._finished()
-        return _map_response(row, row.output_image_s3_key, "labels")
+        return _map_response(request, row, row.output_image_s3_key, row.output_sha256, "labels")
 
     @extend_schema(
         responses={(200, "image/png"): OpenApiTypes.BINARY, (200, "application/gzip"): OpenApiTypes.BINARY},
         parameters=[OpenApiParameter("slice", int, description="This slice only, as a PNG laid as on the screen.")],
     )
     @action(detail=True)
-    def certainty(self, request: Request, pk: str) -> HttpResponse | FileResponse:
+    def certainty(self, request: Request, pk: str) -> HttpResponseBase:
         """How sure the model is, 0 (a toss-up of all classes) to 255 (sure), on the image's own grid: PNG, or NIfTI for volumes."""
         row = self._finished()
         if not row.certainty_key:
             raise WrongStateError("This inference is older than maps of certainty. Segment the image again.")
         if (index := request.query_params.get("slice")) is None:
-            return _map_response(row, row.certainty_key, "certainty")
+            return _map_response(request, row, row.certainty_key, row.certainty_sha256, "certainty")
         return display.slice_response(lambda: _certainty(row), index)
 
     @extend_schema(responses=PNG, parameters=[SLICE])
@@ -167,12 +169,12 @@ def _certainty(row: InferenceResult) -> NDArray[np.uint8]:
     return display.label_array(row.certainty_key, row.certainty_sha256, list(range(256)), oriented=oriented)
 
 
-def _map_response(row: InferenceResult, key: str, what: str) -> FileResponse:
+def _map_response(request: Request, row: InferenceResult, key: str, sha256: str, what: str) -> HttpResponseBase:
     """A stored map as it is."""
     is_volume = key.endswith(".nii.gz")
     name = f"{row.image_name.split('.')[0] or 'image'}_{what}{'.nii.gz' if is_volume else '.png'}"
     kind = "application/gzip" if is_volume else "image/png"
-    return display.object_response(key, content_type=kind, name=name, download=is_volume)
+    return object_response(request, key, content_type=kind, name=name, sha256=sha256, download=is_volume)
 
 
 def _opacity(text: str | None) -> float:

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from datasets.archives import ArchiveError, ArchiveLimits, SafeArchive
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared import outages, storage
+from medseg_site.shared import manifests, outages, storage
 from medseg_site.shared.jobs import LOST_MESSAGE_SECONDS, CancelledError, Claim, ClaimLostError, announce, claim
 from medseg_site.shared.text import clean_file_name
 from ml_core.io import SUPPORTED_SUFFIXES
@@ -45,8 +45,8 @@ def expand(pk: int) -> bool:
         job.cancel()
     except (ArchiveError, UploadDamagedError) as error:
         _delete(stored)
-        job.fail(str(error))
-        storage.delete_prefix(storage.object_key("batches", job.row.uuid))
+        job.fail(str(error), archive_key="")
+        storage.delete_object(job.row.archive_key)
     except Exception as error:
         if reason := outages.reason_of(error):
             job.retry_later(reason)  # the reaper sends for a worker when it is time
@@ -54,9 +54,10 @@ def expand(pk: int) -> bool:
         log.exception("batch %s", pk)
         _delete(stored)
         job.fail(
-            f"The batch could not be unpacked ({type(error).__name__}). Send it again; if it fails again, see its log."
+            f"The batch could not be unpacked ({type(error).__name__}). Send it again; if it fails again, see its log.",
+            archive_key="",
         )
-        storage.delete_prefix(storage.object_key("batches", job.row.uuid))
+        storage.delete_object(job.row.archive_key)
     return False
 
 
@@ -67,10 +68,12 @@ def _delete(prefixes: list[str]) -> None:
 
 def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> None:
     batch = job.row
+    archive_key = batch.archive_key
     with job.kept_alive():
-        archive_path = storage.fetch(batch.archive_key)
+        archive_path = storage.fetch(archive_key)
         check_upload(batch.uuid, archive_path)
     rows, issues = [], []
+    known = set(batch.inferences.values_list("uuid", flat=True))  # those that were found in storage again
     with SafeArchive(archive_path, ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)) as archive:
         names = sorted(archive.sizes)
         if len(names) > MOST_IMAGES:
@@ -91,6 +94,8 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> None:
                 issues.append({"severity": "warning", "code": "unsupported_type", "file": name[:500], "detail": text})
                 continue
             owner = uuid.uuid5(batch.uuid, name)  # the same in a second attempt, which then leaves nothing behind
+            if owner in known:
+                continue
             prefix = storage.object_key("inferences", owner)
             stored.append(prefix)
             archive.extract(name, folder / "image")
@@ -107,7 +112,7 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> None:
                     input_sha256=found.sha256,
                 )
             )
-    if not rows:
+    if not rows and not known:
         raise ArchiveError(
             "no_images",
             "The ZIP holds no image that can be read.",
@@ -118,8 +123,13 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> None:
         # The batch goes on without a worker of its own: its inferences are jobs themselves.
         job.log.add(f"{len(rows)} images, {len(issues)} files that are none")
         job.log.detach()
-        job.update(issues=issues[:1000], claim_token=None, heartbeat_at=None, progress={}, log=job.log.text())
-        transaction.on_commit(lambda: storage.delete_prefix(storage.object_key("batches", batch.uuid)))
+        ended: dict[str, Any] = {"issues": issues[:1000], "progress": {}, "archive_key": "", "log": job.log.text()}
+        job.update(claim_token=None, heartbeat_at=None, **ended)
+    stored.clear()  # they belong to rows now, whatever fails from here on
+    # The archive goes last: until every inference has its manifest, storage alone could still unpack it again.
+    manifests.store_many(rows)
+    manifests.keep_up(batch)
+    storage.delete_object(archive_key)
 
 
 def waiting_images() -> QuerySet[InferenceResult]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from django.db import models
 from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
 
+from medseg_site.shared.catalog import Stored
 from medseg_site.shared.job_rows import Job, JobWords, job_constraints
 from medseg_site.shared.paging import count_of
 from models_app.models import SegmentationModel
@@ -19,6 +22,7 @@ class InferenceBatch(Job):
 
     WORDS = WORDS
     KIND = "batch"
+    STORED: ClassVar = Stored("batches", objects={"archive_key": None})
 
     model = models.ForeignKey(
         SegmentationModel, null=True, on_delete=models.SET_NULL, related_name="batches", editable=False
@@ -47,6 +51,15 @@ class InferenceResult(Job):
 
     WORDS = WORDS
     KIND = "inference"
+    STORED: ClassVar = Stored(
+        "inferences",
+        objects={
+            "input_image_s3_key": "input_sha256",
+            "output_image_s3_key": "output_sha256",
+            "certainty_key": "certainty_sha256",
+            "reference_key": None,
+        },
+    )
 
     model = models.ForeignKey(
         SegmentationModel, null=True, on_delete=models.SET_NULL, related_name="inferences", editable=False

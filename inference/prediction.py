@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 
 from inference.batches import close_batch_if_done
 from inference.models import InferenceResult
-from medseg_site.shared import outages, storage
+from medseg_site.shared import manifests, outages, storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
 from ml_core.data import label_indices
 from ml_core.errors import ImageError, MLError
@@ -112,20 +112,22 @@ def _run(job: Claim[InferenceResult], folder: Path) -> None:
         certainty = _store_certainty(row, image, found, folder)
         suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".png"
         stored = storage.store_file(storage.object_key("inferences", row.uuid, f"labels{suffix}"), path)
+        columns = {
+            "output_image_s3_key": stored.key,
+            "output_sha256": stored.sha256,
+            "confidence": round(found.confidence, 4),
+            "certainty_key": certainty.key,
+            "certainty_sha256": certainty.sha256,
+            "shape": list(image.shape),
+            "spacing": [float(step) for step in image.spacing] if image.spacing else None,
+            "seconds": round(time.perf_counter() - started, 4),
+            "classes": _class_rows(found.indices, row.model.classes, image),
+            "metrics": to_json(metrics),
+            "warnings": found.warnings,
+        }
+        columns = manifests.store_done(row, columns | job.last_words(), is_fresh=True)  # a request waits
     with transaction.atomic():
-        job.finish(
-            output_image_s3_key=stored.key,
-            output_sha256=stored.sha256,
-            confidence=round(found.confidence, 4),
-            certainty_key=certainty.key,
-            certainty_sha256=certainty.sha256,
-            shape=list(image.shape),
-            spacing=[float(step) for step in image.spacing] if image.spacing else None,
-            seconds=round(time.perf_counter() - started, 4),
-            classes=_class_rows(found.indices, row.model.classes, image),
-            metrics=to_json(metrics),
-            warnings=found.warnings,
-        )
+        job.finish(**columns)
 
 
 def _store_certainty(row: InferenceResult, image: Image, found: Segmentation, folder: Path) -> storage.StoredObject:

@@ -14,7 +14,8 @@ from django.db import transaction
 from inference.batches import cancel_images, close_batch_if_done
 from inference.models import InferenceBatch, InferenceResult
 from inference.tasks import expand_batch, run_inference
-from medseg_site.shared import storage
+from medseg_site.shared import manifests, storage
+from medseg_site.shared.catalog import objects_of
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
 from medseg_site.shared.text import clean_file_name
@@ -47,6 +48,7 @@ def create_inference(
                 reference_key=reference_key,
                 reference_name=clean_file_name(mask.name) if mask else "",
             )
+            manifests.keep_new(row)
             enqueue_on_commit(run_inference, row.pk)
         return row
     except Exception:
@@ -72,6 +74,7 @@ def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> 
                 archive_name=clean_file_name(archive.name),
                 archive_key=stored.key,
             )
+            manifests.keep_new(batch)
             enqueue_on_commit(expand_batch, batch.pk)
         return batch
     except Exception:
@@ -151,15 +154,20 @@ def retry_inference(*, inference: InferenceResult) -> InferenceResult:
 def delete_inference(*, inference: InferenceResult) -> None:
     """Remove the row and its files. A worker that is at it finds the row gone and throws its result away."""
     prefix = storage.object_key("inferences", inference.uuid)
+    checksums = [checksum for _, checksum in objects_of(inference) if checksum]
     with transaction.atomic():
         inference.delete()
         transaction.on_commit(lambda: storage.delete_prefix(prefix))
+        transaction.on_commit(lambda: storage.forget_copies(checksums))
 
 
 def delete_batch(*, batch: InferenceBatch) -> None:
     prefixes = [storage.object_key("batches", batch.uuid)]
     prefixes += [storage.object_key("inferences", item) for item in batch.inferences.values_list("uuid", flat=True)]
+    columns = ("input_sha256", "output_sha256", "certainty_sha256")
+    checksums = [item for row in batch.inferences.values_list(*columns) for item in row if item]
     with transaction.atomic():
         batch.delete()
         for prefix in prefixes:
             transaction.on_commit(partial(storage.delete_prefix, prefix))
+        transaction.on_commit(lambda: storage.forget_copies(checksums))

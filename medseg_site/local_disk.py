@@ -14,7 +14,7 @@ from pathlib import Path
 from django.db import connection
 
 from datasets.models import Dataset
-from medseg_site.shared import storage
+from medseg_site.shared import cache, storage
 from models_app.models import SegmentationModel
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ SECONDS_BETWEEN_SWEEPS = 3600
 def sweep() -> None:
     """Remove what killed processes left, decoded samples of deleted datasets, and trainings that are over or deleted."""
     storage.sweep_scratch()
-    for folder, owner in _folders(storage.decoded_folder(uuid.uuid4()).parent):
+    for folder, owner in _folders(cache.decoded_folder(uuid.uuid4()).parent):
         if not Dataset.objects.filter(uuid=owner).exists():
             shutil.rmtree(folder, ignore_errors=True)
     for folder, owner in _folders(storage.training_folder(uuid.uuid4()).parent):

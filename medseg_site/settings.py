@@ -97,7 +97,7 @@ AWS_ACCESS_KEY_ID = env.text("AWS_ACCESS_KEY_ID")
 AWS_SECRET_ACCESS_KEY = env.text("AWS_SECRET_ACCESS_KEY")
 AWS_REGION = env.text("AWS_REGION", "us-east-1")
 AWS_ENDPOINT_URL = env.text("AWS_ENDPOINT_URL")
-AWS_PUBLIC_ENDPOINT_URL = env.text("AWS_PUBLIC_ENDPOINT_URL") or AWS_ENDPOINT_URL
+AWS_PUBLIC_ENDPOINT_URL = env.text("AWS_PUBLIC_ENDPOINT_URL")  # the same store as browsers reach it
 MEDIA_ROOT = DATA_DIR / "media"
 CACHE_DIR = DATA_DIR / "cache"
 TMP_DIR = DATA_DIR / "tmp"
@@ -120,6 +120,7 @@ if S3_BUCKET_NAME:
             "querystring_auth": True,
             "file_overwrite": True,
             "signature_version": "s3v4",
+            "max_memory_size": 8 * 2**20,  # what is larger is read by way of the disk, not of memory
         },
     }
 STORAGES: dict[str, Any] = {
@@ -155,6 +156,7 @@ MEDSEG_MODEL_CACHE_BYTES = env.integer("MEDSEG_MODEL_CACHE_MB", 2_000, minimum=1
 MEDSEG_OBJECT_CACHE_BYTES = env.integer("MEDSEG_OBJECT_CACHE_MB", 50_000, minimum=1) * 2**20
 MEDSEG_CHECKPOINT_SECONDS = env.integer("MEDSEG_CHECKPOINT_SECONDS", 60, minimum=1)  # between uploads of a checkpoint
 MEDSEG_REQUESTS_AT_ONCE = env.integer("MEDSEG_REQUESTS_AT_ONCE", 8, minimum=1)  # in the web process; others wait
+MEDSEG_DECODED_CACHE_BYTES = env.integer("MEDSEG_DECODED_CACHE_MB", 50_000, minimum=1) * 2**20
 MEDSEG_TRAINING_SECONDS = env.integer("MEDSEG_TRAINING_SECONDS", 300, minimum=10)  # default time budget of a training
 FILE_UPLOAD_TEMP_DIR = str(TMP_DIR)
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from celery import shared_task
+from django.apps import apps
 
 SECONDS_BETWEEN_LOOKS = 3
+
+
+@shared_task(bind=True, max_retries=200, soft_time_limit=60, time_limit=90)
+def refresh_manifest(self: Any, label: str, pk: int, owner: str) -> None:
+    """A manifest that could not be written when its row changed: again and again, for days if storage is down as long."""
+    from medseg_site.shared import manifests
+
+    try:
+        manifests.refresh(apps.get_model(label), pk, uuid.UUID(owner))
+    except Exception as error:
+        raise self.retry(exc=error, countdown=min(15 * 2**self.request.retries, 1800)) from error
 
 
 @shared_task(bind=True, max_retries=2000, soft_time_limit=60, time_limit=90)

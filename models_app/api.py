@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import django_filters
 from django.db.models import QuerySet
-from django.http import FileResponse
+from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import mixins, serializers, viewsets
 from rest_framework.decorators import action
 from rest_framework.generics import ListAPIView
@@ -15,10 +15,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
-from datasets.display import object_response
 from datasets.models import Dataset
 from medseg_site.shared import storage
 from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.downloads import object_response
 from medseg_site.shared.errors import WrongStateError
 from medseg_site.shared.job_api import JobLogMixin
 from ml_core.architectures import ARCHITECTURES
@@ -120,22 +120,31 @@ class ModelViewSet(
             raise serializers.ValidationError({name: [text] for name, text in error.fields.items()}) from None
         return Response(self.get_serializer(model).data, status=202)
 
-    @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
+    @extend_schema(
+        responses={
+            (200, "application/zip"): OpenApiTypes.BINARY,
+            302: OpenApiResponse(
+                description="Objects are in S3 and clients can reach it: a signed address, good for an hour."
+            ),
+        }
+    )
     @action(detail=True)
-    def download(self, request: Request, pk: str) -> FileResponse:
+    def download(self, request: Request, pk: str) -> HttpResponseBase:
         """The model package: weights (safetensors), plan, classes, metrics and card in one ZIP."""
         model = self.get_object()
         if not model.s3_key:
             raise WrongStateError(f"{model} is {model.status} and has no weights yet.")
         name = f"{model.name}-v{model.version}.zip"
-        return object_response(model.s3_key, content_type="application/zip", name=name, download=True)
+        return object_response(
+            request, model.s3_key, content_type="application/zip", name=name, sha256=model.checksum, download=True
+        )
 
     @extend_schema(responses={(200, "image/png"): OpenApiTypes.BINARY})
     @action(detail=True, url_path=r"cases/(?P<sample_id>\d{1,18})/overlay", url_name="case-overlay")
-    def case_overlay(self, request: Request, pk: str, sample_id: str) -> FileResponse:
+    def case_overlay(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """What the model got right and wrong on one held-out case: green found, red missed, blue too much."""
         key = storage.object_key("models", self.get_object().uuid, "cases", f"{int(sample_id)}.png")
-        return object_response(key, content_type="image/png", name=f"case-{sample_id}.png")
+        return object_response(request, key, content_type="image/png", name=f"case-{sample_id}.png")
 
 
 class ArchitectureListView(ListAPIView[SegmentationModel]):

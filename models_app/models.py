@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from django.db import models
 from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
 
 from datasets.models import Dataset
+from medseg_site.shared.catalog import Stored
 from medseg_site.shared.job_rows import Job, JobWords, job_constraints
 
 WORDS = JobWords(queued="queued", working="training", done="completed", failed="failed", cancelled="cancelled")
@@ -18,6 +21,13 @@ class SegmentationModel(Job):
 
     WORDS = WORDS
     KIND = "model"
+    STORED: ClassVar = Stored(
+        "models",
+        objects={"s3_key": "checksum"},
+        parts=("epochs",),
+        folders=("cases",),
+        folders_until_done=("checkpoints",),
+    )
 
     name = models.CharField(max_length=200)
     version = models.PositiveIntegerField(default=1, editable=False)

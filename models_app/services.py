@@ -9,7 +9,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Max, QuerySet
 
 from datasets.models import Dataset
-from medseg_site.shared import storage
+from medseg_site.shared import manifests, storage
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
 from medseg_site.shared.text import clean_name
@@ -97,6 +97,7 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dic
                     hyperparameters=requested,
                     classes=locked.class_dicts(),
                 )
+                manifests.keep_new(model)
                 enqueue_on_commit(train_model, model.pk)
             return model
         except IntegrityError:
@@ -136,7 +137,8 @@ def delete_model(*, model: SegmentationModel) -> None:
         if locked.inferences.filter(status__in=["queued", "running"]).exists():
             raise WrongStateError("Images are being segmented with this model. Wait until they are done.")
         prefix = storage.object_key("models", locked.uuid)
-        owner = locked.uuid
+        owner, checksum = locked.uuid, locked.checksum
         locked.delete()
         transaction.on_commit(lambda: storage.delete_prefix(prefix))
         transaction.on_commit(lambda: storage.forget_local(owner))
+        transaction.on_commit(lambda: storage.forget_copies([checksum] if checksum else []))

@@ -12,16 +12,18 @@ from typing import Any
 
 from django.conf import settings
 from django.core.files.storage import default_storage
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from datasets.models import Dataset, Sample
-from medseg_site.shared import outages, storage
+from medseg_site.shared import cache, manifests, outages, storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
-from models_app.models import Epoch, SegmentationModel
+from models_app.models import SegmentationModel
 from models_app.training_process import TrainingFailedError, TrainingKilledError, TrainingProcess
 
 log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_MANIFESTS = 10
 
 
 def train(pk: int) -> float | None:
@@ -58,17 +60,22 @@ def train(pk: int) -> float | None:
 
 
 def _train(job: Claim[SegmentationModel], folder: Path) -> None:
+    dataset = job.row.dataset
+    if dataset is None:
+        raise TrainingFailedError("The dataset was deleted. Upload it again and train on that.")
     folder.mkdir(parents=True, exist_ok=True)
     _bring_checkpoints(job.row, folder)
-    document = _job_document(job, folder)
-    job.log.add(f"{len(document['cases'])} samples are on this machine")
-    uploads = _CheckpointUploads(job.row, folder)
+    progress = _KeptProgress(job.row, folder)
     try:
-        outcome = TrainingProcess(job, _write_job(folder, document), uploads.after_epoch).outcome()
-        if outcome is None:
-            outcome = _salvage(job, folder, document)
+        with cache.decoded_in_use(dataset.uuid) as store:
+            document = _job_document(job, dataset, folder, store)
+            job.log.add(f"{len(document['cases'])} samples are on this machine")
+            outcome = TrainingProcess(job, _write_job(folder, document), progress.after_epoch).outcome()
+            if outcome is None:
+                outcome = _salvage(job, folder, document)
     finally:
-        uploads.wait()
+        progress.wait()
+        shutil.rmtree(folder / "objects", ignore_errors=True)
     _keep(job, folder, outcome)
 
 
@@ -106,12 +113,9 @@ def _lower_batch(job: Claim[SegmentationModel], folder: Path) -> None:
         part.replace(folder / "limits.json")
 
 
-def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]:
-    """ml_core.job.TrainingJob, with every object as a local path."""
-    model, dataset = job.row, job.row.dataset
-    if dataset is None:
-        raise TrainingFailedError("The dataset was deleted. Upload it again and train on that.")
-    storage.trim_cache()
+def _job_document(job: Claim[SegmentationModel], dataset: Dataset, folder: Path, store: Path) -> dict[str, Any]:
+    """ml_core.job.TrainingJob, with every object as a local path that stays until the training's process has ended."""
+    model = job.row
     cases, samples = [], list(dataset.samples.all())
     for position, sample in enumerate(samples):
         share = position / len(samples)
@@ -127,8 +131,8 @@ def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]
             }
         )
         try:
-            image = storage.fetch(sample.image_key, sample.image_sha256)
-            mask = storage.fetch(sample.mask_key, sample.mask_sha256)
+            image = storage.fetch_into(folder / "objects", sample.image_key, sample.image_sha256)
+            mask = storage.fetch_into(folder / "objects", sample.mask_key, sample.mask_sha256)
         except FileNotFoundError:
             raise TrainingFailedError(f"{sample.name} is not in storage any more. Upload the dataset again.") from None
         cases.append(
@@ -144,12 +148,12 @@ def _job_document(job: Claim[SegmentationModel], folder: Path) -> dict[str, Any]
     return {
         "cases": cases,
         "split": _stored_split(dataset, samples),
-        "warm_start": _warm_start(model),
+        "warm_start": _warm_start(model, folder),
         "classes": dataset.class_dicts(),
         "fingerprint": dataset.fingerprint,
         "hyperparameters": model.requested,
         "folder": str(folder),
-        "store": str(storage.decoded_folder(dataset.uuid)),
+        "store": str(store),
         "default_seconds": settings.MEDSEG_TRAINING_SECONDS,
         "plan": model.plan,
         "batch_limit": _limits(folder).get("batch"),
@@ -170,7 +174,7 @@ def _stored_split(dataset: Dataset, samples: list[Sample]) -> dict[str, Any] | N
     return {**parts, "grouping": dataset.fingerprint.get("grouping", "as stored")}
 
 
-def _warm_start(model: SegmentationModel) -> str | None:
+def _warm_start(model: SegmentationModel, folder: Path) -> str | None:
     """The package of the earlier model that the training starts from, as a local path."""
     asked = model.requested.get("warm_start")
     if not asked:
@@ -178,23 +182,32 @@ def _warm_start(model: SegmentationModel) -> str | None:
     earlier = SegmentationModel.objects.filter(pk=int(asked)).first() if asked.isdecimal() else None
     if earlier is None or not earlier.is_usable:
         raise TrainingFailedError(f"The model {asked} to start from is gone or has no weights. Choose another one.")
-    return str(storage.fetch(earlier.s3_key, earlier.checksum))
+    return str(storage.fetch_into(folder / "objects", earlier.s3_key, earlier.checksum))
 
 
-class _CheckpointUploads:
-    """Now and then, beside the training, checkpoints go to remote storage, so that another machine could go on with it."""
+class _KeptProgress:
+    """Now and then what a training has reached goes to storage, so that another machine or database could go on with it.
+
+    On S3 the checkpoints, by a thread beside the training, with the manifest; in a local folder, where they lie already, the manifest.
+    """
 
     def __init__(self, model: SegmentationModel, folder: Path) -> None:
         self.model, self.folder, self.since = model, folder, time.time()
         self.thread: threading.Thread | None = None
 
     def after_epoch(self) -> None:
-        busy = self.thread is not None and self.thread.is_alive()
-        if storage.is_remote() and not busy and time.time() - self.since > settings.MEDSEG_CHECKPOINT_SECONDS:
-            arguments = (self.model, self.folder, self.since)
+        passed = time.time() - self.since
+        if storage.is_remote():
+            busy = self.thread is not None and self.thread.is_alive()
+            if not busy and passed > settings.MEDSEG_CHECKPOINT_SECONDS:
+                self.thread = threading.Thread(
+                    target=_store_checkpoints, args=(self.model, self.folder, self.since), daemon=True
+                )
+                self.since = time.time()
+                self.thread.start()
+        elif passed > SECONDS_BETWEEN_MANIFESTS:
             self.since = time.time()
-            self.thread = threading.Thread(target=_store_checkpoints, args=arguments, daemon=True)
-            self.thread.start()
+            manifests.keep_up(self.model)
 
     def wait(self) -> None:
         if self.thread:
@@ -208,8 +221,12 @@ def _store_checkpoints(model: SegmentationModel, folder: Path, since: float = 0.
             if path.stat().st_mtime >= since:
                 place = path.relative_to(folder).parts
                 storage.store_file(storage.object_key("models", model.uuid, "checkpoints", *place), path)
+        manifests.keep_up(model)
     except Exception:
         log.exception("checkpoints of model %s are not stored; the training goes on", model.pk)
+    finally:
+        if threading.current_thread() is not threading.main_thread():
+            connection.close()  # of this thread
 
 
 def _bring_checkpoints(model: SegmentationModel, folder: Path) -> None:
@@ -236,9 +253,10 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
                 storage.store_file(storage.object_key("models", model.uuid, "cases", picture.name), picture)
             columns |= {"s3_bucket": storage.bucket_name(), "s3_key": stored.key, "checksum": stored.sha256}
             columns |= {"metrics": outcome["metrics"], "decisions": outcome["decisions"], "trained_at": timezone.now()}
-            _store_manifest(job, columns)
         if outcome["stopped"] and storage.is_remote():
             _store_checkpoints(model, folder)
+        if not outcome["stopped"]:
+            columns = manifests.store_done(model, columns | job.last_words())
     if outcome["stopped"]:
         job.cancel(**columns)
         return
@@ -246,26 +264,3 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
         job.finish(**columns)
     shutil.rmtree(folder, ignore_errors=True)
     storage.delete_prefix(storage.object_key("models", model.uuid, "checkpoints"))
-
-
-def _store_manifest(job: Claim[SegmentationModel], columns: dict[str, Any]) -> None:
-    """Everything that the rows say, beside the objects."""
-    model = SegmentationModel.objects.get(pk=job.row.pk)
-    columns_of_epoch = [field.name for field in Epoch._meta.fields if field.name not in {"id", "model"}]
-    epochs = [{name: getattr(row, name) for name in columns_of_epoch} for row in model.epochs.all()]
-    document = {
-        "uuid": str(model.uuid),
-        "name": model.name,
-        "version": model.version,
-        "dataset_uuid": str(model.dataset.uuid) if model.dataset else None,
-        "created_at": model.created_at.isoformat(),
-        "requested": model.requested,
-        "hyperparameters": model.hyperparameters,
-        "plan": model.plan,
-        "split": model.split,
-        "estimate": model.estimate,
-        "classes": model.classes,
-        "epochs": epochs,
-        **columns,
-    }
-    storage.store_json(storage.object_key("models", model.uuid, "manifest.json"), document)

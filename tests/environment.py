@@ -44,6 +44,7 @@ def _prepare() -> None:
     for name in (
         "S3_BUCKET_NAME",
         "AWS_ENDPOINT_URL",
+        "AWS_PUBLIC_ENDPOINT_URL",
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
         "DATABASE_URL",

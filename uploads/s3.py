@@ -45,7 +45,7 @@ def _client(endpoint: str, key: str, secret: str, region: str) -> Any:
 
 def client(*, public: bool = False) -> Any:
     """S3 as the platform reaches it, or (`public`) as browsers do: only for signing, nothing is sent there from here."""
-    endpoint = settings.AWS_PUBLIC_ENDPOINT_URL if public else settings.AWS_ENDPOINT_URL
+    endpoint = (public and settings.AWS_PUBLIC_ENDPOINT_URL) or settings.AWS_ENDPOINT_URL
     return _client(endpoint, settings.AWS_ACCESS_KEY_ID, settings.AWS_SECRET_ACCESS_KEY, settings.AWS_REGION)
 
 

@@ -30,9 +30,11 @@ def check_bucket(**kwargs: Any) -> list[CheckMessage]:
     if bool(settings.AWS_ACCESS_KEY_ID) != bool(settings.AWS_SECRET_ACCESS_KEY):
         hint = "Set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither (then the machine's role is used)."
         found.append(Error("Only one half of the S3 credentials is set.", hint=hint, id="medseg.E002"))
-    if settings.AWS_ENDPOINT_URL and urlsplit(settings.AWS_ENDPOINT_URL).scheme not in {"http", "https"}:
-        hint = "Write it with its scheme, such as http://127.0.0.1:9000."
-        found.append(Error("AWS_ENDPOINT_URL is not an http or https address.", hint=hint, id="medseg.E003"))
+    for name in ("AWS_ENDPOINT_URL", "AWS_PUBLIC_ENDPOINT_URL"):
+        address = getattr(settings, name)
+        if address and urlsplit(address).scheme not in {"http", "https"}:
+            hint = "Write it with its scheme, such as http://127.0.0.1:9000."
+            found.append(Error(f"{name} is not an http or https address.", hint=hint, id="medseg.E003"))
     return found
 
 

@@ -1,14 +1,24 @@
-"""Files to clients, piece by piece also under ASGI, where Django's own FileResponse would read all of it into memory first."""
+"""Files to clients: from S3 by a signed address where browsers can reach it, else streamed, in parts where they are asked for."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
+from typing import IO, Any
 
 from asgiref.sync import sync_to_async
-from django.http import FileResponse
+from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.utils.http import content_disposition_header
+
+from medseg_site.shared import remote, storage
+from medseg_site.shared.errors import MedSegError
+
+RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class StreamedFileResponse(FileResponse):
+    """Piece by piece also under ASGI, where Django's own FileResponse would read all of it into memory first."""
+
     block_size = 2**18
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -19,3 +29,66 @@ class StreamedFileResponse(FileResponse):
 
         while (part := await sync_to_async(read)()) is not None:
             yield part
+
+
+def object_response(
+    request: HttpRequest, key: str, *, content_type: str, name: str, sha256: str = "", download: bool = False
+) -> HttpResponseBase:
+    """A stored object: streamed (a part of it where a Range is asked for), or for a download sent from S3 itself.
+
+    Only downloads are redirected: what scripts of the pages fetch has to come from the pages' own address.
+    """
+    try:
+        size = storage.size_of(key)
+        if size is None:
+            raise FileNotFoundError(key)
+        address = (
+            remote.signed_url(key, name=name, content_type=content_type) if download and storage.is_remote() else None
+        )
+        if address:
+            return HttpResponseRedirect(address, headers={"Cache-Control": "private, no-store"})
+        return _streamed(request, key, size, content_type=content_type, name=name, sha256=sha256, download=download)
+    except OSError:
+        raise MedSegError("no_object", "The file is not in storage any more.", http_status=404) from None
+
+
+def _streamed(
+    request: HttpRequest, key: str, size: int, *, content_type: str, name: str, sha256: str, download: bool
+) -> HttpResponseBase:
+    tag = f'"{sha256}"' if sha256 else None
+    asked = _asked_range(request, size, tag)
+    if asked is not None and asked[0] > asked[1]:
+        return HttpResponse(status=416, headers={"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"})
+    first, last = asked or (0, size - 1)
+    source: IO[bytes] = storage.open_range(key, first, last + 1) if size else storage.open_object(key)
+    response: Any = StreamedFileResponse(source, status=206 if asked else 200, content_type=content_type)
+    response["Content-Length"] = str(last - first + 1)
+    response["Accept-Ranges"] = "bytes"
+    response["Cache-Control"] = "private, max-age=3600"
+    response["Content-Disposition"] = content_disposition_header(download, name)
+    if asked:
+        response["Content-Range"] = f"bytes {first}-{last}/{size}"
+    if tag:
+        response["ETag"] = tag
+    answer: HttpResponseBase = response
+    return answer
+
+
+def _asked_range(request: HttpRequest, size: int, tag: str | None) -> tuple[int, int] | None:
+    """(first, last) byte of the one range that is asked for, first > last where there is no such; None: send all of it.
+
+    Several ranges, other units and nonsense are answered with all of it, as RFC 9110 allows.
+    """
+    found = RANGE.fullmatch(request.headers.get("Range", "").replace(" ", ""))
+    condition = request.headers.get("If-Range")
+    if request.method != "GET" or not found or (condition is not None and condition != tag):
+        return None
+    first, last = found.groups()
+    if not first and not last:
+        return None
+    if not first:  # the last so many bytes
+        return (max(0, size - int(last)), size - 1) if int(last) else (1, 0)
+    if last and int(last) < int(first):
+        return None
+    end = min(int(last), size - 1) if last else size - 1
+    return (int(first), end) if int(first) < size else (1, 0)

@@ -16,6 +16,7 @@ from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.utils.html import format_html
 
+from medseg_site.shared import manifests
 from medseg_site.shared.errors import MedSegError
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class JobAdmin(ModelAdmin):
         """What the question before a deletion lists. Parts (samples, epochs) are not named one by one: there may be 100,000."""
         names = [f"{row} with all its parts and files in storage" for row in objs]
         return names, {str(self.opts.verbose_name_plural): len(names)}, set(), []
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        manifests.keep_up(form.instance)
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         self.delete_row(obj)

@@ -20,9 +20,10 @@ from django.db import connection, models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
+from medseg_site.shared import manifests
 from medseg_site.shared import progress as events
 from medseg_site.shared.errors import WrongStateError
-from medseg_site.shared.job_log import JobLog, add_to_timeline, worker_name
+from medseg_site.shared.job_log import MOST_EVENTS, JobLog, add_to_timeline, timeline_entry, worker_name
 from medseg_site.shared.job_rows import Job
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,12 @@ class Claim(Generic[J]):
         """Done. Call it in the transaction that writes the results: if the claim is lost, all of it rolls back."""
         self._end(self.row.WORDS.done, error=None, **fields)
 
+    def last_words(self) -> dict[str, Any]:
+        """Timeline and log as `finish` is to write them: for the manifest, which is stored before the row is done."""
+        timeline = self._mine.values_list("timeline", flat=True).first() or []
+        end = timeline_entry(self.row.WORDS.done, attempt=self.row.attempt)
+        return {"timeline": [*timeline, end][-MOST_EVENTS:], "log": self.log.text()}
+
     def fail(self, reason: str, **fields: Any) -> None:
         """Failed, with the reason. A row that was deleted or given to another worker meanwhile is left as it is."""
         try:
@@ -165,7 +172,8 @@ class Claim(Generic[J]):
         rows = type(self.row)._default_manager.filter(pk=self.row.pk)
         with transaction.atomic():
             self.update(claim_token=None, **fields)
-            add_to_timeline(rows, status, detail=fields.get("error") or "", attempt=self.row.attempt)
+            if "timeline" not in fields:
+                add_to_timeline(rows, status, detail=fields.get("error") or "", attempt=self.row.attempt)
         self.log.detach()
         announce(self.row, status)
 
@@ -176,6 +184,10 @@ def announce(row: Job, status: str) -> None:
     transaction.on_commit(lambda: events.publish(kind, pk, {"type": "status", "status": status}))
     if status not in {row.WORDS.queued, row.WORDS.working}:
         transaction.on_commit(lambda: events.wake_waiting(kind, pk))
+    if (
+        status != row.WORDS.working or row.claim_token is None
+    ):  # not at a claim: a manifest does not tell who is at work
+        manifests.keep_up(row)
 
 
 def claim(model: type[J], pk: int) -> Claim[J] | None:

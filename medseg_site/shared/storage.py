@@ -6,6 +6,7 @@ User file names never become part of a key; they live in columns and manifests.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,9 +14,11 @@ import tempfile
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +26,8 @@ from django.conf import settings
 from django.core.files import File
 from django.core.files.base import ContentFile
 from django.core.files.storage import FileSystemStorage, default_storage, storages
+
+from medseg_site.shared import cache, remote
 
 CHUNK = 2**20
 
@@ -122,13 +127,59 @@ def open_object(key: str) -> IO[bytes]:
     return file
 
 
+def open_stream(key: str) -> IO[bytes]:
+    """To be read once from its start to its end: from S3 as it comes. Raises FileNotFoundError."""
+    return remote.open_whole(key) if is_remote() else open_object(key)
+
+
+def open_range(key: str, start: int, end: int) -> IO[bytes]:
+    """The bytes from `start` up to (not with) `end`, read as they are asked for. Raises FileNotFoundError."""
+    if not is_remote():
+        file = open_object(key)
+        file.seek(start)
+        part: Any = _Part(file, end - start)
+        source: IO[bytes] = part
+        return source
+    return remote.open_range(key, start, end)
+
+
+class _Part(io.RawIOBase):
+    """The next `size` bytes of an open file."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._left = file, size
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def delete_object(key: str) -> None:
+    """Remove one object; nothing happens where there is none."""
+    default_storage.delete(key)
+
+
 def delete_prefix(prefix: str) -> None:
-    """Remove every object below a key prefix, and what the local cache holds of it."""
-    shutil.rmtree(_cache_path(prefix), ignore_errors=True)
+    """Remove every object below a key prefix, the manifest first: what a killed process leaves of it must not come back."""
+    prefix = prefix.rstrip("/")
+    delete_object(f"{prefix}/manifest.json")
     if not is_remote():
         shutil.rmtree(default_storage.path(prefix), ignore_errors=True)
     else:
-        default_storage.bucket.objects.filter(Prefix=prefix.rstrip("/") + "/").delete()  # type: ignore[attr-defined]
+        remote.delete_below(f"{prefix}/")
+
+
+def remove_emptied_folders(key: str) -> None:
+    """Those of a deleted object in the local folder, up to its owner's."""
+    while not is_remote() and key.count("/") > 1:
+        key = key.rpartition("/")[0]
+        with suppress(OSError):  # not empty
+            os.rmdir(default_storage.path(key))
 
 
 def keys_below(prefix: str) -> Iterator[str]:
@@ -139,13 +190,68 @@ def keys_below(prefix: str) -> Iterator[str]:
         yield from keys_below(f"{prefix.rstrip('/')}/{name}")
 
 
-def _cache_path(key: str) -> Path:
-    return Path(settings.CACHE_DIR) / "objects" / key
+@dataclass(frozen=True)
+class ObjectInfo:
+    key: str
+    size: int
+    modified: float  # seconds since 1970
+
+
+def collections() -> list[str]:
+    """The first parts of all keys that there are, whoever made them."""
+    folders, files = default_storage.listdir("")
+    return sorted({*folders, *files} - {""})
+
+
+def owners_of(collection: str) -> list[str]:
+    """The second parts of a collection's keys (folders only), in order."""
+    try:
+        return sorted(name for name in default_storage.listdir(collection)[0] if name)
+    except FileNotFoundError:
+        return []
+
+
+def objects_by_owner(collection: str) -> Iterator[tuple[str, list[ObjectInfo]]]:
+    """(second part of the key, its objects), owner by owner, so that memory does not grow with their number."""
+    for owner, objects in groupby(objects_below(collection), key=lambda item: item.key.split("/")[1]):
+        yield owner, list(objects)
+
+
+def objects_below(prefix: str) -> Iterator[ObjectInfo]:
+    if not is_remote():
+        return _walk_local(prefix)
+    return (ObjectInfo(item.key, item.size, item.last_modified.timestamp()) for item in remote.below(f"{prefix}/"))
+
+
+def size_of(key: str) -> int | None:
+    """In bytes; None where there is no such object."""
+    try:
+        return remote.size_of(key) if is_remote() else default_storage.size(key)
+    except FileNotFoundError:
+        return None
+
+
+def _walk_local(prefix: str) -> Iterator[ObjectInfo]:
+    try:
+        entries = sorted(os.scandir(default_storage.path(prefix)), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile
+        return
+    for entry in entries:
+        key = f"{prefix}/{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk_local(key)
+        else:
+            try:
+                stat = entry.stat()
+            except FileNotFoundError:
+                continue
+            yield ObjectInfo(key, stat.st_size, stat.st_mtime)
 
 
 def fetch(key: str, sha256: str | None = None) -> Path:
-    """A local file with the object's bytes: the file itself in a local folder, else downloaded once into the cache.
+    """A local file with the object's bytes: the file itself in a local folder, else a copy in the cache, named by its content.
 
+    The copy stays at least a minute; who needs it for longer takes `fetch_into`.
     Raises FileNotFoundError when there is no such object, StorageCorruptError when its checksum is not `sha256`.
     """
     if not is_remote():
@@ -153,24 +259,38 @@ def fetch(key: str, sha256: str | None = None) -> Path:
         if not path.is_file():
             raise FileNotFoundError(key)
         return path
-    path = _cache_path(key)
-    if path.is_file():
-        os.utime(path)  # the cache throws out what was not used for longest
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    if sha256:
+        return cache.copy_of(f"{sha256}-{key.rpartition('/')[2]}", partial(_download, key, sha256, None))
+    tag = remote.tag_of(key)
+    name = hashlib.sha256(f"{key} {tag}".encode()).hexdigest()
+    return cache.copy_of(f"{name}-{key.rpartition('/')[2]}", partial(_download, key, None, tag))
+
+
+def fetch_into(folder: Path, key: str, sha256: str) -> Path:
+    """As `fetch`, but a file that stays while `folder` does, however full the cache becomes."""
+    target = folder / f"{sha256}-{key.rpartition('/')[2]}"
+    while is_remote() and not target.exists():
+        try:
+            cache.link(fetch(key, sha256), target)
+        except FileNotFoundError:
+            remote.tag_of(key)  # gone from storage: raises; else only from the cache, a moment ago
+    return target if is_remote() else fetch(key, sha256)
+
+
+def _download(key: str, sha256: str | None, tag: str | None, target: Path) -> None:
     digest = hashlib.sha256()
-    try:
-        with open_object(key) as source, part.open("wb") as out:
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                out.write(chunk)
-        if sha256 and digest.hexdigest() != sha256:
-            raise StorageCorruptError(f"The object {key} is damaged: its checksum is not the one that was recorded.")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    with remote.open_whole(key, tag) as source, target.open("wb") as out:
+        while chunk := source.read(CHUNK):
+            digest.update(chunk)
+            out.write(chunk)
+    if sha256 and digest.hexdigest() != sha256:
+        raise StorageCorruptError(f"The object {key} is damaged: its checksum is not the one that was recorded.")
+
+
+def forget_copies(checksums: Iterable[str]) -> None:
+    """Remove this machine's copies of deleted objects; those of other machines go when theirs is trimmed."""
+    if is_remote():
+        cache.forget(checksums)
 
 
 def training_folder(owner: uuid.UUID) -> Path:
@@ -178,26 +298,10 @@ def training_folder(owner: uuid.UUID) -> Path:
     return Path(settings.DATA_DIR) / "trainings" / str(owner)
 
 
-def decoded_folder(owner: uuid.UUID) -> Path:
-    """Where the decoded samples of a dataset are kept on this machine for trainings to read."""
-    return Path(settings.CACHE_DIR) / "decoded" / str(owner)
-
-
 def forget_local(owner: uuid.UUID) -> None:
     """Remove what this machine keeps of a dataset or model beside its objects."""
-    for folder in (training_folder(owner), decoded_folder(owner)):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def trim_cache() -> None:
-    """Keep the cache of remote objects below MEDSEG_OBJECT_CACHE_MB, oldest use first."""
-    files = [(path.stat(), path) for path in _cache_path("").rglob("*") if path.is_file()]
-    excess = sum(stat.st_size for stat, _ in files) - settings.MEDSEG_OBJECT_CACHE_BYTES
-    for stat, path in sorted(files, key=lambda item: item[0].st_mtime):
-        if excess <= 0:
-            break
-        path.unlink(missing_ok=True)
-        excess -= stat.st_size
+    shutil.rmtree(training_folder(owner), ignore_errors=True)
+    cache.forget_decoded(owner)
 
 
 def sweep_scratch(older_than_seconds: float = 24 * 3600) -> None:

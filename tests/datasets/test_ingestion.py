@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import zipfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from datasets.ingestion import check
 from datasets.models import Dataset
 from datasets.services import create_dataset_from_upload
 from medseg_site.demo import draw_cells, png
+from ml_core.splits import split_cases
 
 pytestmark = pytest.mark.django_db
 
@@ -92,7 +94,7 @@ def test_a_good_zip_becomes_ready_with_everything_known(user: Any, own_media: Pa
     assert PILImage.open(default_storage.open(samples[0].thumbnail_key)).size == (160, 160)
     assert sum(item["share"] for item in dataset.fingerprint["classes"]) == pytest.approx(1)
     manifest = f"datasets/{dataset.uuid}/manifest.json"
-    assert len(objects(own_media)) == 12 * 3 + 2
+    assert len(objects(own_media)) == 12 * 3 + 3  # and the archive, the manifest and its samples
     assert manifest in objects(own_media)
 
 
@@ -132,7 +134,7 @@ def test_a_broken_file_costs_its_pair_only_and_is_named(user: Any, own_media: Pa
     assert "160" in shapes
     assert "80" in shapes
     assert "images/c3.png" in found
-    assert len(objects(own_media)) == 3 * 3 + 2
+    assert len(objects(own_media)) == 3 * 3 + 3
 
 
 def test_too_little_good_data_is_one_sentence_and_leaves_nothing(user: Any, own_media: Path) -> None:
@@ -180,6 +182,8 @@ def test_the_patient_stays_behind_but_keeps_the_split_honest(user: Any, own_medi
     assert len(groups) == 3
     assert all(len(sides) == 1 for sides in groups.values())
     written = (own_media / f"datasets/{dataset.uuid}/manifest.json").read_text() + str(dataset.__dict__)
+    written += gzip.decompress((own_media / f"datasets/{dataset.uuid}/samples.jsonl.gz").read_bytes()).decode()
+    assert "c11" in written
     assert "PATIENT" not in written
     assert "Doe" not in written
 
@@ -198,13 +202,13 @@ def test_a_dataset_deleted_while_it_is_checked_leaves_nothing(
     dataset = create_dataset_from_upload(user=user, name="set", archive=zipped(pairs(3)))
     from datasets import ingestion
 
-    real = ingestion._store_manifest
+    real = split_cases
 
-    def delete_then_store(*arguments: Any) -> None:
+    def delete_then_split(*arguments: Any, **more: Any) -> Any:
         Dataset.objects.filter(pk=dataset.pk).delete()
-        real(*arguments)
+        return real(*arguments, **more)
 
-    monkeypatch.setattr(ingestion, "_store_manifest", delete_then_store)
+    monkeypatch.setattr(ingestion, "split_cases", delete_then_split)
     check(dataset.pk)
     assert objects(own_media) == []
 

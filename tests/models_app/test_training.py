@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.files.storage import default_storage
 
-from medseg_site.shared import jobs, storage
-from medseg_site.shared.job_rows import Job
+from medseg_site.shared import jobs, manifests, storage
 from models_app import training
 from models_app.models import SegmentationModel
 from tests.factories import ModelFactory
 from tests.pages import DECISIONS, ESTIMATE, METRICS
 
 pytestmark = pytest.mark.django_db
-
-MACHINERY = {
-    *(field.name for field in Job._meta.fields if field.name not in {"uuid"}),
-    "id",
-    "s3_bucket",
-    "dataset",  # dataset_uuid
-}
 
 
 def test_the_manifest_says_everything_that_the_row_says(tmp_path: Path) -> None:
@@ -45,11 +36,10 @@ def test_the_manifest_says_everything_that_the_row_says(tmp_path: Path) -> None:
     training._keep(claim, folder, outcome)
     model.refresh_from_db()
     assert (model.status, model.decisions, model.estimate) == ("completed", DECISIONS, ESTIMATE)
-    manifest = json.loads(default_storage.open(f"models/{model.uuid}/manifest.json").read())
-    said = {field.name for field in SegmentationModel._meta.fields} - MACHINERY
-    assert said <= set(manifest)
-    for name in said - {"created_at", "trained_at", "uuid"}:
-        assert manifest[name] == getattr(model, name), name
+    manifest = manifests.read(f"models/{model.uuid}/manifest.json")
+    assert set(manifest["row"]) == {field.name for field in SegmentationModel._meta.fields} - manifests.LEFT_OUT
+    assert manifests.differences(model, manifest) == []
+    assert (manifest["row"]["status"], manifest["row"]["metrics"]) == ("completed", METRICS)
 
 
 @pytest.mark.parametrize("names", [["latest"], ["member_0/latest", "member_1/latest"]])

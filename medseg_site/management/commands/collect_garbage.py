@@ -1,0 +1,42 @@
+"""manage.py collect_garbage: objects that no row owns."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from tqdm import tqdm
+
+from medseg_site.shared.garbage import LEAST_HOURS, collect
+from medseg_site.shared.storage import ObjectInfo
+
+
+class Command(BaseCommand):
+    help = "Lists objects in storage that no row owns, and deletes them with --delete."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--delete", action="store_true", help="Delete them. Without it nothing is changed.")
+        text = f"Leave what is younger alone: an upload may be in progress (default {LEAST_HOURS:g})."
+        parser.add_argument("--older-than-hours", type=float, default=LEAST_HOURS, metavar="N", help=text)
+
+    def handle(self, *args: Any, delete: bool, older_than_hours: float, **options: Any) -> None:
+        if not older_than_hours >= 0:
+            raise CommandError("--older-than-hours is a number of 0 or more.")
+        with tqdm(unit=" owners", disable=not sys.stderr.isatty()) as bar:
+
+            def on_step(collection: str, owners: int) -> None:
+                bar.set_description(collection)
+                bar.update(owners)
+
+            def on_object(item: ObjectInfo) -> None:
+                bar.write(f"{item.key} ({item.size} bytes)", file=self.stdout)
+
+            report = collect(delete=delete, older_than_hours=older_than_hours, on_object=on_object, on_step=on_step)
+        what = "Deleted" if delete else "Would delete (--delete does it)"
+        self.stdout.write(
+            f"{what}: {report.count} objects, {report.bytes / 2**20:.1f} MB. "
+            f"Left alone as younger than {older_than_hours:g} hours: {report.too_young}."
+        )
+        if report.unknown:
+            self.stdout.write(f"Left alone because this program does not make them: {', '.join(report.unknown)}")

@@ -1,0 +1,83 @@
+"""What S3 offers beyond Django's storage interface. Only called where `storage.is_remote()`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import IO, Any
+
+from botocore.exceptions import ClientError
+from django.conf import settings
+from django.core.files.storage import default_storage, storages
+from django.utils.http import content_disposition_header
+
+SIGNED_SECONDS = 3600
+
+
+def _bucket() -> Any:
+    return default_storage.bucket  # type: ignore[attr-defined]  # of the S3 storage
+
+
+@contextmanager
+def _missing_is_file_not_found(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+            raise FileNotFoundError(key) from None
+        raise
+
+
+def tag_of(key: str) -> str:
+    """What an object's content is known by. Raises FileNotFoundError, as all here that name one object."""
+    with _missing_is_file_not_found(key):
+        return str(_bucket().Object(key).e_tag)
+
+
+def size_of(key: str) -> int:
+    with _missing_is_file_not_found(key):
+        return int(_bucket().Object(key).content_length)
+
+
+def open_whole(key: str, tag: str | None = None) -> IO[bytes]:
+    """Read as it comes, not by way of memory or disk; with `tag` only if the object is still that one."""
+    with _missing_is_file_not_found(key):
+        body: IO[bytes] = _bucket().Object(key).get(**({"IfMatch": tag} if tag else {}))["Body"]
+    return body
+
+
+def open_range(key: str, start: int, end: int) -> IO[bytes]:
+    with _missing_is_file_not_found(key):
+        body: IO[bytes] = _bucket().Object(key).get(Range=f"bytes={start}-{end - 1}")["Body"]
+    return body
+
+
+def below(prefix: str) -> Any:
+    """The objects whose keys begin so, in the order of their keys."""
+    return _bucket().objects.filter(Prefix=prefix)
+
+
+def delete_below(prefix: str) -> None:
+    below(prefix).delete()
+
+
+def signed_url(key: str, *, name: str, content_type: str) -> str | None:
+    """An address of the bucket itself that gives the object for an hour; None where clients might not reach the bucket."""
+    public = settings.AWS_PUBLIC_ENDPOINT_URL
+    if settings.AWS_ENDPOINT_URL and not public:
+        return None  # a host inside a private network is of no use to a browser
+    answer = {
+        "ResponseContentType": content_type,
+        "ResponseContentDisposition": content_disposition_header(True, name),
+    }
+    return str(_signing_store(public, settings.S3_BUCKET_NAME).url(key, parameters=answer, expire=SIGNED_SECONDS))
+
+
+@lru_cache(maxsize=4)
+def _signing_store(public: str, bucket: str) -> Any:
+    """The host is part of what is signed, so the public one needs a store of its own (which only signs, and sends nothing)."""
+    options = {**settings.STORAGES["default"]["OPTIONS"], "bucket_name": bucket}
+    if public:
+        options |= {"endpoint_url": public, "addressing_style": "path"}
+    return type(storages["default"])(**options)
