@@ -4,13 +4,14 @@ PYTHON := $(shell for p in python3.11 python3 python; do $$p -c 'import sys; sys
 PYTHON := $(or $(PYTHON),python3)
 VENV_PYTHON := .venv/bin/python
 
-.PHONY: help run worker demo test test-setup check setup clean
+.PHONY: help run worker demo test test-reliability test-setup check setup clean
 
 help:
 	@echo "make run    the platform on http://127.0.0.1:8000/ (PORT=..., MEDSEG_DATA_DIR=...)"
 	@echo "make worker QUEUES=train,infer   workers of another machine for a platform on Postgres, Redis and S3 (docs/SCALING.md)"
 	@echo "make demo   the same with a small synthetic dataset, model and overlay"
 	@echo "make test   all tests"
+	@echo "make test-reliability   twenty kills and all faults, with a table in var/kills.jsonl (half an hour)"
 	@echo "make check  style, types, import rules, migrations, API document"
 	@echo "make clean  remove what was installed here (the data in var/ stay)"
 
@@ -31,6 +32,13 @@ test-setup:
 
 test: test-setup
 	@$(VENV_PYTHON) -m pytest
+
+test-reliability: export MEDSEG_KILLS ?= 20
+test-reliability: export MEDSEG_FAULT_SECONDS ?= 30
+test-reliability: export MEDSEG_KILL_TABLE ?= $(CURDIR)/var/kills.jsonl
+test-reliability: test-setup
+	@mkdir -p var
+	@$(VENV_PYTHON) -m pytest tests/reliability
 
 check: export MEDSEG_DATA_DIR := $(CURDIR)/var/check
 check: setup

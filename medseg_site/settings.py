@@ -154,6 +154,8 @@ MEDSEG_URL_IMPORT_ALLOW_PRIVATE = env.flag("MEDSEG_URL_IMPORT_ALLOW_PRIVATE", de
 MEDSEG_URL_IMPORT_SECONDS = env.integer("MEDSEG_URL_IMPORT_SECONDS", 4 * 3600, minimum=1)
 MEDSEG_MODEL_CACHE_BYTES = env.integer("MEDSEG_MODEL_CACHE_MB", 2_000, minimum=1) * 2**20
 MEDSEG_OBJECT_CACHE_BYTES = env.integer("MEDSEG_OBJECT_CACHE_MB", 50_000, minimum=1) * 2**20
+# Without a heartbeat for so long a job's worker is dead. Work that cannot beat itself does so every five seconds.
+MEDSEG_STALE_SECONDS = env.integer("MEDSEG_STALE_SECONDS", 60, minimum=10)
 MEDSEG_CHECKPOINT_SECONDS = env.integer("MEDSEG_CHECKPOINT_SECONDS", 60, minimum=1)  # between uploads of a checkpoint
 MEDSEG_REQUESTS_AT_ONCE = env.integer("MEDSEG_REQUESTS_AT_ONCE", 8, minimum=1)  # in the web process; others wait
 MEDSEG_DECODED_CACHE_BYTES = env.integer("MEDSEG_DECODED_CACHE_MB", 50_000, minimum=1) * 2**20
@@ -203,14 +205,23 @@ CELERY_TASK_ROUTES = {
     "inference.tasks.run_inference": {"queue": "infer"},
     "inference.tasks.work_on_batches": {"queue": "infer"},
 }
+_reap_every = min(15, MEDSEG_STALE_SECONDS // 2)
 CELERY_BEAT_SCHEDULE = {
     "clean-uploads": {"task": "uploads.tasks.clean_uploads", "schedule": 3600, "options": {"expires": 3600}},
-    "reap-datasets": {"task": "datasets.tasks.reap_datasets", "schedule": 15, "options": {"expires": 15}},
-    "reap-models": {"task": "models_app.tasks.reap_models", "schedule": 15, "options": {"expires": 15}},
+    "reap-datasets": {
+        "task": "datasets.tasks.reap_datasets",
+        "schedule": _reap_every,
+        "options": {"expires": _reap_every},
+    },
+    "reap-models": {
+        "task": "models_app.tasks.reap_models",
+        "schedule": _reap_every,
+        "options": {"expires": _reap_every},
+    },
     "reap-inferences": {
         "task": "inference.tasks.reap_inferences",
-        "schedule": 15,
-        "options": {"expires": 15},
+        "schedule": _reap_every,
+        "options": {"expires": _reap_every},
     },
 }
 

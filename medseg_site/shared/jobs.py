@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
+from django.conf import settings
 from django.db import connection, models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
@@ -30,8 +31,8 @@ log = logging.getLogger(__name__)
 J = TypeVar("J", bound=Job)
 
 BEAT_SECONDS = 1.0
-STALE_SECONDS = 60
-LOST_MESSAGE_SECONDS = 120
+STALE_SECONDS = settings.MEDSEG_STALE_SECONDS
+LOST_MESSAGE_SECONDS = 2 * STALE_SECONDS
 MAX_ATTEMPTS = 3
 MAX_INTERRUPTIONS = 8  # by what does not answer for a while; the pauses between them add up to ten minutes
 

@@ -15,13 +15,15 @@ from storages.utils import clean_name
 
 SMALL_BYTES = 8 * 2**20
 CONNECTIONS = 32  # kept open at most
+# A store that does not answer is asked again within half a minute; what lasts longer is an outage (shared/outages.py).
+PATIENCE: Any = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "max_attempts": 4}}
 
 
 class QuickS3Storage(S3Storage):  # type: ignore[misc]  # the library has no types
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         config: Config = getattr(self, "client_config")  # noqa: B009 (what the library made; untyped)
-        self.client_config = config.merge(Config(max_pool_connections=CONNECTIONS))
+        self.client_config = config.merge(Config(max_pool_connections=CONNECTIONS, **PATIENCE))
 
     def _save(self, name: str, content: File[Any]) -> str:
         if content.size > SMALL_BYTES or self.gzip:
