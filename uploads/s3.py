@@ -79,6 +79,8 @@ class S3Parts:
         return str(answer["UploadId"])
 
     def sign(self, upload: Upload, numbers: list[int]) -> dict[int, str]:
+        if not upload.backend_id:  # the platform was stopped while it was being begun
+            raise WrongStateError("This upload was never begun at S3. Begin it again.")
         signer, where = client(public=True), _where(upload)
         return {
             number: signer.generate_presigned_url(
@@ -90,6 +92,8 @@ class S3Parts:
     @_answering
     def stored(self, upload: Upload) -> dict[int, tuple[int, str]]:
         """Size and ETag of each part that is there. Raises WrongStateError when S3 knows the upload no more."""
+        if not upload.backend_id:
+            return {}
         try:
             pages = client().get_paginator("list_parts").paginate(**_where(upload))
             return {

@@ -147,6 +147,14 @@ def test_cleaning_aborts_what_the_bucket_holds(s3_sender: Sender, bucket: Any) -
     assert keys(bucket) == []
 
 
+def test_an_upload_that_never_reached_the_bucket_is_begun_again(s3_sender: Sender) -> None:
+    s3_sender.create()
+    Upload.objects.update(backend_id="")
+    assert s3_sender.arrived() == {}
+    assert s3_sender.api.post(f"{s3_sender.path}sign/", {"part_numbers": [1]}).status_code == 409
+    assert s3_sender.complete().status_code == 400
+
+
 def test_a_store_that_does_not_answer_is_a_503(s3_sender: Sender, settings: Any) -> None:
     s3_sender.create()
     settings.AWS_ENDPOINT_URL = "http://127.0.0.1:1"

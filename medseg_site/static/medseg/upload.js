@@ -179,6 +179,7 @@ export function mountUpload(form) {
     try {
       if (!(await endsAsZip(file))) throw new Refused([{ attr: "archive", detail: `${file.name} is not a ZIP file, or it is damaged.` }], 0);
       parts = new PartsUpload({ api: uploads, file, fileName: file.name, identity, purpose, csrf, onChange });
+      earlier.hidden = true;
       pause.hidden = false;
       const upload = await parts.run();
       pause.hidden = true;
