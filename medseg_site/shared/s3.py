@@ -20,8 +20,8 @@ CONNECTIONS = 32  # kept open at most
 class QuickS3Storage(S3Storage):  # type: ignore[misc]  # the library has no types
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        config: Config = self.client_config  # what the library made of the settings
-        self.client_config = config.merge(Config(max_pool_connections=CONNECTIONS))
+        made_of_settings: Any = getattr(self, "client_config")  # noqa: B009 (its type cannot be told)
+        self.client_config = made_of_settings.merge(Config(max_pool_connections=CONNECTIONS))
 
     def _save(self, name: str, content: File[Any]) -> str:
         if content.size > SMALL_BYTES or self.gzip:
