@@ -7,6 +7,7 @@ The others wait for their turn, bodies already received. Those that would wait t
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,30 +22,42 @@ NEVER_WAIT = {"/healthz", "/readyz"}
 
 
 class Gate:
+    """First come, first served: a place that gets free is handed to who has waited longest."""
+
     def __init__(self, places: int, longest_wait: float = LONGEST_WAIT, most_waiting: int = MOST_WAITING) -> None:
-        self._places = threading.Semaphore(places)
-        self._longest_wait, self._most_waiting = longest_wait, most_waiting
-        self._waiting = 0
+        self._free, self._longest_wait, self._most_waiting = places, longest_wait, most_waiting
+        self._waiting: deque[threading.Event] = deque()
         self._lock = threading.Lock()
         self._mine = threading.local()
 
     def enter(self) -> bool:
         """Take a place, soon or never."""
         with self._lock:
-            if self._waiting >= self._most_waiting:
+            if self._free and not self._waiting:
+                self._free -= 1
+                self._mine.place = True
+                return True
+            if len(self._waiting) >= self._most_waiting:
                 return False
-            self._waiting += 1
-        try:
-            entered = self._places.acquire(timeout=self._longest_wait)
-        finally:
-            with self._lock:
-                self._waiting -= 1
-        self._mine.place = entered
-        return entered
+            turn = threading.Event()
+            self._waiting.append(turn)
+        turn.wait(self._longest_wait)
+        with self._lock:
+            if not turn.is_set():
+                self._waiting.remove(turn)
+            self._mine.place = turn.is_set()
+        return turn.is_set()
 
     def leave(self) -> None:
         self._mine.place = False
-        self._places.release()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1
 
     @contextmanager
     def left_meanwhile(self) -> Iterator[None]:
@@ -54,11 +67,21 @@ class Gate:
             return
         if not connection.in_atomic_block:
             connection.close()
-        self._places.release()
+        self._hand_over()
         try:
             yield
         finally:
-            self._places.acquire()  # it has its answer: it is not sent away any more
+            self._come_back()
+
+    def _come_back(self) -> None:
+        """Before all others, however long it takes: it has its answer and is not sent away any more."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            turn = threading.Event()
+            self._waiting.appendleft(turn)
+        turn.wait()
 
 
 gate = Gate(settings.MEDSEG_REQUESTS_AT_ONCE)

@@ -22,8 +22,8 @@ PATIENCE: Any = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "
 class QuickS3Storage(S3Storage):  # type: ignore[misc]  # the library has no types
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        config: Config = getattr(self, "client_config")  # noqa: B009 (what the library made; untyped)
-        self.client_config = config.merge(Config(max_pool_connections=CONNECTIONS, **PATIENCE))
+        made_of_settings: Any = getattr(self, "client_config")  # noqa: B009 (its type cannot be told)
+        self.client_config = made_of_settings.merge(Config(max_pool_connections=CONNECTIONS, **PATIENCE))
 
     def _save(self, name: str, content: File[Any]) -> str:
         if content.size > SMALL_BYTES or self.gzip:
