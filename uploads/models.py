@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import ClassVar
 
 from django.conf import settings
 from django.db import models
@@ -10,6 +11,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from medseg_site.shared import storage
+from medseg_site.shared.catalog import Stored
 from medseg_site.shared.job_rows import OwnedQuerySet
 
 COLLECTIONS = {"dataset": "datasets", "batch": "batches"}
@@ -28,6 +30,8 @@ class Upload(models.Model):
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="+"
     )
+    STORED: ClassVar = Stored(reserves="uploads")
+
     purpose = models.CharField(
         max_length=16, choices=[("dataset", "dataset archive"), ("batch", "batch archive")], editable=False
     )

@@ -27,6 +27,8 @@ class Stored:
     objects: column of an object's key → column of its SHA-256, or None where no checksum is kept.
     parts: reverse relations whose rows belong to the row and go into its manifest.
     apart: of a part: its rows may be a million, so they lie in a file of their own beside the manifest.
+    reserves: of rows on their way to become another's: the collection that holds what has arrived; also the prefix with the
+    row's own uuid in every other collection is theirs already.
     folders: folders of objects that belong to the row without being named one by one; `folders_until_done` only until it is done.
     """
 
@@ -36,6 +38,7 @@ class Stored:
     apart: bool = False
     folders: tuple[str, ...] = ()
     folders_until_done: tuple[str, ...] = ()
+    reserves: str = ""
 
 
 def declared(model: type[models.Model]) -> Stored:
@@ -53,6 +56,10 @@ def stored_models() -> list[type[Job]]:
         ordered += free
         wanted = [model for model in wanted if model not in free]
     return ordered
+
+
+def reserving_models() -> list[Any]:
+    return [model for model in apps.get_models() if declared(model).reserves]
 
 
 def _pointed_to(model: type[models.Model]) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from medseg_site.shared.catalog import (
     owner_of,
     parts_of,
     prefix_of,
+    reserving_models,
     stored_models,
 )
 from medseg_site.shared.job_rows import Job
@@ -42,6 +43,7 @@ def collect(
     """Find (and with `delete` remove) what no row owns. `on_object` is called for each; `on_step` as owners are looked at."""
     report = Report()
     known = {declared(model).collection for model in stored_models()}
+    known |= {declared(model).reserves for model in reserving_models()}
     report.unknown = [name for name in storage.collections() if name not in known]
     oldest_kept = time.time() - older_than_hours * 3600
     for model in stored_models():
@@ -68,12 +70,16 @@ def _garbage(model: type[Job]) -> Iterator[tuple[int, list[ObjectInfo]]]:
         # Asked after the walk: a row that was written meanwhile counts.
         rows = {str(row.uuid): row for row in model._default_manager.filter(uuid__in=ids)}
         loose: list[ObjectInfo] = []
+        for model_on_its_way in reserving_models():
+            coming = model_on_its_way._default_manager.filter(uuid__in=ids).values_list("uuid", flat=True)
+            for name in {str(owner) for owner in coming} - set(rows):
+                some.pop(name, None)
         for name, objects in some.items():
             loose += _not_owned(rows[name], objects) if name in rows else objects
         named = named_by_any([item.key for item in loose]) if loose else set()  # another row may share an object
         # Manifests go first: one that is left alone would be restored as a row.
         loose.sort(key=lambda item: not item.key.endswith(f"/{manifests.NAME}"))
-        yield len(some), [item for item in loose if item.key not in named]
+        yield len(ids), [item for item in loose if item.key not in named]
 
 
 def _not_owned(row: Job, objects: list[ObjectInfo]) -> list[ObjectInfo]:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import uuid
 from collections import namedtuple
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ from rest_framework.test import APIClient
 
 from datasets.ingestion import check
 from datasets.models import Dataset
+from medseg_site.shared import storage
+from medseg_site.shared.garbage import collect
 from tests.uploads.conftest import PART, Sender, big_zip
 from uploads.cleaning import clean
 from uploads.models import Upload
@@ -275,3 +278,14 @@ def test_the_admin_shows_and_stops_uploads(client: Client, sender: Sender, own_m
     data = {"action": "delete_selected", "_selected_action": [upload.pk], "post": "yes"}
     assert client.post(url, data).status_code == 302
     assert (Upload.objects.count(), media(own_media)) == (0, set())
+
+
+def test_garbage_collection_spares_what_an_upload_brought(own_media: Path) -> None:
+    upload = Upload.objects.create(purpose="dataset", file_name="a.zip", size=9, part_size=9, state=Upload.COMPLETE)
+    arrived = storage.store_bytes(upload.key, b"on its way")
+    orphan = storage.store_bytes(f"datasets/{uuid.uuid4()}/archive.zip", b"nobody's")
+    swept: list[str] = []
+    report = collect(older_than_hours=-1, delete=True, on_object=lambda item: swept.append(item.key))
+    assert swept == [orphan.key]
+    assert "uploads" not in report.unknown
+    assert storage.fetch(arrived.key).read_bytes() == b"on its way"
