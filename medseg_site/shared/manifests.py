@@ -51,7 +51,7 @@ def document_of(row: Job) -> Document:
     model = type(row)
     columns = {column.name: _plain(row, column) for column in written_columns(model)}
     if row.is_working:
-        columns |= {"status": row.WORDS.queued, "progress": {}}
+        columns |= {"status": row.WORDS.queued, "progress": {}, "attempt": max(0, row.attempt - 1)}
     document: Document = {"manifest": FORMAT, "kind": row.KIND, "row": columns}
     for name, part, owner in parts_of(model):
         rows = getattr(row, name)
