@@ -88,7 +88,7 @@ def test_garbage_is_what_no_row_owns_and_old_enough(filled: Filled, media: str) 
     # Another row may name an object of an owner that is gone; a training in progress owns what it will name at its end.
     shared = "datasets/33333333-3333-4333-8333-333333333333/image.png"
     filled.ready.samples.filter(position=0).update(image_key=shared)
-    kept = {shared, f"models/{filled.working.uuid}/checkpoints/latest.safetensors", "uploads/of-another-program"}
+    kept = {shared, f"models/{filled.working.uuid}/checkpoints/latest.safetensors", "elsewhere/of-another-program"}
     before = filled.ready.samples.model.objects.get(dataset=filled.ready, position=0)
     for key in garbage | kept:
         storage.store_bytes(key, b"12345678")
@@ -101,7 +101,7 @@ def test_garbage_is_what_no_row_owns_and_old_enough(filled: Filled, media: str) 
     found: list[str] = []
     told = collect(older_than_hours=0, on_object=lambda item: found.append(item.key))
     assert set(found) == garbage
-    assert (told.count, told.unknown) == (len(garbage), ["uploads"])
+    assert (told.count, told.unknown) == (len(garbage), ["elsewhere"])
     assert everything() == own | garbage | kept, "a dry run changed something"
     swept = collect(older_than_hours=0, delete=True)
     assert (swept.count, swept.bytes) == (told.count, told.bytes)
