@@ -109,8 +109,8 @@ class Sample(models.Model):
         db_table = "samples"
         ordering = ["position"]
         indexes = [
-            models.Index(fields=["dataset", "split", "position"], name="sample_of_split"),
-            models.Index(fields=["dataset", "name"], name="sample_by_name"),
+            models.Index(fields=["dataset", "split", "position", "id"], name="sample_of_split"),
+            models.Index(fields=["dataset", "name", "id"], name="sample_by_name"),
         ]
         constraints = [models.UniqueConstraint(fields=["dataset", "position"], name="one_sample_per_position")]
 

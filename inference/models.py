@@ -95,14 +95,16 @@ class InferenceResult(Job):
     class Meta:
         db_table = "inference_results"
         ordering = ["-created_at", "-id"]
+        # With the id at their end, so that Postgres too finds the rows of a page without reading any.
         indexes = [
+            models.Index(fields=["created_at", "id"], name="inference_by_time"),
             models.Index(fields=["batch", "status"], name="inference_of_batch_by_status"),
             models.Index(fields=["batch", "created_at", "id"], name="inference_of_batch_by_time"),
-            models.Index(fields=["batch", "confidence"], name="inference_of_batch_by_sureness"),
+            models.Index(fields=["batch", "confidence", "id"], name="inference_of_batch_by_sureness"),
             models.Index(fields=["status", "created_at", "id"], name="inference_of_status_by_time"),
-            models.Index(fields=["confidence"], name="inference_by_confidence"),
-            models.Index(fields=["seconds"], name="inference_by_seconds"),
-            models.Index(fields=["image_name"], name="inference_by_image_name"),
+            models.Index(fields=["confidence", "id"], name="inference_by_confidence"),
+            models.Index(fields=["seconds", "id"], name="inference_by_seconds"),
+            models.Index(fields=["image_name", "id"], name="inference_by_image_name"),
         ]
         constraints = [
             *job_constraints("inference_results", WORDS, ~Q(output_image_s3_key="") & ~Q(output_sha256="")),

@@ -50,7 +50,7 @@ def all_rows() -> dict[str, list[dict[str, Any]]]:
 def test_everything_comes_back_as_it_was(filled: Filled, answers: Answers) -> None:
     # What is being trained comes back as queued; all else has to be the same to the last digit.
     SegmentationModel.objects.filter(pk=filled.working.pk).update(
-        status="queued", claim_token=None, attempt=0, started_at=None
+        status="queued", claim_token=None, attempt=0, started_at=None, timeline=filled.working.timeline[:1]
     )
     said, rows = answers(), all_rows()
     assert len(said) == 4 + (2 * 2) + (4 * 2) + 6 + 1
