@@ -57,8 +57,8 @@ class Dataset(Job):
     def all_samples(self) -> QuerySet[Sample]:
         """In order, for a paginator: a dataset that is ready is neither counted nor walked through for each page."""
         samples = self.samples.order_by("position")
-        last = self.file_count - 1
-        if self.status == WORDS.done and samples.filter(position=last).exists():
+        last = samples.values_list("position", flat=True).last()
+        if self.status == WORDS.done and last == self.file_count - 1:
             return counted(samples, self.file_count, numbered_by="position")
         return samples
 

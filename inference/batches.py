@@ -16,6 +16,7 @@ from django.utils import timezone
 from datasets.archives import ArchiveError, ArchiveLimits, SafeArchive
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared import manifests, outages, storage
+from medseg_site.shared.job_log import add_to_timeline
 from medseg_site.shared.jobs import LOST_MESSAGE_SECONDS, CancelledError, Claim, ClaimLostError, announce, claim
 from medseg_site.shared.text import clean_file_name
 from ml_core.io import SUPPORTED_SUFFIXES
@@ -39,7 +40,10 @@ def expand(pk: int) -> bool:
             _expand(job, folder, stored)
         return True
     except ClaimLostError:
-        _delete(stored)
+        if not InferenceBatch.objects.filter(
+            pk=pk
+        ).exists():  # else they are the other attempt's: its names are the same
+            _delete(stored)
     except CancelledError:
         _delete(stored)
         job.cancel()
@@ -171,6 +175,17 @@ def cancel_images(pk: int) -> None:
     images.filter(status="running").update(cancel_requested=True)
 
 
+def note_cancelled_images(pk: int) -> None:
+    """The timelines and manifests of the images that `cancel_images` ended all at once. A second call changes nothing."""
+    for image in InferenceResult.objects.filter(batch=pk, status="cancelled").iterator(chunk_size=500):
+        if image.timeline and image.timeline[-1]["event"] != "cancelled":
+            with transaction.atomic():
+                mine = InferenceResult.objects.filter(pk=image.pk, status="cancelled")
+                if mine.update(progress={}):
+                    add_to_timeline(mine, "cancelled", detail="The batch was cancelled.")
+            manifests.keep_up(image)
+
+
 def close_batch_if_done(pk: int) -> None:
     """End a batch whose last inference has ended: cancelled where that was asked for, completed if any image could be
     segmented, else failed."""
@@ -188,8 +203,10 @@ def close_batch_if_done(pk: int) -> None:
         status = "failed"
         first = results.filter(status="failed").values_list("error", flat=True).first()
         ended["error"] = f"No image of the batch could be segmented. The first reason: {first or 'they were cancelled'}"
-    if done.update(status=status, **ended):
-        announce(InferenceBatch.objects.get(pk=pk), status)
+    with transaction.atomic():
+        if done.update(status=status, **ended):
+            add_to_timeline(InferenceBatch.objects.filter(pk=pk), status, detail=ended.get("error") or "")
+            announce(InferenceBatch.objects.get(pk=pk), status)
 
 
 def close_finished_batches() -> None:

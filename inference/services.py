@@ -13,7 +13,7 @@ from django.db import transaction
 
 from inference.batches import cancel_images, close_batch_if_done
 from inference.models import InferenceBatch, InferenceResult
-from inference.tasks import expand_batch, run_inference
+from inference.tasks import expand_batch, note_cancelled, run_inference
 from medseg_site.shared import manifests, storage
 from medseg_site.shared.catalog import objects_of
 from medseg_site.shared.errors import MedSegError, WrongStateError
@@ -137,6 +137,7 @@ def cancel_batch(*, batch: InferenceBatch) -> InferenceBatch:
     with transaction.atomic():
         request_cancel(batch)
         cancel_images(batch.pk)
+        enqueue_on_commit(note_cancelled, batch.pk)
     close_batch_if_done(batch.pk)
     batch.refresh_from_db()
     return batch

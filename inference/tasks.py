@@ -23,6 +23,13 @@ def expand_batch(pk: int) -> None:
         send_turns(pk)  # should this die before, the reaper sends them
 
 
+@shared_task(soft_time_limit=HOUR, time_limit=HOUR + 60)
+def note_cancelled(pk: int) -> None:
+    from inference.batches import note_cancelled_images
+
+    note_cancelled_images(pk)
+
+
 @shared_task(soft_time_limit=HOUR + 60, time_limit=HOUR + 120)
 def work_on_batches(pk: int, sent: str) -> None:
     from inference.turns import take_turn

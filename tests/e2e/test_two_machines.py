@@ -26,7 +26,7 @@ from tests.platform import WORK_SECONDS, Json, Platform, running_platform
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.s3]
 
-IMAGES = 200
+IMAGES = 300
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.reliability
 KILLS = int(os.environ.get("MEDSEG_KILLS", "4"))
 SEED = int(os.environ.get("MEDSEG_KILL_SEED", "1"))
 TABLE = os.environ.get("MEDSEG_KILL_TABLE", "")
+IMAGES = 150  # of a batch
 NOISE = 0.05  # of the Dice between two trainings on so few pictures of which one changed its batches' timing
 VICTIMS = {
     "worker of trainings": "worker -Q train",
@@ -44,7 +45,7 @@ VICTIMS = {
 STEPS: dict[str, tuple[list[str], float]] = {
     # step: (who can be killed in it, seconds within which it happens)
     "training": (["worker of trainings", "training process", "web", "Redis"], 6.0),
-    "inference": (["worker of inferences", "web", "Redis"], 1.5),
+    "inference": (["worker of inferences", "web", "Redis"], 4.0),
     "check": (["worker of checks", "web", "Redis"], 1.5),
     "upload": (["web", "Redis"], 0.3),
     "export": (["web", "Redis"], 0.2),
@@ -137,7 +138,9 @@ def training(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
 
 def inference(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
     platform = stage.platform
-    archive = drawings.zip_of({f"{seed}.png": drawings.png(drawings.disc(seed)[0]) for seed in range(300, 340)})
+    archive = drawings.zip_of(
+        {f"{seed}.png": drawings.png(drawings.disc(seed)[0]) for seed in range(300, 300 + IMAGES)}
+    )
     files = {"archive": ("many.zip", archive, "application/zip")}
     batch = platform.request(
         "POST", "inference-batches/", data={"model": stage.model["id"]}, files=files, expect=202
@@ -146,13 +149,13 @@ def inference(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
 
     def look() -> Json:
         row = platform.get(f"inference-batches/{batch['id']}/")
-        images = platform.get(f"inferences/?batch={batch['id']}&page_size=100")["results"]
+        images = platform.get(f"inferences/?batch={batch['id']}&page_size=500")["results"]
         with zipfile.ZipFile(
             io.BytesIO(platform.request("GET", f"inference-batches/{batch['id']}/download/").content)
         ) as results:
             masks = {name: results.read(name) for name in results.namelist() if "300" in name}
-        same = row["status"] == "completed" and row["completed"] == 40 and stage.mask in masks.values()
-        return {"end": "as undisturbed" if same else f"{row['status']}, {row['completed']} of 40, {list(masks)}",
+        same = row["status"] == "completed" and row["completed"] == IMAGES and stage.mask in masks.values()
+        return {"end": "as undisturbed" if same else f"{row['status']}, {row['completed']} of {IMAGES}, {list(masks)}",
                 "attempts": max(image.get("attempt", 1) for image in images),
                 "timeline": [entry["event"] for entry in row["timeline"]]}  # fmt: skip
 
