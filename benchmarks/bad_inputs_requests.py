@@ -177,7 +177,7 @@ def bodies() -> list[Case]:
         case("1,500 form fields", parts(named, *[(f"f{n}", None, b"x") for n in range(1500)]), "."),
         case("150 files", parts(named, *[(f"f{n}", "a.zip", b"x") for n in range(150)]), "."),
         case("archive as text, not as a file", parts(named, ("archive", None, archive)), "archive"),
-        case("archive and source_url", parts(named, whole, ("source_url", None, b"http://x.org/")), "one of the two"),
+        case("archive and source_url", parts(named, whole, ("source_url", None, b"http://x.org/")), "one of these"),
         case("two archives, the second broken", parts(named, whole, ("archive", "b.zip", b"junk")), "not a ZIP"),
         case("name missing", parts(whole), "required"),
         case("name of blanks", dataset(name="   "), "blank"),

@@ -8,7 +8,7 @@ import pytest
 from django.core.management import call_command
 
 from medseg_site.local_disk import sweep
-from medseg_site.shared import health, storage
+from medseg_site.shared import cache, health, storage
 from tests.factories import CompletedModelFactory, DatasetFactory, ModelFactory
 
 pytestmark = pytest.mark.django_db
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.django_db
 
 def test_a_sweep_keeps_what_rows_need() -> None:
     dataset, waiting, done = DatasetFactory.create(), ModelFactory.create(), CompletedModelFactory.create()
-    kept = [storage.decoded_folder(dataset.uuid), storage.training_folder(waiting.uuid)]
+    kept = [cache.decoded_folder(dataset.uuid), storage.training_folder(waiting.uuid)]
     gone = [
-        storage.decoded_folder(uuid.uuid4()),
+        cache.decoded_folder(uuid.uuid4()),
         storage.training_folder(uuid.uuid4()),
         storage.training_folder(done.uuid),  # completed on another machine
     ]
