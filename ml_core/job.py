@@ -119,6 +119,8 @@ class _Run:
             members, stopped = [], True
         if stopped:
             self.emit({"type": "stopping"})
+        if not members and any(self.job.folder.rglob("best.safetensors")):
+            members = self._salvaged()  # of an earlier attempt: this one was stopped before its first step
         if not members:
             self.emit({"type": "done", "stopped": True, "package": None, "metrics": {}, "decisions": {},
                        "warnings": self.warnings})  # fmt: skip

@@ -96,6 +96,15 @@ def test_a_resumed_training_keeps_its_plan_and_may_get_more_epochs(tmp_path: Pat
     assert [event["epoch"] for event in curve(events)] == [3, 4, 5]
 
 
+def test_a_second_attempt_that_is_stopped_before_its_first_step_keeps_the_weights_of_the_first(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    train(tmp_path / "run", cases, epochs=3, stop_after=2)
+    (tmp_path / "run/model.zip").unlink()
+    events = train(tmp_path / "run", cases, epochs=3, stop_after=0)
+    assert events[-1]["stopped"]
+    assert Path(events[-1]["package"]).stat().st_size > 1000
+
+
 def test_the_best_weights_of_a_killed_training_can_be_packaged(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
     stopped = train(tmp_path / "run", cases, epochs=3, stop_after=2)
