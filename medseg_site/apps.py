@@ -1,8 +1,11 @@
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 
 class MedSegSiteConfig(AppConfig):
     name = "medseg_site"
 
     def ready(self) -> None:
-        from medseg_site.shared import checks, openapi  # noqa: F401 (they register themselves)
+        from medseg_site.shared import checks, job_moves, openapi  # noqa: F401 (checks and openapi register themselves)
+
+        post_migrate.connect(job_moves.install)  # of any app: this one has no tables, so it sends none

@@ -288,7 +288,7 @@ def test_new_inference_offers_only_models_with_weights(client: Client) -> None:
 
 
 def test_batch_page_lists_its_images(client: Client) -> None:
-    row = batch(issues=[{"file": "notes.txt", "detail": "Not an image."}])
+    row = batch(status="running", issues=[{"file": "notes.txt", "detail": "Not an image."}])
     done, failed = completed_inference(batch=row), InferenceFactory.create(batch=row, status="failed", error="why")
     live = reverse("inference:batch_live", args=[row.pk])
     page = text(client, row.get_absolute_url())

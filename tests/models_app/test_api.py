@@ -70,9 +70,8 @@ def test_a_plan_is_told_with_its_reasons_and_starts_nothing(api: APIClient) -> N
     assert plan["reasons"]["epochs"] == "You chose it."
     assert set(plan["hyperparameters"]) == set(specs())
     assert not SegmentationModel.objects.exists()
-    dataset.status, dataset.finished_at = "uploaded", None
-    dataset.save()
-    assert api.post("/api/v1/models/plan/", {"dataset": dataset.pk}).status_code == 409
+    unchecked = DatasetFactory.create(status="uploaded")
+    assert api.post("/api/v1/models/plan/", {"dataset": unchecked.pk}).status_code == 409
 
 
 def test_a_warm_start_names_a_model_with_weights_by_number_or_text(api: APIClient) -> None:
