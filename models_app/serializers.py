@@ -107,6 +107,11 @@ class ResumeSerializer(serializers.Serializer[Any]):
         required=False, help_text="In all, with the seconds that were used already"
     )
 
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """What else was sent goes along, so that the service can refuse it by name."""
+        others = {name: value for name, value in dict(self.initial_data or {}).items() if name not in self.fields}
+        return {**attrs, **others}
+
 
 class PlanAskSerializer(serializers.Serializer[Any]):
     dataset = VisibleDatasetField()

@@ -19,7 +19,7 @@ from datasets.models import Dataset, Sample
 from medseg_site.shared import cache, manifests, outages, storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
 from models_app.models import SegmentationModel
-from models_app.training_process import TrainingFailedError, TrainingKilledError, TrainingProcess
+from models_app.training_process import SECONDS_TO_PACKAGE, TrainingFailedError, TrainingKilledError, TrainingProcess
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,8 @@ def _salvage(job: Claim[SegmentationModel], folder: Path, document: dict[str, An
         return nothing
     job_file = _write_job(folder, {**document, "salvage": True, "split": job.row.split})
     try:
-        return TrainingProcess(job, job_file, lambda: None).outcome() or nothing
+        # It needs longer than a step to load what it needs, and nobody has to ask it to stop.
+        return TrainingProcess(job, job_file, patience=SECONDS_TO_PACKAGE).outcome() or nothing
     except TrainingFailedError as error:
         log.error("model %s: its weights could not be saved: %s", job.row.pk, error)
         return nothing

@@ -27,7 +27,7 @@ from models_app.models import Epoch, SegmentationModel
 SECONDS_TO_NOTICE = (
     10  # for a process that was asked to stop, beside some of its steps; longer silence is a hanging batch
 )
-SECONDS_TO_PACKAGE = 60  # for it to keep its best weights in good order after that
+SECONDS_TO_PACKAGE = 120  # for it to keep its best weights in good order after that
 SECONDS_OF_SILENCE = 3600  # without any event: it hangs
 
 
@@ -46,8 +46,14 @@ class TrainingKilledError(TrainingFailedError):
 class TrainingProcess:
     """`python -m ml_core train` in a process group of its own. `on_epoch` is called after every epoch that it tells of."""
 
-    def __init__(self, job: Claim[SegmentationModel], job_file: Path, on_epoch: Callable[[], None]) -> None:
-        self.job, self.on_epoch = job, on_epoch
+    def __init__(
+        self,
+        job: Claim[SegmentationModel],
+        job_file: Path,
+        on_epoch: Callable[[], None] = lambda: None,
+        patience: float = SECONDS_TO_NOTICE,
+    ) -> None:
+        self.job, self.on_epoch, self.patience = job, on_epoch, patience
         self.progress: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.seconds_a_step = 0.0
@@ -117,7 +123,7 @@ class TrainingProcess:
                 if self.stop_by is None:
                     self._ask_to_stop()
             now = time.monotonic()
-            if self.stop_by and now > max(self.stop_by, heard + SECONDS_TO_NOTICE):
+            if self.stop_by and now > max(self.stop_by, heard + self.patience):
                 return None
             if now - heard > SECONDS_OF_SILENCE:
                 raise TrainingKilledError("The training process hung: it said nothing for an hour, and was ended.")
@@ -128,7 +134,7 @@ class TrainingProcess:
 
     def _ask_to_stop(self) -> None:
         assert self.process.stdin
-        self.stop_by = time.monotonic() + SECONDS_TO_NOTICE + 3 * self.seconds_a_step
+        self.stop_by = time.monotonic() + self.patience + 3 * self.seconds_a_step
         with suppress(BrokenPipeError):  # it has just ended by itself
             self.process.stdin.write("stop\n")
             self.process.stdin.flush()

@@ -1,0 +1,88 @@
+"""What checkpoints cost a training: the same epochs with and without them, in turn.
+
+    python -m benchmarks.checkpoint_cost [--rounds 5] [--encoder resnet34]
+
+A U-Net whose state is large (ResNet-34: 390 MB with Adam's moments and the average) on short epochs, the worst case. Seconds of a
+whole training of 6 epochs after one to warm up; the ratio is the median of the pairs'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from PIL import Image as PILImage
+
+from ml_core.checkpoint import Keeper
+from ml_core.config import Hyperparameters
+from ml_core.data import Case, StoredCase, open_store
+from ml_core.fingerprint import FingerprintBuilder
+from ml_core.io import read_image, read_mask
+from ml_core.plan import Machine, Plan
+from ml_core.planning import make_plan
+from ml_core.trainer import fit
+
+CLASSES = [{"value": 0, "name": "ground", "color": "#000000"}, {"value": 1, "name": "disc", "color": "#ff0000"}]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_cost")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--encoder", default="resnet34")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        plan, stored = prepare(Path(folder), given.encoder)
+        seconds(plan, stored, Path(folder), checkpoints=True)
+        pairs = [
+            (
+                seconds(plan, stored, Path(folder), checkpoints=True),
+                seconds(plan, stored, Path(folder), checkpoints=False),
+            )
+            for _ in range(given.rounds)
+        ]
+    ratios = [with_them / without for with_them, without in pairs]
+    print("| with checkpoints, s | without, s | ratio |\n|---|---|---|")
+    for (with_them, without), ratio in zip(pairs, ratios, strict=True):
+        print(f"| {with_them:.1f} | {without:.1f} | {ratio:.3f} |")
+    print(f"median ratio {statistics.median(ratios):.3f} (aim: at most 1.03)")
+
+
+def prepare(folder: Path, encoder: str) -> tuple[Plan, list[StoredCase]]:
+    rng, builder, cases = np.random.default_rng(0), FingerprintBuilder(), []
+    y, x = np.mgrid[:256, :256]
+    for index in range(12):
+        disc = ((y - 128) ** 2 + (x - 128) ** 2 < rng.uniform(40, 90) ** 2).astype(np.uint8)
+        image, mask = folder / f"image{index}.png", folder / f"mask{index}.png"
+        PILImage.fromarray((disc * 100 + rng.integers(0, 80, disc.shape)).astype(np.uint8)).save(image)
+        PILImage.fromarray(disc).save(mask)
+        values = read_mask(mask).values
+        builder.add(
+            read_image(image),
+            values,
+            dict(zip(*(part.tolist() for part in np.unique(values, return_counts=True)), strict=True)),
+        )
+        cases.append(Case(index, image.stem, image, mask))
+    wanted = {"architecture": "unet", "encoder": encoder, "epochs": 6, "batch_size": 4, "patch_size": 256}
+    plan = make_plan(Hyperparameters.from_dict(wanted), builder.result(), CLASSES, Machine.here())
+    return plan, open_store(folder / "store", cases, plan, lambda done, total: None)
+
+
+def seconds(plan: Plan, stored: list[StoredCase], folder: Path, *, checkpoints: bool) -> float:
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        pass
+
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        begun = time.perf_counter()
+        with mock.patch.object(Keeper, "keep", Keeper.keep if checkpoints else nothing):
+            fit(plan, stored[:10], stored[10:], Path(place), on_event=nothing, should_stop=lambda: False)
+        return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()
