@@ -35,10 +35,11 @@ test: test-setup
 
 test-reliability: export MEDSEG_KILLS ?= 20
 test-reliability: export MEDSEG_FAULT_SECONDS ?= 30
+test-reliability: export MEDSEG_LONG_TESTS ?= 1
 test-reliability: export MEDSEG_KILL_TABLE ?= $(CURDIR)/var/kills.jsonl
 test-reliability: test-setup
 	@mkdir -p var
-	@$(VENV_PYTHON) -m pytest tests/reliability
+	@$(VENV_PYTHON) -m pytest -m "reliability or long"
 
 check: export MEDSEG_DATA_DIR := $(CURDIR)/var/check
 check: setup

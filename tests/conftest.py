@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ from rest_framework.test import APIClient
 
 from medseg_site.celery import app
 from medseg_site.shared.local_user import local_user
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests wait for `make test-reliability`."""
+    if os.environ.get("MEDSEG_LONG_TESTS"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="minutes long: `make test-reliability` runs it"))
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,7 @@ class Platform:
             "PORT": str(port),
             "MEDSEG_REDIS_PORT": str(redis_port),
             "OMP_NUM_THREADS": "1",  # enough for tiny images, and steady where other processes take turns on the same cores
+            "MEDSEG_STALE_SECONDS": "20",  # the dead are missed sooner than by default
             "MAKELEVEL": "1",  # as under `make run`: the launcher ends when the tests' process is killed
             **settings,
         }

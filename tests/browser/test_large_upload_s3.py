@@ -18,7 +18,7 @@ from tests.platform import Platform, running_platform
 from tests.uploads.conftest import BUCKET, CREDENTIALS, S3_PART, big_zip
 from tests.uploads.conftest import endpoint as endpoint
 
-pytestmark = [pytest.mark.browser, pytest.mark.s3]
+pytestmark = [pytest.mark.browser, pytest.mark.s3, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.e2e.walk import walk
 from tests.environment import free_port
 from tests.platform import Platform, running_platform
 
-pytestmark = [pytest.mark.e2e, pytest.mark.rabbitmq]
+pytestmark = [pytest.mark.e2e, pytest.mark.rabbitmq, pytest.mark.long]
 
 START_SECONDS = 120
 

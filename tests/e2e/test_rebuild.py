@@ -18,7 +18,9 @@ from tests.platform import WORK_SECONDS, Json, Platform, running_platform
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(
+    scope="module", params=["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.long])]
+)
 def platform(request: pytest.FixtureRequest) -> Iterator[Platform]:
     settings = {} if request.param == "sqlite" else {"DATABASE_URL": request.getfixturevalue("database_url")}
     with running_platform(**settings) as platform:

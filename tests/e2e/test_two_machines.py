@@ -61,6 +61,7 @@ def send_batch(web: Platform, model: Json) -> Json:
     return created
 
 
+@pytest.mark.long
 def test_a_batch_spreads_over_machines_and_outlives_one_of_them(
     web: Platform, shared: dict[str, str], tmp_path: Path
 ) -> None:

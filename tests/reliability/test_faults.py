@@ -1,6 +1,6 @@
 """S3 that answers 503, hangs or cuts connections, and a Redis that is away, in the middle of every step: all ends as it should.
 
-`make test-reliability` lets each fault last 30 seconds, `make test` a few.
+`make test-reliability` lets each fault last 30 seconds, `make test` one of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.reliability
 
 SECONDS = float(os.environ.get("MEDSEG_FAULT_SECONDS", "4"))
 ALL = "MEDSEG_FAULT_SECONDS" in os.environ
-FAULTS = [("check", "503"), ("inference", "cut"), ("training", "hang")]
+FAULTS = [("check", "503")]
 EVERY_FAULT = [
     (step, fault) for step in ("upload", "check", "training", "inference") for fault in ("503", "hang", "cut")
 ]
@@ -114,6 +114,7 @@ def upload_during_the_fault(stage: Stage) -> Json | None:
     return None
 
 
+@pytest.mark.long
 def test_a_broker_that_is_away_costs_nothing(stage: Stage) -> None:
     platform = stage.platform
     started = platform.start_training("Without broker", stage.dataset, **TRAINING)

@@ -29,7 +29,7 @@ from tests.reliability.conftest import EPOCHS, TRAINING, Stage
 
 pytestmark = pytest.mark.reliability
 
-KILLS = int(os.environ.get("MEDSEG_KILLS", "4"))
+KILLS = int(os.environ.get("MEDSEG_KILLS", "3"))
 SEED = int(os.environ.get("MEDSEG_KILL_SEED", "1"))
 TABLE = os.environ.get("MEDSEG_KILL_TABLE", "")
 IMAGES = 150  # of a batch
