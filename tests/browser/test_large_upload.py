@@ -138,6 +138,7 @@ def test_goes_on_after_a_closed_page_and_a_restarted_server(context: Any, platfo
     assert platform.get("uploads/?state=open")["count"] == 0
 
 
+@pytest.mark.long
 def test_waits_for_the_connection_and_can_be_paused(context: Any, platform: Platform, archive: Path) -> None:
     page = context.new_page()
     choose(page, archive)
@@ -157,6 +158,7 @@ def test_waits_for_the_connection_and_can_be_paused(context: Any, platform: Plat
     is_whole(platform, page, archive)
 
 
+@pytest.mark.long
 def test_the_web_process_dies_in_the_middle(context: Any, platform: Platform, archive: Path) -> None:
     page = context.new_page()
     choose(page, archive)
@@ -170,6 +172,7 @@ def test_the_web_process_dies_in_the_middle(context: Any, platform: Platform, ar
     is_whole(platform, page, archive)
 
 
+@pytest.mark.long
 def test_stopping_leaves_nothing(context: Any, platform: Platform, archive: Path) -> None:
     page = context.new_page()
     choose(page, archive)

@@ -56,6 +56,7 @@ def test_a_cancelled_training_keeps_its_weights_and_can_be_resumed(platform: Pla
         assert now["val_dice"] == pytest.approx(then["val_dice"], abs=1e-3)
 
 
+@pytest.mark.long
 def test_a_killed_training_process_is_named_and_after_three_attempts_the_training_fails(
     platform: Platform, dataset: Json
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_killed_training_process_is_named_and_after_three_attempts_the_trainin
     assert "Attempt 3" in text
 
 
+@pytest.mark.long
 def test_a_hanging_batch_is_killed_when_the_training_is_cancelled(platform: Platform, dataset: Json) -> None:
     started = platform.start_training("Hanging", dataset, **drawings.TINY, epochs=10_000)
     path = f"models/{started['id']}/"
@@ -97,6 +99,7 @@ def test_a_hanging_batch_is_killed_when_the_training_is_cancelled(platform: Plat
     assert result["status"] == "completed", result["error"]
 
 
+@pytest.mark.long
 def test_a_cancelled_training_can_go_on_with_more_epochs(platform: Platform, dataset: Json) -> None:
     started = platform.start_training("Longer", dataset, **drawings.TINY, epochs=EPOCHS)
     path = f"models/{started['id']}/"

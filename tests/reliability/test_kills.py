@@ -44,7 +44,7 @@ VICTIMS = {
 }
 STEPS: dict[str, tuple[list[str], float]] = {
     # step: (who can be killed in it, seconds within which it happens)
-    "training": (["worker of trainings", "training process", "web", "Redis"], 6.0),
+    "training": (["training process", "worker of trainings", "web", "Redis"], 6.0),
     "inference": (["worker of inferences", "web", "Redis"], 4.0),
     "check": (["worker of checks", "web", "Redis"], 1.5),
     "upload": (["web", "Redis"], 0.3),
