@@ -102,9 +102,11 @@ class ModelCreateSerializer(serializers.Serializer[Any]):
 
 
 class ResumeSerializer(serializers.Serializer[Any]):
-    epochs = serializers.IntegerField(required=False, help_text="In all, with those that were trained already")
+    epochs = serializers.IntegerField(
+        required=False, min_value=1, max_value=10**9, help_text="In all, with those that were trained already"
+    )
     time_budget_seconds = serializers.IntegerField(
-        required=False, help_text="In all, with the seconds that were used already"
+        required=False, min_value=1, max_value=10**9, help_text="In all, with the seconds that were used already"
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:

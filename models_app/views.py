@@ -163,7 +163,9 @@ def model_cancel(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def model_resume(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(SegmentationModel.objects.visible_to(request.user), pk=pk)
-    given = {name: int(request.POST[name]) for name in services.RESUMABLE if request.POST.get(name, "").isdecimal()}
+    asked = {name: request.POST.get(name, "") for name in services.RESUMABLE}
+    # Longer ones are no number that a training could have, and Python refuses to read the very long.
+    given = {name: int(text) for name, text in asked.items() if text.isdecimal() and len(text) < 19}
     tell(
         request,
         "The training goes on from its last checkpoint.",

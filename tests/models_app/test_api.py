@@ -160,3 +160,13 @@ def test_the_number_of_queries_of_a_list_does_not_grow(api: APIClient, django_as
         assert len(api.get("/api/v1/models/").json()["results"]) == 12
     with django_assert_max_num_queries(6):
         assert len(api.get("/api/v1/datasets/").json()["results"]) == 12
+
+
+def test_a_resume_with_impossible_numbers_is_refused_and_changes_nothing(api: APIClient) -> None:
+    model = ModelFactory.create(status="cancelled", requested={"epochs": 2})
+    for wrong in ({"epochs": 0}, {"epochs": 10**400}, {"epochs": "many"}, {"encoder": "resnet34"}, [1]):
+        answer = api.post(f"/api/v1/models/{model.pk}/resume/", wrong, format="json")
+        assert answer.status_code == 400, answer.content
+    api.post(f"/models/{model.pk}/resume/", {"epochs": "9" * 5000}, format="multipart")  # the page: as if left out
+    model.refresh_from_db()
+    assert model.requested == {"epochs": 2}
