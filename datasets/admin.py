@@ -42,6 +42,7 @@ class DatasetAdmin(JobAdmin):
     list_display = (
         "preview",
         "name",
+        "version",
         "page",
         "status",
         "file_count",
@@ -65,7 +66,10 @@ class DatasetAdmin(JobAdmin):
             "What was found",
             {"fields": ("modality", "dimensions", "channels", "file_count", "issues_json", "fingerprint_json")},
         ),
-        ("Where it came from", {"fields": ("archive_name", "source_url", "is_synthetic", "uploaded_at")}),
+        (
+            "Where it came from",
+            {"fields": ("archive_name", "source_url", "version", "based_on", "is_synthetic", "uploaded_at")},
+        ),
         ("Storage", {"fields": ("s3_bucket", "s3_key", "checksum", "total_size_mb")}),
         ("Job", {"fields": JOB_FIELDS, "classes": ("collapse",)}),
     )

@@ -18,6 +18,7 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
 from datasets import display, services
+from datasets.downloads import dataset_zip
 from datasets.models import Dataset, Sample
 from datasets.serializers import (
     ClassSerializer,
@@ -25,6 +26,7 @@ from datasets.serializers import (
     DatasetCreateSerializer,
     DatasetSerializer,
     SampleSerializer,
+    VersionCreateSerializer,
 )
 from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.downloads import object_response
@@ -93,6 +95,34 @@ class DatasetViewSet(
         return answer_started(
             request, dataset, self.get_serializer(dataset).data, reverse("dataset-detail", args=[dataset.pk])
         )
+
+    @extend_schema(responses=DatasetSerializer(many=True))
+    @action(detail=True, filterset_class=None, search_fields=None, ordering_fields=None)
+    def versions(self, request: Request, pk: str) -> Response:
+        """All versions of this dataset, the newest first."""
+        rows = self.get_queryset()
+        family = get_object_or_404(rows, pk=pk).family
+        return answer_page(self.paginator, rows.filter(family=family).order_by("-version"), request, DatasetSerializer)
+
+    @extend_schema(request=VersionCreateSerializer, responses={202: DatasetSerializer, 201: DatasetSerializer})
+    @versions.mapping.post
+    def create_version(self, request: Request, pk: str) -> Response:
+        """A new version based on this one: a ZIP with pairs that are new or take the place of those of their names, and
+        samples to leave out. What does not change is shared, and the split stays: new samples are trained on."""
+        base = get_object_or_404(self.get_queryset(), pk=pk)
+        wanted = VersionCreateSerializer(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        dataset = services.create_version(user=request.user, base=base, **wanted.validated_data)
+        wait_for_end(dataset, wait_seconds(request))
+        return answer_started(
+            request, dataset, self.get_serializer(dataset).data, reverse("dataset-detail", args=[dataset.pk])
+        )
+
+    @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
+    @action(detail=True)
+    def download(self, request: Request, pk: str) -> HttpResponseBase:
+        """The archive as it came; of a later version, all of its samples as a ZIP in the layout that an upload has."""
+        return dataset_zip(request, self.get_object())
 
     def perform_destroy(self, instance: Dataset) -> None:
         services.delete_dataset(dataset=instance)

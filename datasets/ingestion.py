@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,17 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
-from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pair, SafeArchive, find_pairs
+from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pairing, SafeArchive, find_pairs
 from datasets.models import Dataset, DatasetClass, Sample
 from datasets.pipeline import PairPipeline
 from datasets.samples import CheckedSample, ClassTable
 from datasets.url_import import DownloadLimits, UrlImportError, download
+from datasets.versions import Base, Merged, changes_of, merge, read_kept, split_of
 from medseg_site.shared import manifests, outages, storage
 from medseg_site.shared.jobs import Claim, ClaimLostError, claim
 from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.near_duplicates import near_duplicate_groups
-from ml_core.splits import split_cases
 from uploads.verification import UploadDamagedError, checked_sha256
 
 log = logging.getLogger(__name__)
@@ -77,23 +79,20 @@ def check(pk: int) -> float | None:
 
 def _check(job: Claim[Dataset], folder: Path) -> None:
     dataset = job.row
-    archive_path = _bring_archive(job, folder)
-    limits = ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)
-    with SafeArchive(archive_path, limits) as archive:
-        pairing = find_pairs(archive.sizes)
-        issues = list(pairing.issues)
-        if not pairing.pairs:
-            raise _refusal(0, issues)
-        checked = _check_pairs(job, folder, archive, pairing.pairs, issues)
-    dimensions, samples = _same_dimensions(checked, issues)
+    base = _base_of(dataset)
+    checked, issues = _check_all(job, folder, base)
+    dimensions, samples = _same_dimensions(checked, base, issues)
     if len(samples) < LEAST_PAIRS:
         raise _refusal(len(samples), issues)
+    changes = changes_of(samples, base)
+    if base and changes["kept"] == base.dataset.file_count == len(samples):
+        raise _nothing_new(base, issues)
     fingerprint = checked.builders[dimensions].result()
     classes = checked.classes.rows({entry["value"] for entry in fingerprint["classes"]})
     _check_classes(fingerprint, issues)
     with job.kept_alive():
         duplicates = _near_duplicates(samples, issues)
-    split = split_cases([sample.group for sample in samples], duplicates=duplicates)
+    split = split_of(samples, duplicates, base)
     parts = {index: part for part in ("train", "val", "test") for index in getattr(split, part)}
     rows = [
         Sample(
@@ -117,7 +116,8 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
         "modality": fingerprint["modality"][:32],
         "dimensions": dimensions,
         "channels": fingerprint["channels"],
-        "fingerprint": {**fingerprint, "grouping": split.grouping},
+        "changes": changes,
+        "fingerprint": {**fingerprint, "grouping": split.grouping, "mask_codes": checked.classes.codes()},
         **_issue_columns(issues),
     }
     # Samples first, for their manifest tells their numbers; the dataset is not ready before that lies in storage.
@@ -185,16 +185,44 @@ def _bring_archive(job: Claim[Dataset], folder: Path) -> Path:
 class _Checked:
     """What came out of the pairs, by number of dimensions."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: ClassTable) -> None:
         self.samples: list[CheckedSample] = []
         self.builders: dict[int, FingerprintBuilder] = {2: FingerprintBuilder(), 3: FingerprintBuilder()}
-        self.classes = ClassTable()
+        self.classes = classes
 
 
-def _check_pairs(
-    job: Claim[Dataset], folder: Path, archive: SafeArchive, pairs: list[Pair], issues: list[Issue]
-) -> _Checked:
-    checked = _Checked()
+def _base_of(dataset: Dataset) -> Base | None:
+    base = Base.of(dataset) if dataset.based_on is not None else None
+    if dataset.based_on is not None and base is None:
+        reason = f"Version {dataset.based_on}, which this one is based on, was deleted."
+        raise DatasetRefusedError(reason, "Upload all images and masks as a new dataset.", [])
+    return base
+
+
+def _check_all(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[_Checked, list[Issue]]:
+    """The archive's pairs, and of a later version the samples that stay. One that only leaves some out has no archive."""
+    dataset = job.row
+    limits = ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)
+    has_archive = bool(dataset.s3_key or dataset.source_url)
+    with SafeArchive(_bring_archive(job, folder), limits) if has_archive else nullcontext() as archive:
+        pairing = find_pairs(archive.sizes) if archive else Pairing([], [])
+        issues = list(pairing.issues)
+        if archive and not pairing.pairs:
+            raise _refusal(0, issues)
+        checked = _Checked(base.class_table() if base else ClassTable())
+        _check_items(job, folder, archive, merge(base, pairing.pairs), checked, issues)
+    return checked, issues
+
+
+def _check_items(
+    job: Claim[Dataset],
+    folder: Path,
+    archive: SafeArchive | None,
+    merged: Merged,
+    checked: _Checked,
+    issues: list[Issue],
+) -> None:
+    items = merged.items
     first_with: dict[str, str] = {}
 
     def note(sample: CheckedSample) -> None:
@@ -205,15 +233,23 @@ def _check_pairs(
             issues.append(Issue("warning", "duplicate_image", sample.file, text))
         checked.samples.append(sample)
 
-    with PairPipeline(archive, folder, min(len(pairs), MOST_COMPARED)) as pipeline:
-        for position, pair, read in pipeline.read(pairs):
-            job.beat({"stage": "checking", "done": position, "total": len(pairs), "fraction": position / len(pairs)})
+    with PairPipeline(archive, folder, min(len(items), MOST_COMPARED)) as pipeline:
+        for position, item, read in pipeline.read(items):
+            job.beat({"stage": "checking", "done": position, "total": len(items), "fraction": position / len(items)})
             prefix = storage.object_key("datasets", job.row.uuid, "samples", f"{position:06d}")
+            earlier = merged.instead_of.get(item.name[:300])
             try:
-                known = pipeline.know(read, checked.classes, checked.builders)
+                known = pipeline.know(read, checked.classes, checked.builders, earlier)
             except (ArchiveError, ImageError) as error:
-                issues.append(Issue("error", error.code, error.file or pair.name, str(error)))
-                continue
+                issues.append(Issue("error", error.code, error.file or item.name, str(error)))
+                if earlier is None:
+                    continue
+                issues.append(Issue("warning", "not_replaced", item.name, "The sample of the version before stays."))
+                try:
+                    known = pipeline.know(partial(read_kept, earlier), checked.classes, checked.builders)
+                except ImageError as missing:
+                    issues.append(Issue("error", missing.code, item.name, str(missing)))
+                    continue
             finally:
                 del read  # its pixels
             for sample in pipeline.store(known, prefix):
@@ -224,13 +260,15 @@ def _check_pairs(
         for sample in pipeline.rest():
             job.beat()
             note(sample)
-    return checked
 
 
-def _same_dimensions(checked: _Checked, issues: list[Issue]) -> tuple[int, list[CheckedSample]]:
-    """Pictures and volumes cannot be trained together: the larger party stays, each of the others becomes an issue."""
+def _same_dimensions(checked: _Checked, base: Base | None, issues: list[Issue]) -> tuple[int, list[CheckedSample]]:
+    """Pictures and volumes cannot be trained together: the larger party stays (of a later version that of the earlier one),
+    each of the others becomes an issue."""
     flat = sum(len(sample.shape) == 2 for sample in checked.samples)
     dimensions = 2 if flat >= len(checked.samples) - flat else 3
+    if base and base.dataset.dimensions:
+        dimensions = base.dataset.dimensions
     kept = []
     for sample in checked.samples:
         if len(sample.shape) == dimensions:
@@ -290,6 +328,15 @@ def _refusal(good: int, issues: list[Issue]) -> DatasetRefusedError:
         else "Add images with masks of the same names."
     )
     return DatasetRefusedError(reason, first, issues)
+
+
+def _nothing_new(base: Base, issues: list[Issue]) -> DatasetRefusedError:
+    errors = [issue for issue in issues if issue.severity == "error"]
+    reason = f"This would change nothing of version {base.dataset.version}."
+    cure = "Add pairs that are new or differ from those of the same name, or name samples to leave out."
+    return DatasetRefusedError(
+        reason, f"The first problem: {errors[0].file}: {errors[0].detail}" if errors else cure, issues
+    )
 
 
 def _issue_columns(issues: list[Issue]) -> dict[str, Any]:

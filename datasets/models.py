@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, ClassVar
 
 from django.db import models
@@ -17,7 +18,11 @@ WORDS = JobWords(queued="uploaded", working="uploaded", done="ready", failed="er
 
 
 class Dataset(Job):
-    """A ZIP of images and masks, and what the check found in it."""
+    """A ZIP of images and masks, and what the check found in it: one version, which never changes once it is ready.
+
+    A later version of the same `family` is a row of its own; its samples name the objects of the version that it is
+    based on, where those did not change.
+    """
 
     WORDS = WORDS
     KIND = "dataset"
@@ -25,6 +30,15 @@ class Dataset(Job):
 
     name = models.CharField(max_length=200)
     description = models.TextField(blank=True)
+    family = models.UUIDField(default=uuid.uuid4, editable=False)  # that of the first version's uuid
+    version = models.PositiveIntegerField(default=1, editable=False)
+    based_on = models.PositiveIntegerField(
+        null=True, blank=True, editable=False
+    )  # another version; it may be deleted by now
+    leave_out = models.JSONField(
+        default=list, blank=True, editable=False
+    )  # names of its samples that are not wanted any more
+    changes = models.JSONField(default=dict, blank=True, editable=False)  # {kept, added, replaced, left_out}: numbers
     s3_bucket = models.CharField(max_length=200, blank=True, editable=False)
     s3_key = models.CharField(max_length=300, blank=True, editable=False)
     uploaded_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
@@ -44,12 +58,17 @@ class Dataset(Job):
     class Meta:
         db_table = "datasets"
         ordering = ["-uploaded_at", "-id"]
-        constraints = job_constraints(
-            "datasets", WORDS, Q(dimensions__isnull=False) & Q(file_count__gte=2) & ~Q(s3_key="")
-        )
+        constraints = [
+            *job_constraints(
+                "datasets",
+                WORDS,
+                Q(dimensions__isnull=False) & Q(file_count__gte=2) & (~Q(s3_key="") | Q(based_on__isnull=False)),
+            ),
+            models.UniqueConstraint(fields=["family", "version"], name="one_dataset_per_version"),
+        ]
 
     def __str__(self) -> str:
-        return self.name
+        return self.name if self.version == 1 else f"{self.name} v{self.version}"
 
     def get_absolute_url(self) -> str:
         return reverse("datasets:detail", args=[self.pk])
@@ -61,6 +80,13 @@ class Dataset(Job):
         if self.status == WORDS.done and last == self.file_count - 1:
             return counted(samples, self.file_count, numbered_by="position")
         return samples
+
+    @property
+    def base(self) -> Dataset | None:
+        """The version that this one is based on; None for a first one, and where that was deleted."""
+        if self.based_on is None:
+            return None
+        return Dataset.objects.filter(family=self.family, version=self.based_on).first()
 
     def class_dicts(self) -> list[dict[str, Any]]:
         return [{"value": item.value, "name": item.name, "color": item.color} for item in self.classes.all()]

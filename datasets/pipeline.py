@@ -6,9 +6,10 @@ is bounded, in pairs and in bytes: memory does not grow with the archive, and la
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -19,10 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.archives import ArchiveError, Pair, SafeArchive
+from datasets.models import Sample
 from datasets.samples import CheckedSample, ClassTable, KnownSample, ReadPair, know_pair, read_pair, store_sample
+from datasets.versions import ReadKept, as_stored, is_unchanged, know_kept, read_kept
 from medseg_site.shared import storage
 from ml_core.errors import ImageError
 from ml_core.fingerprint import FingerprintBuilder
+
+Item = Pair | Sample  # a pair of the archive, or a sample of an earlier version that stays
+Read = ReadPair | ReadKept
 
 READ_BYTES = 16 * 2**20  # of files whose pairs are read ahead; decoded, they are some times as much
 STORED_AT_ONCE = 16  # a store elsewhere answers each after some milliseconds
@@ -32,7 +38,7 @@ WAITING_TO_BE_STORED = 64  # pairs, as files in the scratch folder
 class PairPipeline:
     """A context manager. On leaving it, also by an error, no thread reads or stores any more."""
 
-    def __init__(self, archive: SafeArchive, folder: Path, compared: int) -> None:
+    def __init__(self, archive: SafeArchive | None, folder: Path, compared: int) -> None:
         """compared: how many pairs' signatures are kept, to be compared when all are read."""
         self._archive, self._folder = archive, folder
         self._signatures = _SignatureFile(folder / "signatures", compared)
@@ -51,21 +57,33 @@ class PairPipeline:
         for pool in (self._readers, self._writers):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def read(self, pairs: list[Pair]) -> Iterator[tuple[int, Pair, Callable[[], ReadPair]]]:
-        """Position, pair, and a call that gives what was read or raises what was wrong with it; in order."""
-        ahead: deque[tuple[int, Pair, int, Future[ReadPair]]] = deque()
+    def read(self, items: Sequence[Item]) -> Iterator[tuple[int, Item, Callable[[], Read]]]:
+        """Position, item, and a call that gives what was read or raises what was wrong with it; in order."""
+        ahead: deque[tuple[int, Item, int, Future[Read]]] = deque()
         most = max(2, os.cpu_count() or 1) + 1
-        for position, pair in enumerate(pairs):
-            size = sum(self._archive.sizes[name] for name in (*pair.image, pair.mask))
-            while ahead and (len(ahead) >= most or sum(item[2] for item in ahead) + size > READ_BYTES):
+        for position, item in enumerate(items):
+            size = self._size_of(item)
+            while ahead and (len(ahead) >= most or sum(other[2] for other in ahead) + size > READ_BYTES):
                 yield self._next(ahead)
-            ahead.append((position, pair, size, self._readers.submit(self._read, pair, self._take_folder())))
+            ahead.append((position, item, size, self._begin(item)))
         while ahead:
             yield self._next(ahead)
 
-    def _next(self, ahead: deque[tuple[int, Pair, int, Future[ReadPair]]]) -> tuple[int, Pair, Callable[[], ReadPair]]:
-        position, pair, _, future = ahead.popleft()
-        return position, pair, future.result
+    def _size_of(self, item: Item) -> int:
+        """Bytes of its files, as far as that is known without opening them."""
+        if isinstance(item, Sample):
+            return math.prod(item.shape)
+        assert self._archive is not None
+        return sum(self._archive.sizes[name] for name in (*item.image, item.mask))
+
+    def _begin(self, item: Item) -> Future[Read]:
+        if isinstance(item, Sample):
+            return self._readers.submit(read_kept, item)
+        return self._readers.submit(self._read, item, self._take_folder())
+
+    def _next(self, ahead: deque[tuple[int, Item, int, Future[Read]]]) -> tuple[int, Item, Callable[[], Read]]:
+        position, item, _, future = ahead.popleft()
+        return position, item, future.result
 
     def _take_folder(self) -> Path:
         try:
@@ -77,6 +95,7 @@ class PairPipeline:
             return folder
 
     def _read(self, pair: Pair, folder: Path) -> ReadPair:
+        assert self._archive is not None
         try:
             return read_pair(pair, self._archive, folder)
         except (ArchiveError, ImageError):
@@ -84,16 +103,30 @@ class PairPipeline:
             raise
 
     def know(
-        self, read: Callable[[], ReadPair], classes: ClassTable, builders: dict[int, FingerprintBuilder]
-    ) -> KnownSample:
-        """In order: see know_pair. Raises what was wrong with the pair."""
+        self,
+        read: Callable[[], Read],
+        classes: ClassTable,
+        builders: dict[int, FingerprintBuilder],
+        earlier: Sample | None = None,
+    ) -> KnownSample | CheckedSample:
+        """In order: see know_pair. Raises what was wrong with the pair.
+
+        A CheckedSample is stored already: one that stays, or a pair that is the same as the `earlier` sample of its name.
+        """
         found = read()
+        if isinstance(found, ReadKept):
+            kept = know_kept(found, builders)
+            kept.signature = self._signatures.keep(kept.signature)
+            return kept
         try:
             known = know_pair(found, classes, builders)
         except ImageError:
             self._give_back(found.folder)
             raise
         known.sample.signature = self._signatures.keep(known.sample.signature)
+        if earlier is not None and is_unchanged(known, earlier):
+            self._give_back(known.folder)
+            return as_stored(earlier, known.sample.signature)
         return known
 
     def _give_back(self, folder: Path) -> None:
@@ -107,9 +140,14 @@ class PairPipeline:
         self._give_back(known.folder)
         return sample
 
-    def store(self, known: KnownSample, prefix: str) -> list[CheckedSample]:
+    def store(self, known: KnownSample | CheckedSample, prefix: str) -> list[CheckedSample]:
         """Store a pair beside all else. Gives those that are stored by now, in order."""
-        self._being_stored.append(self._writers.submit(self._store, known, prefix))
+        if isinstance(known, CheckedSample):
+            stays: Future[CheckedSample] = Future()
+            stays.set_result(known)
+            self._being_stored.append(stays)
+        else:
+            self._being_stored.append(self._writers.submit(self._store, known, prefix))
         stored = []
         while self._being_stored and (self._being_stored[0].done() or len(self._being_stored) > WAITING_TO_BE_STORED):
             stored.append(self._being_stored.popleft().result())

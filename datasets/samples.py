@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,15 @@ def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 class ClassTable:
-    """The label values seen so far, with the colour that each keeps; RGB codes become the values 0 (black), 1, 2, …"""
+    """The label values seen so far, with the colour that each keeps; RGB codes become the values 0 (black), 1, 2, …
 
-    def __init__(self) -> None:
-        self._colors: dict[int, str] = {}
-        self._codes: dict[int, int] = {0: 0}
+    rows: [{value, name, color}] of an earlier version of the dataset; codes: RGB code → value of it.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]] = (), codes: dict[int, int] | None = None) -> None:
+        self._colors: dict[int, str] = {row["value"]: row["color"] for row in rows}
+        self._names: dict[int, str] = {row["value"]: row["name"] for row in rows}
+        self._codes: dict[int, int] = {0: 0, **(codes or {})}
         self._coding: str | None = None
 
     def __len__(self) -> int:
@@ -118,13 +123,17 @@ class ClassTable:
     def colors(self) -> dict[int, str]:
         return self._colors
 
+    def codes(self) -> dict[str, int]:
+        """RGB code as text → value, as JSON keeps it; {} where masks are coded in numbers."""
+        return {str(code): value for code, value in self._codes.items()} if self._coding == "rgb" else {}
+
     def rows(self, used: set[int]) -> list[dict[str, Any]]:
         """[{value, name, color}] of the values in use, ascending; the lowest is background."""
         ordered = sorted(used)
         return [
             {
                 "value": value,
-                "name": "background" if value == ordered[0] else f"class {value}",
+                "name": self._names.get(value) or ("background" if value == ordered[0] else f"class {value}"),
                 "color": self._colors[value],
             }
             for value in ordered

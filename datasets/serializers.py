@@ -39,6 +39,10 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
             "id",
             "name",
             "description",
+            "family",
+            "version",
+            "based_on",
+            "changes",
             "status",
             "s3_bucket",
             "s3_key",
@@ -80,6 +84,35 @@ class DatasetCreateSerializer(serializers.Serializer[Any]):
         if sum(name in attrs for name in ("archive", "source_url", "upload")) != 1:
             text = "Send a ZIP file as `archive` (multipart), its address as `source_url`, or a complete `upload`: one of these."
             raise serializers.ValidationError({"archive": [serializers.ErrorDetail(text, code="required")]})
+        return attrs
+
+
+class NamesField(serializers.ListField):
+    """A list of names; in a form also one text with a name a line."""
+
+    child = serializers.CharField(max_length=300, trim_whitespace=False)
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        if isinstance(data, str):
+            data = [data]
+        if isinstance(data, list) and all(isinstance(item, str) for item in data):
+            data = [name for item in data for line in item.splitlines() if (name := line.strip())]
+        names: list[str] = super().to_internal_value(data)
+        return names
+
+
+class VersionCreateSerializer(serializers.Serializer[Any]):
+    """At most one of `archive` (multipart), `source_url` and `upload` (JSON), and names of samples to leave out."""
+
+    archive = serializers.FileField(required=False, allow_empty_file=True)
+    source_url = serializers.CharField(required=False, max_length=2_000)
+    upload = serializers.UUIDField(required=False, help_text="A complete upload (see /api/v1/uploads/).")
+    leave_out = NamesField(required=False, help_text="Names of samples that the new version does not have.")
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if sum(name in attrs for name in ("archive", "source_url", "upload")) > 1:
+            text = "Send new pairs as `archive` (multipart), `source_url` or `upload`: one of these."
+            raise serializers.ValidationError({"archive": [serializers.ErrorDetail(text, code="invalid")]})
         return attrs
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
@@ -22,9 +24,15 @@ from uploads.services import find_upload, mark_used, place_upload
 
 
 def create_dataset_from_upload(
-    *, user: Any, name: str, archive: File[Any], description: str = "", is_synthetic: bool = False
+    *,
+    user: Any,
+    name: str,
+    archive: File[Any],
+    description: str = "",
+    is_synthetic: bool = False,
+    change: Change | None = None,
 ) -> Dataset:
-    """Store the ZIP and start its check."""
+    """Store the ZIP and start its check. `change`: a later version, to which the ZIP brings what is new."""
     name = clean_name(name)
     if not archive.size:
         raise MedSegError("empty", "The archive is empty. Choose a ZIP file with images/ and masks/.", attr="archive")
@@ -48,13 +56,16 @@ def create_dataset_from_upload(
             checksum=stored.sha256,
             total_size_mb=round(stored.size / 2**20, 3),
             is_synthetic=is_synthetic,
+            change=change,
         )
     except Exception:
         storage.delete_prefix(storage.object_key("datasets", owner))
         raise
 
 
-def create_dataset_from_parts(*, user: Any, name: str, upload: uuid.UUID, description: str = "") -> Dataset:
+def create_dataset_from_parts(
+    *, user: Any, name: str, upload: uuid.UUID, description: str = "", change: Change | None = None
+) -> Dataset:
     """A dataset of an archive that came in parts; its check finds out the checksum. Asking twice gives the same dataset."""
     name = clean_name(name)
     found = find_upload(user=user, upload=upload, purpose="dataset")
@@ -72,34 +83,100 @@ def create_dataset_from_parts(*, user: Any, name: str, upload: uuid.UUID, descri
             archive_name=found.file_name,
             s3_key=found.key,
             total_size_mb=round(found.size / 2**20, 3),
+            change=change,
         )
 
 
-def create_dataset_from_url(*, user: Any, name: str, source_url: str, description: str = "") -> Dataset:
+def create_dataset_from_url(
+    *, user: Any, name: str, source_url: str, description: str = "", change: Change | None = None
+) -> Dataset:
     """Start the download of a ZIP; a worker fetches and checks it."""
     name = clean_name(name)
     try:
         check_url(source_url, allow_private=settings.MEDSEG_URL_IMPORT_ALLOW_PRIVATE)
     except UrlImportError as error:
         raise MedSegError(error.code, str(error), attr="source_url") from None
-    return _create(user=user, uuid=uuid.uuid4(), name=name, description=description, source_url=source_url)
+    columns = {"name": name, "description": description, "source_url": source_url}
+    return _create(user=user, uuid=uuid.uuid4(), change=change, **columns)
 
 
-def _create(*, user: Any, **columns: Any) -> Dataset:
+@dataclass(frozen=True)
+class Change:
+    """What a later version does to `base`: its samples of these names are left out."""
+
+    base: Dataset
+    leave_out: Sequence[str] = ()
+
+
+def create_version(
+    *,
+    user: Any,
+    base: Dataset,
+    archive: File[Any] | None = None,
+    upload: uuid.UUID | None = None,
+    source_url: str = "",
+    leave_out: Sequence[str] = (),
+) -> Dataset:
+    """A new version of a dataset: pairs of an archive are added, or take the place of those of their names; some samples go.
+
+    Raises MedSegError where nothing is asked for or a name is unknown, WrongStateError where `base` is not ready.
+    """
+    change = Change(base, list(dict.fromkeys(leave_out)))
+    if not (archive or upload or source_url or leave_out):
+        raise MedSegError("required", "Give a ZIP with new or corrected pairs, or names of samples to leave out.")
+    if unknown := _unknown_names(change):
+        raise MedSegError("unknown_sample", f"The dataset has no samples of these names: {unknown}.", attr="leave_out")
+    common: dict[str, Any] = {"user": user, "name": base.name, "description": base.description, "change": change}
+    if archive:
+        return create_dataset_from_upload(archive=archive, is_synthetic=base.is_synthetic, **common)
+    if upload:
+        return create_dataset_from_parts(upload=upload, **common)
+    if source_url:
+        return create_dataset_from_url(source_url=source_url, **common)
+    return _create(uuid=uuid.uuid4(), **common)
+
+
+def _unknown_names(change: Change) -> str:
+    known = set(change.base.samples.values_list("name", flat=True)) if change.leave_out else set()
+    unknown = [name for name in change.leave_out if name not in known]
+    return ", ".join(name[:60] for name in unknown[:5]) + (" …" if len(unknown) > 5 else "")
+
+
+def _create(*, user: Any, change: Change | None = None, **columns: Any) -> Dataset:
     with transaction.atomic():
         dataset = Dataset.objects.create(
-            created_by=user, status=Dataset.WORDS.queued, s3_bucket=storage.bucket_name(), **columns
+            created_by=user,
+            status=Dataset.WORDS.queued,
+            s3_bucket=storage.bucket_name(),
+            **{"family": columns["uuid"], **(_version_columns(change) if change else {}), **columns},
         )
         manifests.keep_new(dataset)
         enqueue_on_commit(check_dataset, dataset.pk)
     return dataset
 
 
+def _version_columns(change: Change) -> dict[str, Any]:
+    """The next number of the family. Its rows are locked, so that nobody takes the same one or deletes the base meanwhile."""
+    family = {row.pk: row for row in Dataset.objects.select_for_update().filter(family=change.base.family)}
+    base = family.get(change.base.pk)
+    if base is None or base.status != base.WORDS.done:
+        raise WrongStateError("Only a dataset whose check has ended well can have a further version.")
+    last = max(row.version for row in family.values())
+    return {
+        "family": base.family,
+        "version": last + 1,
+        "based_on": base.version,
+        "leave_out": list(change.leave_out),
+    }
+
+
 def recheck_dataset(*, dataset: Dataset) -> Dataset:
     """Check an archive that was refused once more, for instance after a limit was raised."""
-    if not dataset.s3_key and not dataset.source_url:
+    only_leaves_out = dataset.based_on is not None and not dataset.archive_name
+    if not (dataset.s3_key or dataset.source_url or only_leaves_out):
         raise WrongStateError("There is no archive to check. Upload it again.")
     with transaction.atomic():
+        list(Dataset.objects.select_for_update().filter(family=dataset.family).values_list("pk"))  # see delete_dataset
         requeue(dataset, issues=[], issue_count=0)
         enqueue_on_commit(check_dataset, dataset.pk)
     return dataset
@@ -111,12 +188,42 @@ def delete_dataset(*, dataset: Dataset) -> None:
         locked = Dataset.objects.select_for_update().get(pk=dataset.pk)
         if locked.models.filter(status__in=["queued", "training"]).exists():
             raise WrongStateError("A training reads this dataset. Wait until it has ended, or cancel it first.")
-        prefix = storage.object_key("datasets", locked.uuid)
-        owner, checksums = locked.uuid, [checksum for _, checksum in objects_of(locked) if checksum]
+        if is_being_built_on(locked):
+            raise WrongStateError(
+                "A newer version is being made from this one. Wait until it is checked, or delete it."
+            )
+        prefix, objects = storage.object_key("datasets", locked.uuid), list(objects_of(locked))
+        owner, checksums = locked.uuid, [checksum for _, checksum in objects if checksum]
+        lent = [key for key, _ in objects if not key.startswith(f"{prefix}/")]  # of earlier versions
         locked.delete()
-        transaction.on_commit(lambda: storage.delete_prefix(prefix))
+        transaction.on_commit(lambda: _delete_objects(locked, lent))
         transaction.on_commit(lambda: storage.forget_local(owner))
         transaction.on_commit(lambda: storage.forget_copies(checksums))
+
+
+def is_being_built_on(dataset: Dataset) -> bool:
+    """Whether a later version is being made from it."""
+    later = Dataset.objects.filter(family=dataset.family, based_on=dataset.version)
+    return later.filter(status__in=[Dataset.WORDS.queued, Dataset.WORDS.working]).exists()
+
+
+def _delete_objects(dataset: Dataset, lent: list[str]) -> None:
+    """Those below its prefix and those `lent` by versions that may be gone; where other versions are left, what none of them names."""
+    prefix = storage.object_key("datasets", dataset.uuid)
+    others = Dataset.objects.filter(family=dataset.family)
+    if not others.exists():
+        storage.delete_prefix(prefix)
+        _delete_each(lent)
+        return
+    storage.delete_object(f"{prefix}/{manifests.NAME}")  # first: what a killed process leaves must not come back
+    still = {key for row in others for key, _ in objects_of(row)}
+    _delete_each({*(item.key for item in storage.objects_below(prefix)), *lent} - still)
+
+
+def _delete_each(keys: Iterable[str]) -> None:
+    for key in keys:
+        storage.delete_object(key)
+        storage.remove_emptied_folders(key)
 
 
 def rename_class(*, dataset: Dataset, value: int, name: str, color: str | None = None) -> DatasetClass:

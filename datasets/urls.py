@@ -8,6 +8,7 @@ urlpatterns = [
     path("new/", views.dataset_upload, name="upload"),
     path("<int:pk>/", views.dataset_detail, name="detail"),
     path("<int:pk>/row/", views.dataset_row, name="row"),
+    path("<int:pk>/versions/new/", views.dataset_version, name="version"),
     path("<int:pk>/live/", views.dataset_live, name="live"),
     path("<int:pk>/recheck/", views.dataset_recheck, name="recheck"),
     path("<int:pk>/delete/", views.dataset_delete, name="delete"),

@@ -21,6 +21,7 @@ from medseg_site.shared.pages import end_live_part, end_text, is_live, page_of, 
 DATASETS_PER_PAGE = 25
 SAMPLES_PER_PAGE = 24
 ISSUES_SHOWN = 50
+VERSIONS_SHOWN = 20
 
 
 def rows_of(user: Any) -> QuerySet[Dataset]:
@@ -53,13 +54,29 @@ def dataset_row(request: HttpRequest, pk: int) -> HttpResponse:
 @login_required
 @require_GET
 def dataset_upload(request: HttpRequest) -> HttpResponse:
+    return render(request, "datasets/dataset_upload.html", _upload_context())
+
+
+def _upload_context() -> dict[str, Any]:
     limit = settings.MEDSEG_MAX_UPLOAD_BYTES
-    context = {
+    return {
         "max_bytes": limit,
         "max_megabytes": limit / 2**20,
         "parts_above": settings.MEDSEG_UPLOAD_PART_BYTES,
     }
-    return render(request, "datasets/dataset_upload.html", context)
+
+
+@login_required
+@require_GET
+def dataset_version(request: HttpRequest, pk: int) -> HttpResponse:
+    """The form for a further version. `leave_out`: numbers of samples whose names it begins with."""
+    dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
+    if dataset.status != dataset.WORDS.done:
+        return to_page(dataset)
+    chosen = [int(number) for number in request.GET.getlist("leave_out") if number.isdecimal() and len(number) < 19]
+    names = dataset.samples.filter(pk__in=chosen).values_list("name", flat=True)
+    context = {"dataset": dataset, "leave_out": "\n".join(names), **_upload_context()}
+    return render(request, "datasets/dataset_version.html", context)
 
 
 @login_required
@@ -75,13 +92,23 @@ def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "issues": dataset.issues if show_all else dataset.issues[:ISSUES_SHOWN],
         "hidden_issues": 0 if show_all else max(0, len(dataset.issues) - ISSUES_SHOWN),
         "models": models,
+        "versions": _versions_of(request.user, dataset),
         "delete_blocked": _delete_blocked(dataset),
     }
     return render(request, "datasets/dataset_detail.html", context)
 
 
+def _versions_of(user: Any, dataset: Dataset) -> list[Dataset]:
+    """The newest first; [] where there is only this one."""
+    found = Dataset.objects.visible_to(user).filter(family=dataset.family).order_by("-version")[:VERSIONS_SHOWN]
+    rows = list(found)
+    return rows if len(rows) > 1 else []
+
+
 def _delete_blocked(dataset: Dataset) -> str:
     """Why the dataset cannot be deleted now; empty when it can."""
+    if services.is_being_built_on(dataset):
+        return "A newer version is being made from this one. Wait until it is checked."
     if dataset.models.filter(status__in=["queued", "training"]).exists():
         return "A training reads this dataset. Cancel it or wait until it has ended."
     return ""
@@ -111,7 +138,7 @@ def dataset_recheck(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def dataset_delete(request: HttpRequest, pk: int) -> HttpResponse:
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
-    done = tell(request, f"{dataset.name} and its files are deleted.", lambda: services.delete_dataset(dataset=dataset))
+    done = tell(request, f"{dataset} and its files are deleted.", lambda: services.delete_dataset(dataset=dataset))
     return to_page("datasets:list" if done else dataset)
 
 

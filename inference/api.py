@@ -5,7 +5,7 @@ from __future__ import annotations
 import django_filters
 import numpy as np
 from django.db.models import QuerySet
-from django.http import HttpResponse, StreamingHttpResponse
+from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -242,7 +242,7 @@ class InferenceBatchViewSet(
 
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
     @action(detail=True)
-    def download(self, request: Request, pk: str) -> StreamingHttpResponse:
+    def download(self, request: Request, pk: str) -> HttpResponseBase:
         """A ZIP of all label maps with summary.json."""
         batch = self.get_object()
         if batch.status not in {"completed", "cancelled"}:

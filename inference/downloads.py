@@ -3,55 +3,46 @@
 from __future__ import annotations
 
 import json
-import tempfile
-import zipfile
+from collections.abc import Iterator
 from typing import Any
 
-from django.conf import settings
+from django.http import HttpResponseBase
 
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared import storage
-from medseg_site.shared.downloads import StreamedFileResponse
+from medseg_site.shared.downloads import ZipEntry, pieces_of, zip_response
 
 
-def batch_zip(batch: InferenceBatch) -> StreamedFileResponse:
+def batch_zip(batch: InferenceBatch) -> HttpResponseBase:
     """masks/ and certainty/<name>.png|.nii.gz for each image that could be segmented, and summary.json with the numbers of all."""
-    temporary = tempfile.TemporaryFile(dir=settings.TMP_DIR)  # noqa: SIM115 (StreamedFileResponse closes it)
+    facts = {"batch": batch.pk, "model": str(batch.model), "model_id": batch.model_id}
+    return zip_response(_entries(facts, list(batch.inferences.order_by("id"))), name=f"batch-{batch.pk}.zip")
+
+
+def _entries(facts: dict[str, Any], rows: list[InferenceResult]) -> Iterator[ZipEntry]:
     used: set[str] = set()
     entries: list[dict[str, Any]] = []
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for row in batch.inferences.order_by("id").iterator(chunk_size=500):
-            entry = {
-                "id": row.pk,
-                "image": row.image_name,
-                "status": row.status,
-                "error": row.error,
-                "seconds": row.seconds,
-                "classes": row.classes,
-                "confidence": row.confidence,
-                "warnings": row.warnings,
-                "mask": None,
-                "certainty": None,
-            }
-            if row.output_image_s3_key:
-                name = _free_name(row, used)
-                entry["mask"] = f"masks/{name}"
-                archive.write(storage.fetch(row.output_image_s3_key, row.output_sha256), entry["mask"])
-                if row.certainty_key:
-                    entry["certainty"] = f"certainty/{name}"
-                    archive.write(storage.fetch(row.certainty_key, row.certainty_sha256), entry["certainty"])
-            entries.append(entry)
-        summary = {
-            "batch": batch.pk,
-            "model": str(batch.model),
-            "model_id": batch.model_id,
-            "images": entries,
+    for row in rows:
+        entry = {
+            "id": row.pk,
+            "image": row.image_name,
+            "status": row.status,
+            "error": row.error,
+            "seconds": row.seconds,
+            "classes": row.classes,
+            "confidence": row.confidence,
+            "warnings": row.warnings,
+            "mask": None,
+            "certainty": None,
         }
-        archive.writestr("summary.json", json.dumps(summary, indent=1))
-    temporary.seek(0)
-    return StreamedFileResponse(
-        temporary, as_attachment=True, filename=f"batch-{batch.pk}.zip", content_type="application/zip"
-    )
+        if row.output_image_s3_key:
+            name = _free_name(row, used)
+            entry["mask"] = f"masks/{name}"
+            yield entry["mask"], pieces_of(row.output_image_s3_key)
+            if row.certainty_key:
+                entry["certainty"] = f"certainty/{name}"
+                yield entry["certainty"], pieces_of(row.certainty_key)
+        entries.append(entry)
+    yield "summary.json", [json.dumps({**facts, "images": entries}, indent=1).encode()]
 
 
 def _free_name(row: InferenceResult, used: set[str]) -> str:

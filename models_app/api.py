@@ -66,7 +66,8 @@ class ModelViewSet(
     lookup_value_regex = r"\d{1,18}"
 
     def get_queryset(self) -> QuerySet[SegmentationModel]:
-        return SegmentationModel.objects.visible_to(self.request.user)
+        rows = SegmentationModel.objects.visible_to(self.request.user).select_related("dataset")
+        return rows.defer(*(f"dataset__{name}" for name in ("fingerprint", "issues", "timeline", "log", "leave_out")))
 
     @extend_schema(request=ModelCreateSerializer, responses={202: ModelSerializer, 201: ModelSerializer})
     def create(self, request: Request) -> Response:

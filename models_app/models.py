@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.db import models
 from django.db.models import Q
@@ -66,6 +66,14 @@ class SegmentationModel(Job):
     def is_usable(self) -> bool:
         """True when there are weights to segment with: completed, or cancelled after the first validated epoch."""
         return bool(self.s3_key)
+
+    @property
+    def split_numbers(self) -> dict[str, Any] | None:
+        """How many samples of the dataset's version were trained on and held out, and what was kept together; None before the plan."""
+        if not self.split:
+            return None
+        numbers = {part: len(self.split.get(part, [])) for part in ("train", "val", "test")}
+        return {**numbers, "grouping": self.split.get("grouping", "")}
 
 
 class Epoch(models.Model):

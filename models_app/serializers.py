@@ -62,10 +62,19 @@ class HyperparametersField(serializers.DictField):
         return values
 
 
+class SplitSerializer(serializers.Serializer[Any]):
+    train = serializers.IntegerField()
+    val = serializers.IntegerField()
+    test = serializers.IntegerField()
+    grouping = serializers.CharField(help_text="What was kept together")
+
+
 class ModelSerializer(serializers.ModelSerializer[SegmentationModel]):
     status = serializers.ChoiceField(choices=SegmentationModel.WORDS.all(), read_only=True)
     hyperparameters = serializers.DictField(read_only=True)
     classes = ClassSerializer(many=True, read_only=True)
+    dataset_version = serializers.IntegerField(source="dataset.version", read_only=True, default=None)
+    split = SplitSerializer(source="split_numbers", read_only=True, allow_null=True)
 
     class Meta:
         model = SegmentationModel
@@ -74,6 +83,8 @@ class ModelSerializer(serializers.ModelSerializer[SegmentationModel]):
             "name",
             "version",
             "dataset",
+            "dataset_version",
+            "split",
             "status",
             "s3_bucket",
             "s3_key",

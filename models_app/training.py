@@ -162,6 +162,7 @@ def _job_document(job: Claim[SegmentationModel], dataset: Dataset, folder: Path,
             "name": str(model),
             "uuid": str(model.uuid),
             "dataset": dataset.name,
+            "dataset_version": dataset.version,
             "dataset_sha256": dataset.checksum,
         },
     }

@@ -202,10 +202,10 @@ class Platform:
 
 
 @contextmanager
-def running_platform(*options: str, **settings: str) -> Iterator[Platform]:
+def running_platform(*options: str, folder: Path | None = None, **settings: str) -> Iterator[Platform]:
     """A platform that is ready (with `--worker` only its workers), ended whatever happens. `settings` are environment variables."""
-    with tempfile.TemporaryDirectory(prefix="medseg-platform-", ignore_cleanup_errors=True) as folder:
-        platform = Platform(Path(folder), settings)
+    with tempfile.TemporaryDirectory(prefix="medseg-platform-", ignore_cleanup_errors=True) as own:
+        platform = Platform(folder or Path(own), settings)
         try:
             platform.start(*options)
             yield platform

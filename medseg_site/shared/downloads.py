@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import IO, Any
 
 from asgiref.sync import sync_to_async
-from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.http import (
+    FileResponse,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseRedirect,
+    StreamingHttpResponse,
+)
 from django.utils.http import content_disposition_header
+from zipstream import ZipStream
 
 from medseg_site.shared import remote, storage
 from medseg_site.shared.errors import MedSegError
@@ -16,10 +24,8 @@ from medseg_site.shared.errors import MedSegError
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-class StreamedFileResponse(FileResponse):
-    """Piece by piece also under ASGI, where Django's own FileResponse would read all of it into memory first."""
-
-    block_size = 2**18
+class _PieceByPiece(StreamingHttpResponse):
+    """Also under ASGI, where Django would read all of a plain iterator into memory first."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         parts = iter(self)
@@ -29,6 +35,39 @@ class StreamedFileResponse(FileResponse):
 
         while (part := await sync_to_async(read)()) is not None:
             yield part
+
+
+class StreamedFileResponse(_PieceByPiece, FileResponse):
+    block_size = 2**18
+
+
+ZipEntry = tuple[str, Iterable[bytes]]  # name in the archive, its bytes
+
+
+def zip_response(entries: Iterable[ZipEntry], *, name: str) -> HttpResponseBase:
+    """A ZIP that is made while it is sent: nothing of it is kept, and the first bytes go out at once. It has no length.
+
+    What goes wrong on the way ends the connection, which every client takes for a failed download.
+    """
+    response = _PieceByPiece(_zipped(entries), content_type="application/zip")
+    response["Content-Disposition"] = content_disposition_header(True, name)
+    response["Cache-Control"] = "private, no-store"
+    return response
+
+
+def _zipped(entries: Iterable[ZipEntry]) -> Iterator[bytes]:
+    archive = ZipStream()
+    for name, pieces in entries:
+        archive.add(pieces, name)
+        yield from archive.file()
+    yield from archive.finalize()
+
+
+def pieces_of(key: str) -> Iterator[bytes]:
+    """The bytes of an object, opened when the first is asked for."""
+    with storage.open_stream(key) as source:
+        while piece := source.read(storage.CHUNK):
+            yield piece
 
 
 def object_response(

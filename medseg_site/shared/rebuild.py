@@ -22,7 +22,7 @@ from django.db import Error, connection, models, transaction
 from django.utils import timezone
 
 from medseg_site.shared import manifests, storage
-from medseg_site.shared.catalog import declared, owner_of, parts_of, stored_models
+from medseg_site.shared.catalog import declared, named_by_any, owner_of, parts_of, stored_models
 from medseg_site.shared.job_rows import Job
 from medseg_site.shared.local_user import local_user
 from medseg_site.shared.manifests import Document, ManifestError
@@ -62,7 +62,14 @@ def rebuild(*, dry_run: bool = False, on_step: Callable[[str], None] = lambda ta
         builder.restore_table(model, on_step)
     if not dry_run:
         _reset_sequences()
+        report = builder.report
+        report.skipped = [remark for remark in report.skipped if not _only_lends(remark.prefix)]
     return builder.report
+
+
+def _only_lends(prefix: str) -> bool:
+    """Whether its row was deleted and what lies there belongs to others by now: samples that later versions share."""
+    return storage.size_of(f"{prefix}/{manifests.NAME}") is None and bool(named_by_any([*storage.keys_below(prefix)]))
 
 
 class _Builder:

@@ -200,7 +200,7 @@ def test_a_dataset_deleted_while_it_is_checked_leaves_nothing(
     user: Any, own_media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = create_dataset_from_upload(user=user, name="set", archive=zipped(pairs(3)))
-    from datasets import ingestion
+    from datasets import versions
 
     real = split_cases
 
@@ -208,7 +208,7 @@ def test_a_dataset_deleted_while_it_is_checked_leaves_nothing(
         Dataset.objects.filter(pk=dataset.pk).delete()
         return real(*arguments, **more)
 
-    monkeypatch.setattr(ingestion, "split_cases", delete_then_split)
+    monkeypatch.setattr(versions, "split_cases", delete_then_split)
     check(dataset.pk)
     assert objects(own_media) == []
 

@@ -1,0 +1,44 @@
+"""A dataset as one ZIP: as it came, or of a later version all that it holds, in the layout that an upload has."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+
+from django.http import HttpRequest, HttpResponseBase
+
+from datasets.models import Dataset
+from medseg_site.shared import storage
+from medseg_site.shared.downloads import ZipEntry, object_response, pieces_of, zip_response
+from medseg_site.shared.errors import WrongStateError
+
+
+def dataset_zip(request: HttpRequest, dataset: Dataset) -> HttpResponseBase:
+    """Raises WrongStateError where there is no archive (yet)."""
+    if dataset.based_on is None and dataset.s3_key:
+        name = dataset.archive_name or "archive.zip"
+        kind = "application/zip"
+        return object_response(
+            request, dataset.s3_key, content_type=kind, name=name, sha256=dataset.checksum, download=True
+        )
+    if dataset.status != dataset.WORDS.done:
+        raise WrongStateError("There is nothing to download before the dataset is ready.")
+    rows = list(dataset.samples.values_list("name", "image_key", "image_sha256", "mask_key"))
+    return zip_response(_entries(rows), name=f"{dataset}.zip")
+
+
+def _entries(rows: list[tuple[str, str, str, str]]) -> Iterator[ZipEntry]:
+    for name, image_key, image_sha256, mask_key in rows:
+        ending = _ending(image_key)
+        if ending == ".zip":  # a series: its slices, as find_pairs knows them
+            with zipfile.ZipFile(storage.fetch(image_key, image_sha256)) as series:
+                for member in series.namelist():
+                    yield f"images/{name}/{member}", [series.read(member)]
+        else:
+            yield f"images/{name}{ending}", pieces_of(image_key)
+        yield f"masks/{name}{_ending(mask_key)}", pieces_of(mask_key)
+
+
+def _ending(key: str) -> str:
+    """ ".nii.gz" of "…/image.nii.gz"."""
+    return "." + key.rpartition("/")[2].partition(".")[2]

@@ -1,0 +1,163 @@
+"""What a later version of a dataset takes over from the one that it is based on: samples, classes and the split.
+
+The samples that stay are read once more, since a fingerprint and near-duplicates are of all of them; nothing of them is stored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets.archives import Pair
+from datasets.models import Dataset, Sample
+from datasets.samples import CheckedSample, ClassTable, KnownSample, count_values
+from medseg_site.shared import storage
+from ml_core.errors import ConfigError, ImageError
+from ml_core.fingerprint import FingerprintBuilder
+from ml_core.io import Image, Mask, read_image, read_mask
+from ml_core.near_duplicates import signature
+from ml_core.splits import Split, reuse_split, split_cases
+
+
+@dataclass
+class Base:
+    """The version that another one is based on, as far as its check needs it."""
+
+    dataset: Dataset
+    samples: dict[str, Sample]  # by name, in order, without those that are to be left out
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Base | None:
+        """None where there is no such version any more."""
+        base = dataset.base
+        if base is None or base.status != base.WORDS.done:
+            return None
+        unwanted = set(dataset.leave_out)
+        samples = {sample.name: sample for sample in base.samples.all() if sample.name not in unwanted}
+        return cls(base, samples)
+
+    def class_table(self) -> ClassTable:
+        """Its values with their names and colours, and how colours in masks became values."""
+        rows = self.dataset.class_dicts()
+        codes = self.dataset.fingerprint.get("mask_codes")
+        if codes is None:  # checked before codes were kept: as far as the colours were not changed since
+            codes = {str(int(row["color"][1:], 16)): row["value"] for row in rows}
+        return ClassTable(rows, {int(code): value for code, value in codes.items()})
+
+
+@dataclass
+class Merged:
+    """What a version is made of, in order: new pairs and earlier samples. `instead_of`: the earlier sample that a pair replaces."""
+
+    items: list[Pair | Sample]
+    instead_of: dict[str, Sample] = field(default_factory=dict)
+
+
+def merge(base: Base | None, pairs: Sequence[Pair]) -> Merged:
+    """A pair takes the place of the sample of its name; others come last."""
+    if base is None:
+        return Merged(list(pairs))
+    new = {pair.name[:300]: pair for pair in pairs}
+    instead_of = {name: sample for name, sample in base.samples.items() if name in new}
+    items: list[Pair | Sample] = [new.pop(name, sample) for name, sample in base.samples.items()]
+    return Merged([*items, *new.values()], instead_of)
+
+
+@dataclass
+class ReadKept:
+    """An earlier sample, read again."""
+
+    sample: Sample
+    image: Image
+    mask: Mask
+    signature: NDArray[np.float16]
+
+
+def read_kept(sample: Sample) -> ReadKept:
+    """Raises ImageError with `file` set to the sample's name."""
+    try:
+        image = read_image(storage.fetch(sample.image_key, sample.image_sha256))
+        mask = read_mask(storage.fetch(sample.mask_key, sample.mask_sha256), like=image)
+    except FileNotFoundError:
+        error = ImageError("missing_object", "It is not in storage any more.", "Add it again in another version.")
+        error.file = sample.name
+        raise error from None
+    except ImageError as error:
+        error.file = sample.name
+        raise
+    return ReadKept(sample, image, mask, signature(image))
+
+
+def know_kept(read: ReadKept, builders: dict[int, FingerprintBuilder]) -> CheckedSample:
+    """Its mask is stored in label values already, so the class table has nothing to add."""
+    present, counts = count_values(read.mask.values)
+    by_value = dict(zip((int(v) for v in present), (int(c) for c in counts), strict=True))
+    builders[read.image.dimensions].add(read.image, read.mask.values, by_value)
+    return as_stored(read.sample, read.signature)
+
+
+def as_stored(sample: Sample, seen: NDArray[np.float16]) -> CheckedSample:
+    """seen: its signature."""
+    return CheckedSample(
+        name=sample.name,
+        file=sample.name,
+        group=sample.patient_group,
+        shape=tuple(sample.shape),
+        spacing=sample.spacing,
+        image=storage.StoredObject(sample.image_key, 0, sample.image_sha256),
+        mask=storage.StoredObject(sample.mask_key, 0, sample.mask_sha256),
+        thumbnail_key=sample.thumbnail_key,
+        signature=seen,
+    )
+
+
+def is_unchanged(known: KnownSample, earlier: Sample) -> bool:
+    """Whether a pair that came again is the same, byte by byte, as it would be stored."""
+    for path, sha256 in ((known.image_path, earlier.image_sha256), (known.labels_path, earlier.mask_sha256)):
+        with path.open("rb") as file:
+            if storage.sha256_of(file)[0] != sha256:
+                return False
+    return True
+
+
+def split_of(samples: list[CheckedSample], duplicates: list[int] | None, base: Base | None) -> Split:
+    """Who was held out stays so and new samples are learnt from (ml_core.splits.reuse_split): numbers of versions compare.
+
+    Made anew where the earlier split leaves nothing to validate on, or had no test part and the samples are enough for one by now.
+    """
+    groups = [sample.group for sample in samples]
+    fresh = split_cases(groups, duplicates=duplicates)
+    if base is None:
+        return fresh
+    stored: dict[str, Any] = {"grouping": base.dataset.fingerprint.get("grouping", "as stored")}
+    for name, side in base.dataset.samples.values_list("name", "split"):
+        stored.setdefault(side, []).append(name)
+    if fresh.test and not stored.get("test"):
+        return fresh
+    try:
+        return reuse_split(stored, [sample.name for sample in samples], groups, duplicates=duplicates)
+    except ConfigError:
+        return fresh
+
+
+def changes_of(samples: list[CheckedSample], base: Base | None) -> dict[str, int]:
+    """Numbers of samples {kept, added, replaced, left_out}; {} for a first version."""
+    if base is None:
+        return {}
+    kept = sum(is_kept(sample, base) for sample in samples)
+    replaced = sum(sample.name in base.samples and not is_kept(sample, base) for sample in samples)
+    return {
+        "kept": kept,
+        "added": len(samples) - kept - replaced,
+        "replaced": replaced,
+        "left_out": base.dataset.file_count - kept - replaced,
+    }
+
+
+def is_kept(sample: CheckedSample, base: Base) -> bool:
+    earlier = base.samples.get(sample.name)
+    return earlier is not None and earlier.image_key == sample.image.key
