@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from medseg_site.shared.jobs import Claim, ClaimLostError, claim
 from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.near_duplicates import near_duplicate_groups
+from ml_core.splits import Split
 from uploads.verification import UploadDamagedError, checked_sha256
 
 log = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ log = logging.getLogger(__name__)
 LEAST_PAIRS = 2
 MOST_ISSUES = 1_000  # kept; the rest is counted
 MOST_CLASSES = 128
+ROWS_AT_ONCE = 500
 RARE_SHARE = 1e-5
 MOST_COMPARED = 20_000  # cases; comparing each with each takes a minute then, and four times as long for twice as many
 
@@ -93,9 +97,34 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     with job.kept_alive():
         duplicates = _near_duplicates(samples, issues)
     split = split_of(samples, duplicates, base)
+    columns: dict[str, Any] = {
+        "file_count": len(samples),
+        "modality": fingerprint["modality"][:32],
+        "dimensions": dimensions,
+        "channels": fingerprint["channels"],
+        "changes": changes,
+        "fingerprint": {**fingerprint, "grouping": split.grouping, "mask_codes": checked.classes.codes()},
+        **_issue_columns(issues),
+    }
+    # Samples first, for their manifest tells their numbers; the dataset is not ready before that lies in storage.
+    with transaction.atomic():
+        job.update(progress={})
+        Sample.objects.filter(dataset=dataset).delete()
+        DatasetClass.objects.filter(dataset=dataset).delete()
+        rows = _sample_rows(dataset, samples, split)
+        while some := list(islice(rows, ROWS_AT_ONCE)):  # memory must not grow with their number
+            Sample.objects.bulk_create(some)
+        DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in classes)
+    with job.kept_alive():
+        columns = manifests.store_done(dataset, {**columns, **job.last_words()})
+    with transaction.atomic():
+        job.finish(progress={}, **columns)
+
+
+def _sample_rows(dataset: Dataset, samples: list[CheckedSample], split: Split) -> Iterator[Sample]:
     parts = {index: part for part in ("train", "val", "test") for index in getattr(split, part)}
-    rows = [
-        Sample(
+    for position, sample in enumerate(samples):
+        yield Sample(
             dataset=dataset,
             position=position,
             name=sample.name,
@@ -109,28 +138,6 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
             mask_sha256=sample.mask.sha256,
             thumbnail_key=sample.thumbnail_key,
         )
-        for position, sample in enumerate(samples)
-    ]
-    columns: dict[str, Any] = {
-        "file_count": len(rows),
-        "modality": fingerprint["modality"][:32],
-        "dimensions": dimensions,
-        "channels": fingerprint["channels"],
-        "changes": changes,
-        "fingerprint": {**fingerprint, "grouping": split.grouping, "mask_codes": checked.classes.codes()},
-        **_issue_columns(issues),
-    }
-    # Samples first, for their manifest tells their numbers; the dataset is not ready before that lies in storage.
-    with transaction.atomic():
-        job.update(progress={})
-        Sample.objects.filter(dataset=dataset).delete()
-        DatasetClass.objects.filter(dataset=dataset).delete()
-        Sample.objects.bulk_create(rows, batch_size=500)
-        DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in classes)
-    with job.kept_alive():
-        columns = manifests.store_done(dataset, {**columns, **job.last_words()})
-    with transaction.atomic():
-        job.finish(progress={}, **columns)
 
 
 def _discard(job: Claim[Dataset], *, archive: bool = False) -> None:

@@ -51,7 +51,7 @@ COLORS = [
 ]
 
 
-@dataclass
+@dataclass(slots=True)
 class CheckedSample:
     """A good pair, stored."""
 

@@ -22,7 +22,8 @@ MESH = 33  # points per axis at which places are worked out in 2D
 class Preset:
     """Shares are probabilities per image. rotation in degrees, scale as ± share, elastic in pixels, the rest in standard deviations.
 
-    tint: contrast and brightness of each colour for itself. soften: seen with up to so many times fewer pixels.
+    flip: mirroring and quarter turns. tint: contrast and brightness of each colour for itself. soften: seen with up to so many
+    times fewer pixels.
     """
 
     flip: bool = True
@@ -43,6 +44,7 @@ class Preset:
 
 PRESETS = {
     "none": Preset(flip=False),
+    "intensity": Preset(flip=False, brightness=0.15, contrast=0.2, tint=0.1, gamma=0.2),
     "light": Preset(brightness=0.15, contrast=0.2, tint=0.1, gamma=0.2),
     "standard": Preset(
         warp_share=0.6,
@@ -94,7 +96,8 @@ def augment(
 
     `generator` lives on the CPU: the same state gives the same changes on every device. modality: "CT", "colour", or anything else.
     anisotropic: the slices of these volumes lie far apart, so nothing turns or moves out of its slice.
-    Volumes are mirrored along every axis, left and right too, as nnU-Net does: it helps more than the sides' difference tells.
+    Volumes are mirrored along every axis, left and right too, as nnU-Net does: in a long training it helps more than the sides'
+    difference tells.
     """
     preset = for_modality(preset, modality)
     if preset.flip:

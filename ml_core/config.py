@@ -10,7 +10,13 @@ from typing import Any
 from ml_core.architectures import ARCHITECTURES, ENCODERS
 from ml_core.errors import ConfigError
 
-AUGMENTATIONS = {"none": "None", "light": "Light", "standard": "Standard", "strong": "Strong"}
+AUGMENTATIONS = {
+    "none": "None",
+    "intensity": "Intensity only",
+    "light": "Light",
+    "standard": "Standard",
+    "strong": "Strong",
+}
 LOSSES = {
     "dice_ce": "Dice + cross-entropy",
     "ce": "Cross-entropy",

@@ -104,7 +104,7 @@ def make_plan(
             if rare
             else "A third of the patches is placed on a class drawn evenly, so that none is seen too seldom.",
         ),
-        augmentation=choose("augmentation", *_augmentation(budget, machine)),
+        augmentation=choose("augmentation", *_augmentation(budget, machine, fingerprint)),
         loss=choose("loss", "dice_ce", "Dice looks at overlap, cross-entropy keeps the training steady."),
         class_weights=weights,
         balanced_weights=balanced_weights(shares) if weights == "balanced" else [],
@@ -296,13 +296,16 @@ def _learning_rate(architecture: Architecture) -> tuple[float, str]:
     return 1e-3, "AdamW with warm-up and cosine decay learns well from 0.001."
 
 
-def _augmentation(budget: int | None, machine: Machine) -> tuple[str, str]:
-    if budget is not None and budget <= SHORT and not machine.cuda:
-        return (
-            "light",
-            "In a short training, bending and turning cost more than they teach: flips, quarter turns and other light.",
+def _augmentation(budget: int | None, machine: Machine, fingerprint: dict[str, Any]) -> tuple[str, str]:
+    if budget is None or budget > SHORT or machine.cuda:
+        return "standard", "Flips, rotations, scale and brightness make a small dataset go further."
+    if fingerprint["dimensions"] == 3 or "raster" not in fingerprint["families"]:
+        text = (
+            "Bodies lie in scanners in one way, and a short training learns them quickest so: only their light changes."
         )
-    return "standard", "Flips, rotations, scale and brightness make a small dataset go further."
+        return "intensity", text
+    text = "In a short training, bending and turning cost more than they teach: flips, quarter turns and other light."
+    return "light", text
 
 
 def _deep_supervision(architecture: str, configuration: str) -> tuple[str, str]:

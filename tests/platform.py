@@ -202,13 +202,21 @@ class Platform:
 
 
 @contextmanager
-def running_platform(*options: str, folder: Path | None = None, **settings: str) -> Iterator[Platform]:
+def running_platform(*options: str, **settings: str) -> Iterator[Platform]:
     """A platform that is ready (with `--worker` only its workers), ended whatever happens. `settings` are environment variables."""
-    with tempfile.TemporaryDirectory(prefix="medseg-platform-", ignore_cleanup_errors=True) as own:
-        platform = Platform(folder or Path(own), settings)
-        try:
-            platform.start(*options)
-            yield platform
-        finally:
-            left = platform.stop()
-        assert not left, f"The platform left processes behind: {left}"
+    with (
+        tempfile.TemporaryDirectory(prefix="medseg-platform-", ignore_cleanup_errors=True) as folder,
+        running(Platform(Path(folder), settings), *options) as platform,
+    ):
+        yield platform
+
+
+@contextmanager
+def running(platform: Platform, *options: str) -> Iterator[Platform]:
+    """The same in a folder of its own."""
+    try:
+        platform.start(*options)
+        yield platform
+    finally:
+        left = platform.stop()
+    assert not left, f"The platform left processes behind: {left}"

@@ -59,7 +59,7 @@ class AtomicFileSystemStorage(FileSystemStorage):
         return name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredObject:
     key: str
     size: int

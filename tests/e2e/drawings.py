@@ -26,13 +26,14 @@ QUICK = {"epochs": 2, "patch_size": 64, "batch_size": 4, "learning_rate": 0.003,
 TINY = {"architecture": "linknet", "encoder": "mobilenet_v2", "patch_size": 32, "batch_size": 2, "augmentation": "none"}
 
 
-def disc(seed: int, side: int = SIDE) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A greyscale picture (side, side) uint8 and where its disc is."""
+def disc(seed: int, side: int = SIDE, *, faint: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A greyscale picture (side, side) uint8 and where its disc is. faint: so little brighter that no model finds it exactly."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:side, :side]
     middle = rng.uniform(0.35, 0.65, 2) * side
     inside = (rows - middle[0]) ** 2 + (columns - middle[1]) ** 2 < (side * rng.uniform(0.18, 0.28)) ** 2
-    grey = np.where(inside, 200, 50) + rng.normal(0, 8, (side, side))
+    low, high, noise = (90, 130, 40) if faint else (50, 200, 8)
+    grey = np.where(inside, high, low) + rng.normal(0, noise, (side, side))
     return grey.clip(0, 255).astype(np.uint8), inside
 
 
@@ -56,10 +57,10 @@ def zip_of(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def png_dataset(pairs: int = 8, side: int = SIDE) -> bytes:
+def png_dataset(pairs: int = 8, side: int = SIDE, *, faint: bool = False) -> bytes:
     files = {}
     for seed in range(pairs):
-        files[f"discs/images/case_{seed:02d}.png"] = png(disc(seed, side)[0])
+        files[f"discs/images/case_{seed:02d}.png"] = png(disc(seed, side, faint=faint)[0])
         files[f"discs/masks/case_{seed:02d}_mask.png"] = mask_png(seed, side)
     return zip_of(files)
 

@@ -91,3 +91,13 @@ def test_softening_takes_detail_away_and_keeps_the_mean() -> None:
     soft, _ = augment(images, labels, Preset(flip=True, soften=3.0, soften_share=1.0), seeded())
     assert soft.std() < 0.8 * images.std()
     assert float(soft.mean()) == pytest.approx(float(images.mean()), abs=0.02)
+
+
+def test_intensity_changes_no_place() -> None:
+    images, labels = boxes(8, 8, 8)
+    changed, moved = augment(images, labels, PRESETS["intensity"], seeded())
+    assert torch.equal(moved, labels)
+    assert not torch.equal(changed, images)
+    inside = labels.unsqueeze(1) == 1
+    for item, box in zip(changed, inside, strict=True):
+        assert float(item[box].min()) > float(item[~box].max())

@@ -110,3 +110,13 @@ def test_rare_classes_weigh_more_but_not_wildly() -> None:
     assert sum(weights) / len(weights) == pytest.approx(1)
     assert weights == sorted(weights)
     assert weights[3] <= 10 * weights[0] * (1 + 1e-9)
+
+
+def test_a_short_training_turns_pictures_but_no_bodies() -> None:
+    body, picture = fingerprint((256, 256)), {**fingerprint((256, 256)), "families": {"raster": 1}}
+    assert plan(like=picture).augmentation == "light"
+    assert plan(like=body).augmentation == "intensity"
+    assert plan(like=fingerprint((64, 96, 96), (1.0, 1.0, 1.0))).augmentation == "intensity"
+    for like in (body, picture):
+        assert plan(like=like, time_budget_seconds=3600).augmentation == "standard"
+        assert plan(GPU, like=like).augmentation == "standard"

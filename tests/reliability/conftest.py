@@ -32,9 +32,9 @@ def stage() -> Iterator[Stage]:
 
 
 def set_up(platform: Platform) -> Stage:
-    dataset = platform.upload("Undisturbed", drawings.png_dataset(12))
+    dataset = platform.upload("Undisturbed", drawings.png_dataset(12, faint=True))
     model = platform.train("Undisturbed", dataset, **TRAINING)
     assert model["status"] == "completed", model["error"]
-    result = platform.infer(model, "300.png", drawings.png(drawings.disc(300)[0]))
+    result = platform.infer(model, "300.png", drawings.png(drawings.disc(300, faint=True)[0]))
     mask = platform.request("GET", f"inferences/{result['id']}/mask/").content
     return Stage(platform, dataset, model, mask)

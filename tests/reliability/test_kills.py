@@ -12,7 +12,7 @@ import random
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +32,9 @@ pytestmark = pytest.mark.reliability
 KILLS = int(os.environ.get("MEDSEG_KILLS", "3"))
 SEED = int(os.environ.get("MEDSEG_KILL_SEED", "1"))
 TABLE = os.environ.get("MEDSEG_KILL_TABLE", "")
-IMAGES = 150  # of a batch
+IMAGES = 300  # of a batch
+PAIRS = 250  # of a dataset that is checked
+UPLOAD_SECONDS = 1.5  # that a slow line takes
 NOISE = 0.05  # of the Dice between two trainings on so few pictures of which one changed its batches' timing
 VICTIMS = {
     "worker of trainings": "worker -Q train",
@@ -45,9 +47,9 @@ VICTIMS = {
 STEPS: dict[str, tuple[list[str], float]] = {
     # step: (who can be killed in it, seconds within which it happens)
     "training": (["training process", "worker of trainings", "web", "Redis"], 6.0),
-    "inference": (["worker of inferences", "web", "Redis"], 4.0),
-    "check": (["worker of checks", "web", "Redis"], 1.5),
-    "upload": (["web", "Redis"], 0.3),
+    "inference": (["worker of inferences", "web", "Redis"], 5.0),
+    "check": (["worker of checks", "web", "Redis"], 3.0),
+    "upload": (["web", "Redis"], UPLOAD_SECONDS),
     "export": (["web", "Redis"], 0.2),
 }
 
@@ -139,7 +141,7 @@ def training(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
 def inference(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
     platform = stage.platform
     archive = drawings.zip_of(
-        {f"{seed}.png": drawings.png(drawings.disc(seed)[0]) for seed in range(300, 300 + IMAGES)}
+        {f"{seed}.png": drawings.png(drawings.disc(seed, faint=True)[0]) for seed in range(300, 300 + IMAGES)}
     )
     files = {"archive": ("many.zip", archive, "application/zip")}
     batch = platform.request(
@@ -153,7 +155,7 @@ def inference(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
         with zipfile.ZipFile(
             io.BytesIO(platform.request("GET", f"inference-batches/{batch['id']}/download/").content)
         ) as results:
-            masks = {name: results.read(name) for name in results.namelist() if "300" in name}
+            masks = {name: results.read(name) for name in results.namelist() if "/300" in name}
         same = row["status"] == "completed" and row["completed"] == IMAGES and stage.mask in masks.values()
         return {"end": "as undisturbed" if same else f"{row['status']}, {row['completed']} of {IMAGES}, {list(masks)}",
                 "attempts": max(image.get("attempt", 1) for image in images),
@@ -164,13 +166,13 @@ def inference(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
 
 def check(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
     platform = stage.platform
-    files = {"archive": ("more.zip", drawings.png_dataset(60), "application/zip")}
+    files = {"archive": ("more.zip", drawings.png_dataset(PAIRS), "application/zip")}
     row = platform.request("POST", "datasets/", data={"name": "Disturbed"}, files=files, expect=202).json()
     blow()
 
     def look() -> Json:
         dataset = platform.get(f"datasets/{row['id']}/")
-        same = (dataset["status"], dataset["file_count"]) == ("ready", 60)
+        same = (dataset["status"], dataset["file_count"]) == ("ready", PAIRS)
         return {"end": "as undisturbed" if same else f"{dataset['status']}, {dataset['error']}",
                 "timeline": [entry["event"] for entry in dataset["timeline"]]}  # fmt: skip
 
@@ -185,10 +187,7 @@ def upload(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
     killer = threading.Thread(target=blow)
     killer.start()
     with suppress(requests.RequestException, AssertionError):
-        platform.request(
-            "POST", "datasets/", data={"name": "Cut"}, files={"archive": ("cut.zip", archive, "application/zip")},
-            expect=202,
-        )  # fmt: skip
+        slowly_upload(platform, archive)
     killer.join()
     wait_until_up(platform)
     second = again(lambda: platform.upload("Cut again", archive))
@@ -199,6 +198,31 @@ def upload(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
         return {"end": "as undisturbed" if same else f"{second['status']}, {count} datasets", "datasets": count}
 
     return look
+
+
+class SlowBody:
+    """A request's body as over a slow line, so that a blow comes while it is on its way."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def __iter__(self) -> Iterator[bytes]:
+        step = len(self.content) // 50 + 1
+        for start in range(0, len(self.content), step):
+            yield self.content[start : start + step]
+            time.sleep(UPLOAD_SECONDS / 50)
+
+
+def slowly_upload(platform: Platform, archive: bytes) -> None:
+    url, files = f"{platform.url}/api/v1/datasets/", {"archive": ("cut.zip", archive, "application/zip")}
+    request = requests.Request("POST", url, data={"name": "Cut"}, files=files).prepare()
+    assert isinstance(request.body, bytes)
+    headers = {"Content-Type": request.headers["Content-Type"]}
+    answer = platform.http.post(url, data=SlowBody(request.body), headers=headers, timeout=120)
+    assert answer.status_code == 202, answer.text[:500]
 
 
 def export(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:

@@ -1,0 +1,100 @@
+"""A disk that is full and a database that somebody else holds, in the middle of work: told in words, then all goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import drawings
+from tests.platform import Platform, running
+from tests.reliability import invariants
+from tests.reliability.conftest import EPOCHS, QUICKLY, TRAINING, Stage
+
+pytestmark = pytest.mark.reliability
+
+SECONDS = float(os.environ.get("MEDSEG_FAULT_SECONDS", "4"))
+DISK_MB = 300
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a disk of its own; only root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (that takes root)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """Not a byte is left, whatever is given free meanwhile by others is taken too at first."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as out:
+        for size in (2**20, 4096, 1):
+            with suppress(OSError):
+                while True:
+                    out.write(bytes(size))
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+def try_to_upload(platform: Platform) -> tuple[int, str]:
+    files = {"archive": ("x.zip", drawings.png_dataset(12), "application/zip")}
+    answer = platform.http.post(f"{platform.url}/api/v1/datasets/", data={"name": "Late"}, files=files, timeout=300)
+    return answer.status_code, answer.text
+
+
+@pytest.mark.long
+def test_a_full_disk_costs_nothing_but_time(small_disk: Path) -> None:
+    with running(Platform(small_disk / "data", QUICKLY)) as platform:
+        dataset = platform.upload("Before", drawings.png_dataset(12))
+        started = platform.start_training("Through it", dataset, **TRAINING)
+        platform.wait_for_epoch(started, 1)
+        with full(small_disk):
+            status, text = try_to_upload(platform)
+            assert status == 503, text
+            assert "disk" in text, text
+            assert platform.get("datasets/")["count"] == 1  # what is there can be looked at
+            time.sleep(SECONDS)
+        model = platform.wait_until_ended(f"models/{started['id']}/")
+        assert model["status"] == "completed", model["error"]
+        assert [row["epoch"] for row in platform.epochs(model)] == list(range(1, EPOCHS + 1))
+        assert platform.upload("After", drawings.png_dataset(12))["status"] == "ready"
+        assert not invariants.broken(platform)
+
+
+@pytest.mark.long
+def test_a_database_that_is_locked_costs_nothing_but_time(stage: Stage) -> None:
+    platform = stage.platform
+    started = platform.start_training("Through the lock", stage.dataset, **TRAINING)
+    platform.wait_for_epoch(started, 1)
+    other = sqlite3.connect(platform.folder / "medseg.sqlite3", isolation_level=None, timeout=60)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        begun = time.monotonic()
+        assert platform.get("datasets/")["count"] >= 1  # reading goes on under WAL
+        status, text = try_to_upload(platform)
+        assert status in {202, 503}, text
+        assert status == 202 or "database" in text, text
+        time.sleep(max(0.0, SECONDS - (time.monotonic() - begun)))
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+    model = platform.wait_until_ended(f"models/{started['id']}/")
+    assert model["status"] == "completed", model["error"]
+    assert [row["epoch"] for row in platform.epochs(model)] == list(range(1, EPOCHS + 1))
+    invariants.wait_for_rest(platform)
+    assert not invariants.broken(platform)
