@@ -18,9 +18,9 @@ from django.db.models import Q
 from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pairing, SafeArchive, find_pairs
 from datasets.models import Dataset, DatasetClass, Sample
 from datasets.pipeline import PairPipeline
-from datasets.samples import CheckedSample, ClassTable
+from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
 from datasets.url_import import DownloadLimits, UrlImportError, download
-from datasets.versions import Base, Merged, changes_of, merge, read_kept, split_of
+from datasets.versions import Base, KeptSampleError, Merged, changes_of, merge, read_kept, split_of
 from medseg_site.shared import manifests, outages, storage
 from medseg_site.shared.jobs import Claim, ClaimLostError, claim
 from ml_core.errors import ImageError, MLError
@@ -67,6 +67,9 @@ def check(pk: int) -> float | None:
         issues = error.issues if isinstance(error, DatasetRefusedError) else []
         job.fail(str(error), s3_key="", **_issue_columns(issues))
         _discard(job, archive=True)
+    except KeptSampleError as error:
+        _discard(job)
+        job.fail(str(error))
     except SoftTimeLimitExceeded:
         _discard(job)
         job.fail("The check took longer than its time limit. Split the dataset into smaller ones.")
@@ -85,7 +88,7 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     dataset = job.row
     base = _base_of(dataset)
     checked, issues = _check_all(job, folder, base)
-    dimensions, samples = _same_dimensions(checked, base, issues)
+    dimensions, samples = _same_dimensions(checked, issues)
     if len(samples) < LEAST_PAIRS:
         raise _refusal(len(samples), issues)
     changes = changes_of(samples, base)
@@ -245,18 +248,16 @@ def _check_items(
             job.beat({"stage": "checking", "done": position, "total": len(items), "fraction": position / len(items)})
             prefix = storage.object_key("datasets", job.row.uuid, "samples", f"{position:06d}")
             earlier = merged.instead_of.get(item.name[:300])
+            from_afar = isinstance(item, Sample) and storage.is_remote()
             try:
-                known = pipeline.know(read, checked.classes, checked.builders, earlier)
+                with job.kept_alive() if from_afar else nullcontext():
+                    known = pipeline.know(read, checked.classes, checked.builders, earlier, merged.dimensions)
             except (ArchiveError, ImageError) as error:
                 issues.append(Issue("error", error.code, error.file or item.name, str(error)))
                 if earlier is None:
                     continue
                 issues.append(Issue("warning", "not_replaced", item.name, "The sample of the version before stays."))
-                try:
-                    known = pipeline.know(partial(read_kept, earlier), checked.classes, checked.builders)
-                except ImageError as missing:
-                    issues.append(Issue("error", missing.code, item.name, str(missing)))
-                    continue
+                known = pipeline.know(partial(read_kept, earlier), checked.classes, checked.builders)
             finally:
                 del read  # its pixels
             for sample in pipeline.store(known, prefix):
@@ -269,22 +270,18 @@ def _check_items(
             note(sample)
 
 
-def _same_dimensions(checked: _Checked, base: Base | None, issues: list[Issue]) -> tuple[int, list[CheckedSample]]:
-    """Pictures and volumes cannot be trained together: the larger party stays (of a later version that of the earlier one),
-    each of the others becomes an issue."""
+def _same_dimensions(checked: _Checked, issues: list[Issue]) -> tuple[int, list[CheckedSample]]:
+    """Pictures and volumes cannot be trained together: the larger party stays, each of the others becomes an issue."""
     flat = sum(len(sample.shape) == 2 for sample in checked.samples)
     dimensions = 2 if flat >= len(checked.samples) - flat else 3
-    if base and base.dataset.dimensions:
-        dimensions = base.dataset.dimensions
     kept = []
     for sample in checked.samples:
         if len(sample.shape) == dimensions:
             kept.append(sample)
         else:
             storage.delete_prefix(sample.image.key.rpartition("/")[0])
-            kinds = ("a volume", "pictures") if dimensions == 2 else ("a picture", "volumes")
-            text = f"It is {kinds[0]} among {kinds[1]}. Put it into a dataset of its own."
-            issues.append(Issue("error", "mixed_dimensions", sample.name, text))
+            error = mixed_dimensions(dimensions)
+            issues.append(Issue("error", error.code, sample.name, str(error)))
     return dimensions, kept
 
 

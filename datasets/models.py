@@ -26,7 +26,9 @@ class Dataset(Job):
 
     WORDS = WORDS
     KIND = "dataset"
-    STORED: ClassVar = Stored("datasets", objects={"s3_key": "checksum"}, parts=("classes", "samples"))
+    STORED: ClassVar = Stored(
+        "datasets", objects={"s3_key": "checksum"}, parts=("classes", "samples"), taken_from={"family": "uuid"}
+    )
 
     name = models.CharField(max_length=200)
     description = models.TextField(blank=True)

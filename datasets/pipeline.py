@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 
 from datasets.archives import ArchiveError, Pair, SafeArchive
 from datasets.models import Sample
-from datasets.samples import CheckedSample, ClassTable, KnownSample, ReadPair, know_pair, read_pair, store_sample
+from datasets.samples import (
+    CheckedSample,
+    ClassTable,
+    KnownSample,
+    ReadPair,
+    know_pair,
+    mixed_dimensions,
+    read_pair,
+    store_sample,
+)
 from datasets.versions import ReadKept, as_stored, is_unchanged, know_kept, read_kept
 from medseg_site.shared import storage
 from ml_core.errors import ImageError
@@ -108,10 +117,12 @@ class PairPipeline:
         classes: ClassTable,
         builders: dict[int, FingerprintBuilder],
         earlier: Sample | None = None,
+        dimensions: int | None = None,
     ) -> KnownSample | CheckedSample:
         """In order: see know_pair. Raises what was wrong with the pair.
 
         A CheckedSample is stored already: one that stays, or a pair that is the same as the `earlier` sample of its name.
+        dimensions: 2 or 3 where nothing else may join.
         """
         found = read()
         if isinstance(found, ReadKept):
@@ -119,6 +130,8 @@ class PairPipeline:
             kept.signature = self._signatures.keep(kept.signature)
             return kept
         try:
+            if dimensions not in (None, found.image.dimensions):
+                raise mixed_dimensions(dimensions)
             known = know_pair(found, classes, builders)
         except ImageError:
             self._give_back(found.folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import shutil
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,8 @@ class ClassTable:
         self._colors: dict[int, str] = {row["value"]: row["color"] for row in rows}
         self._names: dict[int, str] = {row["value"]: row["name"] for row in rows}
         self._codes: dict[int, int] = {0: 0, **(codes or {})}
-        self._coding: str | None = None
+        # Numbers may join masks that were colours, since those are stored as numbers; colours cannot join numbers.
+        self._coding: str | None = "values" if rows and not codes else None
 
     def __len__(self) -> int:
         return len(self._colors)
@@ -110,7 +112,7 @@ class ClassTable:
         values = present
         if mask.coding == "rgb":
             for code in present:
-                self._codes.setdefault(int(code), len(self._codes))
+                self._codes.setdefault(int(code), max([*self._codes.values(), *self._colors]) + 1)
             values = np.array([self._codes[int(code)] for code in present])
             for code, value in zip(present, values, strict=True):
                 self._colors.setdefault(int(value), f"#{int(code):06x}")
@@ -125,7 +127,7 @@ class ClassTable:
 
     def codes(self) -> dict[str, int]:
         """RGB code as text → value, as JSON keeps it; {} where masks are coded in numbers."""
-        return {str(code): value for code, value in self._codes.items()} if self._coding == "rgb" else {}
+        return {str(code): value for code, value in self._codes.items()} if len(self._codes) > 1 else {}
 
     def rows(self, used: set[int]) -> list[dict[str, Any]]:
         """[{value, name, color}] of the values in use, ascending; the lowest is background."""
@@ -225,6 +227,12 @@ def know_pair(read: ReadPair, classes: ClassTable, builders: dict[int, Fingerpri
     return KnownSample(sample, read.folder, read.image_path, labels_path, thumbnail)
 
 
+def mixed_dimensions(wanted: int) -> ImageError:
+    """Of a picture among volumes or the other way round."""
+    kinds = ("a volume", "pictures") if wanted == 2 else ("a picture", "volumes")
+    return ImageError("mixed_dimensions", f"It is {kinds[0]} among {kinds[1]}.", "Put it into a dataset of its own.")
+
+
 def store_sample(known: KnownSample, prefix: str) -> CheckedSample:
     """Store image, mask and thumbnail."""
     image_path, labels_path, sample = known.image_path, known.labels_path, known.sample
@@ -256,7 +264,11 @@ def _extract_series(pair: Pair, archive: SafeArchive, folder: Path) -> Path:
         for index, name in enumerate(pair.image):
             part = folder / "slice"
             archive.extract(name, part)
-            series.write(part, f"{index:05d}.dcm")
+            # No time of day: the same slices give the same bytes, also in a later version.
+            entry = zipfile.ZipInfo(f"{index:05d}.dcm")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with part.open("rb") as source, series.open(entry, "w") as out:
+                shutil.copyfileobj(source, out)
             part.unlink()
     return target
 

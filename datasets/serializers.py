@@ -6,6 +6,7 @@ from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
+from rest_framework.fields import empty
 from rest_framework.reverse import reverse
 
 from datasets.models import Dataset, DatasetClass, Sample
@@ -94,11 +95,15 @@ class NamesField(serializers.ListField):
 
     def to_internal_value(self, data: Any) -> list[str]:
         if isinstance(data, str):
-            data = [data]
-        if isinstance(data, list) and all(isinstance(item, str) for item in data):
-            data = [name for item in data for line in item.splitlines() if (name := line.strip())]
+            data = [name for line in data.replace("\r", "\n").split("\n") if (name := line.strip())]
         names: list[str] = super().to_internal_value(data)
         return names
+
+    def get_value(self, dictionary: Any) -> Any:
+        if not hasattr(dictionary, "getlist"):
+            return super().get_value(dictionary)
+        texts = dictionary.getlist(self.field_name)
+        return "\n".join(texts) if texts else empty
 
 
 class VersionCreateSerializer(serializers.Serializer[Any]):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
 from django.core.files import File
 from django.db import transaction
+from django.db.models import Max
 
 from datasets.models import Dataset, DatasetClass
 from datasets.tasks import check_dataset
@@ -128,7 +129,7 @@ def create_version(
         raise MedSegError("unknown_sample", f"The dataset has no samples of these names: {unknown}.", attr="leave_out")
     common: dict[str, Any] = {"user": user, "name": base.name, "description": base.description, "change": change}
     if archive:
-        return create_dataset_from_upload(archive=archive, is_synthetic=base.is_synthetic, **common)
+        return create_dataset_from_upload(archive=archive, **common)
     if upload:
         return create_dataset_from_parts(upload=upload, **common)
     if source_url:
@@ -148,26 +149,36 @@ def _create(*, user: Any, change: Change | None = None, **columns: Any) -> Datas
             created_by=user,
             status=Dataset.WORDS.queued,
             s3_bucket=storage.bucket_name(),
-            **{"family": columns["uuid"], **(_version_columns(change) if change else {}), **columns},
+            **{"family": columns["uuid"], **columns, **(_version_columns(change) if change else {})},
         )
         manifests.keep_new(dataset)
+        if change:
+            manifests.keep_up(change.base)  # one of before versions would not say that it is of this family
         enqueue_on_commit(check_dataset, dataset.pk)
     return dataset
 
 
 def _version_columns(change: Change) -> dict[str, Any]:
     """The next number of the family. Its rows are locked, so that nobody takes the same one or deletes the base meanwhile."""
-    family = {row.pk: row for row in Dataset.objects.select_for_update().filter(family=change.base.family)}
-    base = family.get(change.base.pk)
-    if base is None or base.status != base.WORDS.done:
+    lock_family(change.base)
+    # Asked anew: on Postgres the locking query itself does not see what was committed while it waited.
+    family = Dataset.objects.filter(family=change.base.family)
+    base = family.filter(pk=change.base.pk, status=Dataset.WORDS.done).only("family", "version", "is_synthetic").first()
+    if base is None:
         raise WrongStateError("Only a dataset whose check has ended well can have a further version.")
-    last = max(row.version for row in family.values())
+    last = family.aggregate(Max("version"))["version__max"]
     return {
         "family": base.family,
         "version": last + 1,
         "based_on": base.version,
         "leave_out": list(change.leave_out),
+        "is_synthetic": base.is_synthetic,
     }
+
+
+def lock_family(dataset: Dataset) -> None:
+    """All versions of a dataset, until the transaction ends."""
+    list(Dataset.objects.select_for_update().filter(family=dataset.family).order_by("pk").values_list("pk"))
 
 
 def recheck_dataset(*, dataset: Dataset) -> Dataset:
@@ -176,7 +187,7 @@ def recheck_dataset(*, dataset: Dataset) -> Dataset:
     if not (dataset.s3_key or dataset.source_url or only_leaves_out):
         raise WrongStateError("There is no archive to check. Upload it again.")
     with transaction.atomic():
-        list(Dataset.objects.select_for_update().filter(family=dataset.family).values_list("pk"))  # see delete_dataset
+        lock_family(dataset)  # see delete_dataset
         requeue(dataset, issues=[], issue_count=0)
         enqueue_on_commit(check_dataset, dataset.pk)
     return dataset
@@ -185,20 +196,18 @@ def recheck_dataset(*, dataset: Dataset) -> Dataset:
 def delete_dataset(*, dataset: Dataset) -> None:
     """Remove the row and every object. Models trained on it stay. Raises WrongStateError while a training reads it."""
     with transaction.atomic():
-        locked = Dataset.objects.select_for_update().get(pk=dataset.pk)
+        lock_family(dataset)
+        locked = Dataset.objects.get(pk=dataset.pk)
         if locked.models.filter(status__in=["queued", "training"]).exists():
             raise WrongStateError("A training reads this dataset. Wait until it has ended, or cancel it first.")
         if is_being_built_on(locked):
             raise WrongStateError(
                 "A newer version is being made from this one. Wait until it is checked, or delete it."
             )
-        prefix, objects = storage.object_key("datasets", locked.uuid), list(objects_of(locked))
-        owner, checksums = locked.uuid, [checksum for _, checksum in objects if checksum]
-        lent = [key for key, _ in objects if not key.startswith(f"{prefix}/")]  # of earlier versions
+        owner, objects = locked.uuid, dict(objects_of(locked))
         locked.delete()
-        transaction.on_commit(lambda: _delete_objects(locked, lent))
+        transaction.on_commit(lambda: _delete_objects(locked, objects))
         transaction.on_commit(lambda: storage.forget_local(owner))
-        transaction.on_commit(lambda: storage.forget_copies(checksums))
 
 
 def is_being_built_on(dataset: Dataset) -> bool:
@@ -207,23 +216,21 @@ def is_being_built_on(dataset: Dataset) -> bool:
     return later.filter(status__in=[Dataset.WORDS.queued, Dataset.WORDS.working]).exists()
 
 
-def _delete_objects(dataset: Dataset, lent: list[str]) -> None:
-    """Those below its prefix and those `lent` by versions that may be gone; where other versions are left, what none of them names."""
+def _delete_objects(dataset: Dataset, named: dict[str, str]) -> None:
+    """What it `named` (key → SHA-256), of earlier versions too, and all below its prefix, but for what other versions name."""
     prefix = storage.object_key("datasets", dataset.uuid)
     others = Dataset.objects.filter(family=dataset.family)
     if not others.exists():
         storage.delete_prefix(prefix)
-        _delete_each(lent)
+        gone = {key for key in named if not key.startswith(f"{prefix}/")}
+        storage.delete_objects(gone)
+        storage.forget_copies(checksum for checksum in named.values() if checksum)
         return
     storage.delete_object(f"{prefix}/{manifests.NAME}")  # first: what a killed process leaves must not come back
     still = {key for row in others for key, _ in objects_of(row)}
-    _delete_each({*(item.key for item in storage.objects_below(prefix)), *lent} - still)
-
-
-def _delete_each(keys: Iterable[str]) -> None:
-    for key in keys:
-        storage.delete_object(key)
-        storage.remove_emptied_folders(key)
+    gone = {*(item.key for item in storage.objects_below(prefix)), *named} - still
+    storage.delete_objects(gone)
+    storage.forget_copies(checksum for key, checksum in named.items() if checksum and key in gone)
 
 
 def rename_class(*, dataset: Dataset, value: int, name: str, color: str | None = None) -> DatasetClass:

@@ -16,7 +16,7 @@ from datasets.archives import Pair
 from datasets.models import Dataset, Sample
 from datasets.samples import CheckedSample, ClassTable, KnownSample, count_values
 from medseg_site.shared import storage
-from ml_core.errors import ConfigError, ImageError
+from ml_core.errors import ConfigError, ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.io import Image, Mask, read_image, read_mask
 from ml_core.near_duplicates import signature
@@ -51,10 +51,14 @@ class Base:
 
 @dataclass
 class Merged:
-    """What a version is made of, in order: new pairs and earlier samples. `instead_of`: the earlier sample that a pair replaces."""
+    """What a version is made of, in order: new pairs and earlier samples.
+
+    instead_of: the earlier sample that a pair replaces. dimensions: 2 or 3 where the earlier ones settle it.
+    """
 
     items: list[Pair | Sample]
     instead_of: dict[str, Sample] = field(default_factory=dict)
+    dimensions: int | None = None
 
 
 def merge(base: Base | None, pairs: Sequence[Pair]) -> Merged:
@@ -64,7 +68,7 @@ def merge(base: Base | None, pairs: Sequence[Pair]) -> Merged:
     new = {pair.name[:300]: pair for pair in pairs}
     instead_of = {name: sample for name, sample in base.samples.items() if name in new}
     items: list[Pair | Sample] = [new.pop(name, sample) for name, sample in base.samples.items()]
-    return Merged([*items, *new.values()], instead_of)
+    return Merged([*items, *new.values()], instead_of, base.dataset.dimensions)
 
 
 @dataclass
@@ -77,18 +81,25 @@ class ReadKept:
     signature: NDArray[np.float16]
 
 
+class KeptSampleError(MLError):
+    """A sample that should stay cannot be read: no version is made that lacks it without anybody's wish."""
+
+    def __init__(self, sample: Sample, reason: str) -> None:
+        cure = "Check again; if that does not help, leave the sample out or replace it."
+        super().__init__("unreadable_sample", f"{sample.name} of the version before cannot be read: {reason}", cure)
+
+
 def read_kept(sample: Sample) -> ReadKept:
-    """Raises ImageError with `file` set to the sample's name."""
+    """Raises KeptSampleError."""
     try:
         image = read_image(storage.fetch(sample.image_key, sample.image_sha256))
         mask = read_mask(storage.fetch(sample.mask_key, sample.mask_sha256), like=image)
     except FileNotFoundError:
-        error = ImageError("missing_object", "It is not in storage any more.", "Add it again in another version.")
-        error.file = sample.name
-        raise error from None
+        raise KeptSampleError(sample, "It is not in storage any more.") from None
+    except storage.StorageCorruptError as error:
+        raise KeptSampleError(sample, str(error)) from error
     except ImageError as error:
-        error.file = sample.name
-        raise
+        raise KeptSampleError(sample, error.reason) from error
     return ReadKept(sample, image, mask, signature(image))
 
 

@@ -100,8 +100,8 @@ def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 def _versions_of(user: Any, dataset: Dataset) -> list[Dataset]:
     """The newest first; [] where there is only this one."""
-    found = Dataset.objects.visible_to(user).filter(family=dataset.family).order_by("-version")[:VERSIONS_SHOWN]
-    rows = list(found)
+    found = Dataset.objects.visible_to(user).filter(family=dataset.family).order_by("-version")
+    rows = list(found.defer("fingerprint", "issues", "timeline", "log", "leave_out")[:VERSIONS_SHOWN])
     return rows if len(rows) > 1 else []
 
 

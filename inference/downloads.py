@@ -15,7 +15,9 @@ from medseg_site.shared.downloads import ZipEntry, pieces_of, zip_response
 def batch_zip(batch: InferenceBatch) -> HttpResponseBase:
     """masks/ and certainty/<name>.png|.nii.gz for each image that could be segmented, and summary.json with the numbers of all."""
     facts = {"batch": batch.pk, "model": str(batch.model), "model_id": batch.model_id}
-    return zip_response(_entries(facts, list(batch.inferences.order_by("id"))), name=f"batch-{batch.pk}.zip")
+    return zip_response(
+        _entries(facts, list(batch.inferences.order_by("id").defer("log", "timeline"))), name=f"batch-{batch.pk}.zip"
+    )
 
 
 def _entries(facts: dict[str, Any], rows: list[InferenceResult]) -> Iterator[ZipEntry]:

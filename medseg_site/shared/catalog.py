@@ -29,6 +29,7 @@ class Stored:
     apart: of a part: its rows may be a million, so they lie in a file of their own beside the manifest.
     reserves: of rows on their way to become another's: the collection that holds what has arrived; also the prefix with the
     row's own uuid in every other collection is theirs already.
+    taken_from: column → the column whose value it has where a manifest is older than it.
     folders: folders of objects that belong to the row without being named one by one; `folders_until_done` only until it is done.
     """
 
@@ -39,6 +40,7 @@ class Stored:
     folders: tuple[str, ...] = ()
     folders_until_done: tuple[str, ...] = ()
     reserves: str = ""
+    taken_from: dict[str, str] = field(default_factory=dict)
 
 
 def declared(model: type[models.Model]) -> Stored:

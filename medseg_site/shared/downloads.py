@@ -21,6 +21,7 @@ from zipstream import ZipStream
 from medseg_site.shared import remote, storage
 from medseg_site.shared.errors import MedSegError
 
+SENT_AT_ONCE = 2**18  # bytes
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -38,7 +39,7 @@ class _PieceByPiece(StreamingHttpResponse):
 
 
 class StreamedFileResponse(_PieceByPiece, FileResponse):
-    block_size = 2**18
+    block_size = SENT_AT_ONCE
 
 
 ZipEntry = tuple[str, Iterable[bytes]]  # name in the archive, its bytes
@@ -57,10 +58,21 @@ def zip_response(entries: Iterable[ZipEntry], *, name: str) -> HttpResponseBase:
 
 def _zipped(entries: Iterable[ZipEntry]) -> Iterator[bytes]:
     archive = ZipStream()
-    for name, pieces in entries:
-        archive.add(pieces, name)
-        yield from archive.file()
-    yield from archive.finalize()
+
+    def pieces() -> Iterator[bytes]:
+        for name, content in entries:
+            archive.add(content, name)
+            yield from archive.file()
+        yield from archive.finalize()
+
+    # Small ones are joined: each has to be passed from a thread to the event loop.
+    waiting = bytearray()
+    for piece in pieces():
+        waiting += piece
+        if len(waiting) >= SENT_AT_ONCE:
+            yield bytes(waiting)
+            waiting.clear()
+    yield bytes(waiting)
 
 
 def pieces_of(key: str) -> Iterator[bytes]:

@@ -68,8 +68,11 @@ def rebuild(*, dry_run: bool = False, on_step: Callable[[str], None] = lambda ta
 
 
 def _only_lends(prefix: str) -> bool:
-    """Whether its row was deleted and what lies there belongs to others by now: samples that later versions share."""
-    return storage.size_of(f"{prefix}/{manifests.NAME}") is None and bool(named_by_any([*storage.keys_below(prefix)]))
+    """Whether its row was deleted and all that lies there belongs to others by now: samples that later versions share."""
+    if storage.size_of(f"{prefix}/{manifests.NAME}") is not None:
+        return False
+    keys = [item.key for item in storage.objects_below(prefix)]
+    return bool(keys) and len(named_by_any(keys)) == len(keys)
 
 
 class _Builder:
@@ -129,6 +132,9 @@ class _Builder:
                     setattr(row, column.attname, self._target(prefix, column, value))
                 else:
                     setattr(row, column.attname, None if value is None else column.to_python(value))
+            for column, source in declared(model).taken_from.items():
+                if column not in said:
+                    setattr(row, column, getattr(row, source))
         except (ValidationError, TypeError, ValueError, KeyError) as error:
             raise SkippedError(f"its manifest says what no row can ({error})", "Put it back from a backup.") from None
         if row.status == row.WORDS.queued:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from typing import IO, Any
 
 from botocore.exceptions import ClientError
@@ -60,6 +61,13 @@ def below(prefix: str) -> Any:
 
 def delete_below(prefix: str) -> None:
     below(prefix).delete()
+
+
+def delete_keys(keys: Iterable[str]) -> None:
+    """A thousand a request, as many as S3 takes."""
+    left = iter(keys)
+    while some := [{"Key": key} for key in islice(left, 1000)]:
+        _bucket().delete_objects(Delete={"Objects": some, "Quiet": True})
 
 
 def signed_url(key: str, *, name: str, content_type: str) -> str | None:

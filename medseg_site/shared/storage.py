@@ -164,6 +164,16 @@ def delete_object(key: str) -> None:
     default_storage.delete(key)
 
 
+def delete_objects(keys: Iterable[str]) -> None:
+    """Remove many, and in the local folder what is empty after it."""
+    if is_remote():
+        remote.delete_keys(keys)
+        return
+    for key in keys:
+        delete_object(key)
+        remove_emptied_folders(key)
+
+
 def delete_prefix(prefix: str) -> None:
     """Remove every object below a key prefix, the manifest first: what a killed process leaves of it must not come back."""
     prefix = prefix.rstrip("/")

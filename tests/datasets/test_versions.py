@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from medseg_site.shared.garbage import collect
 from medseg_site.shared.rebuild import rebuild
 from medseg_site.shared.verification import find_problems
 from tests.datasets.test_ingestion import ingest, objects, pairs, picture, zipped
+from tests.e2e import drawings
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -134,6 +136,64 @@ def test_masks_in_colours_keep_their_values(user: Any, own_media: Path) -> None:
     red, blue = codes[str(0xFF0000)], codes[str(0x0000FF)]
     assert (as_red_blue == red).any()
     assert np.array_equal(as_red_blue == red, as_blue_red == blue)
+
+
+def test_colours_are_known_also_after_a_version_that_met_none(user: Any, own_media: Path) -> None:
+    def drawn(labels: Any) -> bytes:
+        return png(np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)[np.minimum(labels, 2)])
+
+    second = next_version(user, ingest(user, pairs(4, drawn)), leave_out=["c3"])
+    image, labels = picture(9)
+    only_red = png(np.array([[0, 0, 0], [255, 0, 0]], np.uint8)[np.minimum(labels, 1)])
+    third = next_version(user, second, {"images/z.png": png(image), "masks/z.png": only_red})
+    red = third.fingerprint["mask_codes"][str(0xFF0000)]
+    assert set(np.unique(np.asarray(PILImage.open(own_media / third.samples.get(name="z").mask_key)))) == {0, red}
+
+
+def test_colours_cannot_join_numbers(user: Any, own_media: Path) -> None:
+    image, labels = picture(9)
+    red = png(np.array([[0, 0, 0], [255, 0, 0]], np.uint8)[np.minimum(labels, 1)])
+    second = next_version(user, ingest(user, pairs(3)), {"images/z.png": png(image), "masks/z.png": red})
+    assert second.status == "error"
+    assert second.error
+    assert "coded otherwise" in second.error
+
+
+def test_a_volume_does_not_take_a_pictures_place(user: Any, own_media: Path) -> None:
+    first = ingest(user, pairs(4))
+    volume = {"images/c1.nii.gz": drawings.nifti(drawings.ball(1)[0])}
+    volume["masks/c1.nii.gz"] = drawings.nifti(drawings.ball(1)[1].astype(np.uint8))
+    second = next_version(user, first, {**others("new"), **volume})
+    assert second.changes == {"kept": 4, "added": 1, "replaced": 0, "left_out": 0}
+    assert {issue["code"] for issue in second.issues} >= {"mixed_dimensions", "not_replaced"}
+
+
+def test_a_sample_that_should_stay_is_never_dropped_in_silence(user: Any, own_media: Path) -> None:
+    first = ingest(user, pairs(4))
+    lost = own_media / first.samples.get(name="c2").mask_key
+    content = lost.read_bytes()
+    lost.unlink()
+    second = next_version(user, first, others("new"))
+    assert second.status == "error"
+    assert second.error
+    assert second.error.startswith("c2 of the version before cannot be read")
+    lost.write_bytes(content)
+    services.recheck_dataset(dataset=second)
+    check(second.pk)
+    second.refresh_from_db()
+    assert (second.status, second.file_count) == ("ready", 5)
+
+
+def test_a_manifest_of_before_versions_is_of_a_family_of_its_own(user: Any, own_media: Path) -> None:
+    first = ingest(user, pairs(3))
+    path = own_media / "datasets" / str(first.uuid) / "manifest.json"
+    document = json.loads(path.read_text())
+    for name in ("family", "version", "based_on", "leave_out", "changes"):
+        del document["row"][name]
+    path.write_text(json.dumps(document))
+    Dataset.objects.all().delete()
+    assert rebuild().restored["datasets"] == 1
+    assert Dataset.objects.get().family == first.uuid
 
 
 @pytest.mark.parametrize("order", ["first goes first", "second goes first"])
