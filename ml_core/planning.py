@@ -202,7 +202,8 @@ def _preprocessing(
         spacing=target,
         unit="mm" if fingerprint["spacing"] else "px",
         assumed_spacing=list(fingerprint["spacing"]["median"]) if fingerprint["spacing"] else None,
-        without_air=normalisation == "image",
+        # White of a photograph is no air: taken out of one colour and not of another, it would shift the tint.
+        without_air=normalisation == "image" and fingerprint["channels"] == 1,
     )
 
 
@@ -299,6 +300,11 @@ def _learning_rate(architecture: Architecture) -> tuple[float, str]:
 def _augmentation(budget: int | None, machine: Machine, fingerprint: dict[str, Any]) -> tuple[str, str]:
     if budget is None or budget > SHORT or machine.cuda:
         return "standard", "Flips, rotations, scale and brightness make a small dataset go further."
+    if fingerprint["modality"] == "CT":
+        return (
+            "none",
+            "CT numbers mean something and bodies lie in scanners in one way: a short training learns them as they are.",
+        )
     if fingerprint["dimensions"] == 3 or "raster" not in fingerprint["families"]:
         text = (
             "Bodies lie in scanners in one way, and a short training learns them quickest so: only their light changes."

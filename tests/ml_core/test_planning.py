@@ -116,6 +116,7 @@ def test_a_short_training_turns_pictures_but_no_bodies() -> None:
     body, picture = fingerprint((256, 256)), {**fingerprint((256, 256)), "families": {"raster": 1}}
     assert plan(like=picture).augmentation == "light"
     assert plan(like=body).augmentation == "intensity"
+    assert plan(like={**body, "modality": "CT"}).augmentation == "none"
     assert plan(like=fingerprint((64, 96, 96), (1.0, 1.0, 1.0))).augmentation == "intensity"
     for like in (body, picture):
         assert plan(like=like, time_budget_seconds=3600).augmentation == "standard"
