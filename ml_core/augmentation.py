@@ -44,8 +44,8 @@ class Preset:
 
 PRESETS = {
     "none": Preset(flip=False),
-    "intensity": Preset(flip=False, brightness=0.15, contrast=0.2, tint=0.1, gamma=0.2),
-    "light": Preset(brightness=0.15, contrast=0.2, tint=0.1, gamma=0.2),
+    "intensity": Preset(flip=False, brightness=0.1, contrast=0.1),
+    "light": Preset(brightness=0.1, contrast=0.1),
     "standard": Preset(
         warp_share=0.6,
         rotation=180,
