@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ml_core.errors import TrainingError
+from ml_core.errors import TrainingError, is_full_disk
 
+SECONDS_UNTIL_ANOTHER_TRY = 10.0
 SHARE = 0.03  # of the time, at most, goes into writing checkpoints
 
 
@@ -23,10 +24,14 @@ def save_weights(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
     """Write tensors and JSON facts so that a reader sees the old file or the new one, never half of it."""
     part = path.with_name(f".{path.name}.part")
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(whole, part, metadata={"facts": json.dumps(facts)})
-    with part.open("rb") as written:
-        os.fsync(written)  # the machine may lose its power, not only this process its life
-    os.replace(part, path)
+    try:
+        save_file(whole, part, metadata={"facts": json.dumps(facts)})
+        with part.open("rb") as written:
+            os.fsync(written)  # the machine may lose its power, not only this process its life
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 class Keeper:
@@ -45,12 +50,21 @@ class Keeper:
         self._waiting = {name: value.detach().cpu().clone() for name, value in average.state_dict().items()}, facts
 
     def keep(self, tensors: Callable[[], dict[str, Tensor]], facts: dict[str, Any], *, at_once: bool = False) -> None:
-        """Write what there is, unless it was written a moment ago. The best goes first: `latest` speaks of it."""
+        """Write what there is, unless it was written a moment ago. The best goes first: `latest` speaks of it.
+
+        A disk that is full is tried again later, but for the last time (`at_once`).
+        """
         begun = time.monotonic()
         if begun < self._next and not at_once:
             return
-        self.keep_best()
-        save_weights(self.latest, tensors(), facts)
+        try:
+            self.keep_best()
+            save_weights(self.latest, tensors(), facts)
+        except (OSError, SafetensorError) as error:
+            if at_once or not is_full_disk(error):
+                raise
+            self._next = time.monotonic() + SECONDS_UNTIL_ANOTHER_TRY  # the training itself needs no disk
+            return
         ended = time.monotonic()
         self._next = ended + (ended - begun) / SHARE
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+DISK_FULL = "disk_full"  # the code of an error that passes when there is room again
+
 
 class MLError(Exception):
     """A failure that a user can act on.
@@ -29,3 +33,10 @@ class ConfigError(MLError):
 
 class TrainingError(MLError):
     """A training that cannot start or go on."""
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether something could not be written for want of room. safetensors tells it in words only."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return True
+    return type(error).__name__ == "SafetensorError" and "os error 28" in str(error)

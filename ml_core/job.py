@@ -334,6 +334,8 @@ class _Run:
         def emit(event: dict[str, Any]) -> None:
             if count > 1 and event["type"] in ("start", "epoch"):
                 event = {**event, "epoch": event["epoch"] + before}
+                if "curve" in event:
+                    event["curve"] = [{**point, "epoch": point["epoch"] + before} for point in event["curve"]]
             elif count > 1 and event["type"] == "progress":
                 left = event["eta_seconds"] * (count - number)  # the others will take as long
                 event = {**event, "fraction": (number + event["fraction"]) / count, "eta_seconds": left,

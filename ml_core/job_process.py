@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ml_core.errors import MLError
+from ml_core.errors import DISK_FULL, MLError, is_full_disk
 from ml_core.job import TrainingJob, run
 from ml_core.package import to_json
 
@@ -39,6 +39,12 @@ def main(path: Path, begun: float | None = None) -> int:
         run(TrainingJob.read(path), on_event=on_event, should_stop=stop.is_set, begun=begun)
     except MLError as error:
         on_event({"type": "error", "code": error.code, "reason": error.reason, "cure": error.cure})
+        return 2
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        reason = f"The disk is full ({error})."
+        on_event({"type": "error", "code": DISK_FULL, "reason": reason, "cure": "Make room and train again."})
         return 2
     return 0
 

@@ -87,14 +87,16 @@ def fit(
 
     keeper = Keeper(folder)
     epoch, step, best_score, best_epoch, spent = 0, 0, -math.inf, 0, 0.0
+    curve: list[dict[str, Any]] = []
     if keeper.latest.exists():
         tensors, facts = load_weights(keeper.latest)
         unpack(tensors, network, average, optimizer)
         epoch, step, spent = facts["epoch"], facts["step"], facts["seconds"]
-        best_score, best_epoch = facts["best_score"], facts["best_epoch"]
+        best_score, best_epoch, curve = facts["best_score"], facts["best_epoch"], facts.get("curve", [])
         if deadline is not None:
             deadline -= spent  # the time used before the interruption counts
-    on_event({"type": "start", "epoch": epoch})
+    # With the curve so far: who listened before the interruption may not have come to write all of it down.
+    on_event({"type": "start", "epoch": epoch, "curve": curve})
     whole_epochs = False  # the network is where an epoch ended, and nobody stopped it after that
     start = time.monotonic() - spent
     clock = Clock(plan, start, deadline, step)
@@ -147,23 +149,22 @@ def fit(
             if score > best_score:
                 best_score, best_epoch = score, epoch
                 keeper.better(average, {"epoch": epoch, "val_dice": dice})
-            facts = {"epoch": epoch, "step": step, "best_score": best_score, "best_epoch": best_epoch}
+            point = {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "val_loss": val_loss,
+                "val_dice": dice,
+                "val_iou": iou,
+                "learning_rate": rate,
+                "seconds": time.monotonic() - epoch_start,
+                "images_per_second": speed,
+            }
+            curve = [*curve, point]
+            facts = {"epoch": epoch, "step": step, "best_score": best_score, "best_epoch": best_epoch, "curve": curve}
             facts["seconds"] = time.monotonic() - start
             keeper.keep(lambda: pack(network, average, optimizer), facts)
             whole_epochs = True
-            on_event(
-                {
-                    "type": "epoch",
-                    "epoch": epoch,
-                    "train_loss": train_loss,
-                    "val_loss": val_loss,
-                    "val_dice": dice,
-                    "val_iou": iou,
-                    "learning_rate": rate,
-                    "seconds": time.monotonic() - epoch_start,
-                    "images_per_second": speed,
-                }
-            )
+            on_event({"type": "epoch", **point})
             on_event(clock.progress(epoch, step, steps, train_loss=train_loss, val_dice=dice, images_per_second=speed))
             stopped = stopped or should_stop()
             if plan.early_stopping_patience and epoch - best_epoch >= plan.early_stopping_patience:

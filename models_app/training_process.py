@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 
 from medseg_site.shared import outages
 from medseg_site.shared import progress as events
 from medseg_site.shared.jobs import CancelledError, Claim
+from ml_core.errors import DISK_FULL
 from ml_core.malloc_tuning import tuned_environment
 from models_app.models import Epoch, SegmentationModel
 
@@ -157,7 +160,7 @@ class TrainingProcess:
             self.job.update(estimate=event)
             log.add(f"Measured: {event['images_per_second']} images/s, {event['peak_memory'] / 2**30:.2f} GB of memory")
         elif kind == "start":
-            Epoch.objects.filter(model=row, epoch__gt=event["epoch"]).delete()
+            self._align_curve(event["epoch"], event.get("curve", []))
             log.add(f"Training starts after epoch {event['epoch']}")
         elif kind == "epoch":
             self._keep_epoch(event)
@@ -168,11 +171,21 @@ class TrainingProcess:
             log.add(event["text"], "WARNING")
         elif kind == "stopping":
             self.stop_by = time.monotonic() + SECONDS_TO_PACKAGE
+        elif kind == "error" and event["code"] == DISK_FULL:
+            raise OSError(errno.ENOSPC, event["reason"])  # an outage: it goes on when there is room
         elif kind == "error":
             raise TrainingFailedError(f"{event['reason']} {event['cure']}".strip())
         elif kind == "done":
             return event
         return None
+
+    def _align_curve(self, epoch: int, curve: list[dict[str, Any]]) -> None:
+        """The rows are those of the checkpoint that it goes on from: none after it, none missing before it."""
+        row = self.job.row
+        with transaction.atomic():
+            Epoch.objects.filter(model=row, epoch__gt=epoch).delete()
+            there = set(Epoch.objects.filter(model=row).values_list("epoch", flat=True))
+            Epoch.objects.bulk_create(Epoch(model=row, **point) for point in curve if point["epoch"] not in there)
 
     def _keep_epoch(self, event: dict[str, Any]) -> None:
         row = self.job.row

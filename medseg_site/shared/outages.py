@@ -6,18 +6,21 @@ Work that meets one is tried again, later each time; a request is answered with 
 from __future__ import annotations
 
 import errno
+import shutil
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import redis
 from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from kombu.exceptions import OperationalError as BrokerError
 
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 90.0
+LEAST_FREE = 2**20  # bytes
 
 
 def reason_of(error: BaseException) -> str | None:
@@ -34,7 +37,7 @@ def _reason(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return "The disk is full. Make room on the disk of MEDSEG_DATA_DIR."
     if isinstance(error, (OperationalError, InterfaceError)):
-        if "disk is full" in str(error):
+        if "disk is full" in str(error) or ("sqlite3" in _origin(error) and _is_disk_full()):
             return "The disk of the database is full. Make room there."
         return "The database does not answer."
     if isinstance(error, ClientError):
@@ -42,9 +45,21 @@ def _reason(error: BaseException) -> str | None:
         return "The object storage answers with errors." if status >= 500 or status == 429 else None
     if isinstance(error, (ConnectionError, HTTPClientError)):
         return "The object storage does not answer."
+    if isinstance(error, redis.ResponseError) and str(error).startswith("MISCONF"):
+        return "The broker cannot write, since its disk is full. Make room there."
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError, BrokerError)):
         return "The broker does not answer."
     return None
+
+
+def _origin(error: BaseException) -> str:
+    """The module of the driver's own error."""
+    return type(error.__cause__).__module__
+
+
+def _is_disk_full() -> bool:
+    """SQLite calls it an I/O error, or a file that it cannot open, where not even its index of the WAL has room."""
+    return shutil.disk_usage(settings.DATA_DIR).free < LEAST_FREE
 
 
 def patiently(work: Callable[[], T]) -> T:

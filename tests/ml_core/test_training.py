@@ -117,7 +117,9 @@ def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_
     assert stopped[-1]["stopped"]
     assert read_package(Path(stopped[-1]["package"])).metrics == {}
     resumed = train(tmp_path / "run", cases, epochs=4)
-    assert {"type": "start", "epoch": 2} in resumed
+    start = next(event for event in resumed if event["type"] == "start")
+    told = [(event["epoch"], event["train_loss"]) for event in curve(stopped)]
+    assert (start["epoch"], [(point["epoch"], point["train_loss"]) for point in start["curve"]]) == (2, told)
     assert [event["epoch"] for event in curve(resumed)] == [3, 4]
     assert losses(stopped) + losses(resumed) == pytest.approx(losses(whole), rel=1e-4)
 

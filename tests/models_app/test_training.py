@@ -10,7 +10,8 @@ from django.core.files.storage import default_storage
 
 from medseg_site.shared import jobs, manifests, storage
 from models_app import training
-from models_app.models import SegmentationModel
+from models_app.models import Epoch, SegmentationModel
+from models_app.training_process import TrainingProcess
 from tests.factories import ModelFactory
 from tests.pages import DECISIONS, ESTIMATE, METRICS
 
@@ -67,3 +68,19 @@ def test_only_checkpoints_that_changed_are_stored_again(tmp_path: Path) -> None:
     (tmp_path / "latest.safetensors").write_bytes(b"x")
     training._store_checkpoints(model, tmp_path, since=(tmp_path / "latest.safetensors").stat().st_mtime + 1)
     assert not default_storage.exists(f"models/{model.uuid}/checkpoints/latest.safetensors")
+
+
+def test_a_curve_is_that_of_the_checkpoint_whatever_came_to_be_written_before(tmp_path: Path) -> None:
+    """A database that was locked may lack epochs that the checkpoint has; a checkpoint of before a kill may lack some that it has."""
+    model = ModelFactory.create()
+    claim = jobs.claim(SegmentationModel, model.pk)
+    assert claim
+    point = {"train_loss": 1.0, "val_loss": 1.0, "val_dice": None, "val_iou": None}
+    point |= {"learning_rate": 0.1, "seconds": 1.0, "images_per_second": 2.0}
+    for number in (1, 2, 9):
+        Epoch.objects.create(model=model, epoch=number, **{**point, "train_loss": 7.0})
+    process = TrainingProcess.__new__(TrainingProcess)  # without the process
+    process.job = claim
+    curve = [{"epoch": number, **point} for number in (1, 2, 3, 4)]
+    process._handle({"type": "start", "epoch": 4, "curve": curve})
+    assert list(model.epochs.values_list("epoch", "train_loss")) == [(1, 7.0), (2, 7.0), (3, 1.0), (4, 1.0)]

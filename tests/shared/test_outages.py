@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+import redis
 from botocore.exceptions import ClientError, EndpointConnectionError
 from django.db import OperationalError
 from django.test import Client
@@ -37,6 +38,7 @@ def s3_error(status: int) -> ClientError:
         (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
         (OperationalError("database is locked"), "database"),
         (OperationalError("database or disk is full"), "disk"),
+        (redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"), "broker"),
     ],
 )
 def test_an_outage_is_named(error: Exception, word: str) -> None:

@@ -1,0 +1,47 @@
+"""Checkpoints on a disk that is full: the training goes on, and what could not be written is written later."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from ml_core import checkpoint
+from ml_core.checkpoint import Keeper, load_weights
+from ml_core.errors import is_full_disk
+
+
+def test_a_full_disk_is_tried_again_later_and_told_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, network = Keeper(tmp_path), torch.nn.Linear(2, 1)
+    real, full = checkpoint.save_file, True
+
+    def save(tensors: Any, path: Path, **more: Any) -> None:
+        if full:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(tensors, path, **more)
+
+    monkeypatch.setattr(checkpoint, "save_file", save)
+    keeper.better(network, {"epoch": 1})
+    keeper.keep(network.state_dict, {"epoch": 1})
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+    with pytest.raises(OSError, match="No space"):
+        keeper.keep(network.state_dict, {"epoch": 1}, at_once=True)
+    full = False
+    keeper.keep(network.state_dict, {"epoch": 2})
+    assert not keeper.latest.exists()  # it was tried a moment ago
+    keeper.keep(network.state_dict, {"epoch": 3}, at_once=True)
+    assert load_weights(keeper.latest)[1] == {"epoch": 3}
+    assert load_weights(keeper.best)[1] == {"epoch": 1}
+
+
+def test_what_a_full_disk_is() -> None:
+    assert is_full_disk(OSError(errno.ENOSPC, "x"))
+    assert is_full_disk(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not is_full_disk(OSError(errno.EACCES, "x"))
+    assert not is_full_disk(ValueError("os error 28"))
