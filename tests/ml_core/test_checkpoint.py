@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from ml_core import checkpoint
 from ml_core.checkpoint import Keeper, load_weights
@@ -18,7 +19,7 @@ from ml_core.errors import is_full_disk
 
 def test_a_full_disk_is_tried_again_later_and_told_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keeper, network = Keeper(tmp_path), torch.nn.Linear(2, 1)
-    real, full = checkpoint.save_file, True
+    real, full = save_file, True
 
     def save(tensors: Any, path: Path, **more: Any) -> None:
         if full:
