@@ -288,6 +288,8 @@ def start(env: dict[str, str], *, demo: bool, is_worker: bool) -> NoReturn:
         cwd=data,
         env=env,
         stdin=subprocess.DEVNULL,
+        # Where its log finds no room it prints a traceback, and it ends where that finds none either: on a full disk.
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
