@@ -6,7 +6,6 @@ names from it are only ever keys: no file is written under a name that the ZIP c
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import stat
@@ -90,8 +89,8 @@ class SafeArchive:
     def extract(self, name: str, target: Path) -> str:
         """Write member `name` to `target`, whose folder exists, and return the SHA-256 of its bytes in hex.
 
-        Raises ArchiveError naming the member when it is damaged or the disk is full; nothing is left behind
-        then. zipfile never yields more than the declared size, and that was held to the limits on opening.
+        Raises ArchiveError naming the member when it is damaged, and OSError when the disk is full, which is nobody's mistake and
+        passes; nothing is left behind then. zipfile never yields more than the declared size, and that was held to the limits on opening.
         """
         info = self._members[name]
         part = target.with_name(target.name + ".part")
@@ -104,11 +103,6 @@ class SafeArchive:
                 if sink.tell() != info.file_size:
                     raise EOFError
             part.replace(target)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            reason = f"The server's disk is full; {_shown(name)} could not be written."
-            raise ArchiveError("disk_full", reason, "Free some space there, then upload again.") from error
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
             reason = f"{_shown(name)} is damaged inside the ZIP."
             raise ArchiveError("damaged_file", reason, ZIP_AGAIN) from error

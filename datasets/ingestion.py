@@ -243,15 +243,14 @@ def _check_items(
             issues.append(Issue("warning", "duplicate_image", sample.file, text))
         checked.samples.append(sample)
 
-    with PairPipeline(archive, folder, min(len(items), MOST_COMPARED)) as pipeline:
+    # Kept alive, for one large volume can take longer to read, or slow storage to take, than a heartbeat may be silent.
+    with job.kept_alive(), PairPipeline(archive, folder, min(len(items), MOST_COMPARED)) as pipeline:
         for position, item, read in pipeline.read(items):
             job.beat({"stage": "checking", "done": position, "total": len(items), "fraction": position / len(items)})
             prefix = storage.object_key("datasets", job.row.uuid, "samples", f"{position:06d}")
             earlier = merged.instead_of.get(item.name[:300])
-            from_afar = isinstance(item, Sample) and storage.is_remote()
             try:
-                with job.kept_alive() if from_afar else nullcontext():
-                    known = pipeline.know(read, checked.classes, checked.builders, earlier, merged.dimensions)
+                known = pipeline.know(read, checked.classes, checked.builders, earlier, merged.dimensions)
             except (ArchiveError, ImageError) as error:
                 issues.append(Issue("error", error.code, error.file or item.name, str(error)))
                 if earlier is None:

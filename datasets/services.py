@@ -16,7 +16,7 @@ from django.db.models import Max
 from datasets.models import Dataset, DatasetClass
 from datasets.tasks import check_dataset
 from datasets.url_import import UrlImportError, check_url
-from medseg_site.shared import manifests, storage
+from medseg_site.shared import manifests, removal, storage
 from medseg_site.shared.catalog import objects_of
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.jobs import enqueue_on_commit, requeue
@@ -205,9 +205,10 @@ def delete_dataset(*, dataset: Dataset) -> None:
                 "A newer version is being made from this one. Wait until it is checked, or delete it."
             )
         owner, objects = locked.uuid, dict(objects_of(locked))
+        removal.forget_manifests(Dataset, [owner])
         locked.delete()
-        transaction.on_commit(lambda: _delete_objects(locked, objects))
-        transaction.on_commit(lambda: storage.forget_local(owner))
+        removal.remove_on_commit(Dataset, [owner], lambda: _delete_objects(locked, objects))
+        transaction.on_commit(lambda: storage.forget_local(owner), robust=True)
 
 
 def is_being_built_on(dataset: Dataset) -> bool:
@@ -226,7 +227,6 @@ def _delete_objects(dataset: Dataset, named: dict[str, str]) -> None:
         storage.delete_objects(gone)
         storage.forget_copies(checksum for checksum in named.values() if checksum)
         return
-    storage.delete_object(f"{prefix}/{manifests.NAME}")  # first: what a killed process leaves must not come back
     still = {key for row in others for key, _ in objects_of(row)}
     gone = {*(item.key for item in storage.objects_below(prefix)), *named} - still
     storage.delete_objects(gone)

@@ -98,8 +98,8 @@ def download(
 ) -> str:
     """Write what `url` serves to `target`, whose folder exists, and return the SHA-256 of its bytes in hex.
 
-    `on_progress(received, total)` gets bytes, total None when unknown; it may raise to end the download. On
-    any error nothing is left behind. Raises UrlImportError. With `allow_private`, checked but not pinned.
+    `on_progress(received, total)` gets bytes, total None when unknown; it may raise to end the download. On any error nothing is
+    left behind. Raises UrlImportError, or OSError (ENOSPC) where there is no room. With `allow_private`, checked but not pinned.
     """
     limits = limits or DownloadLimits()
     part = target.with_name(target.name + ".part")
@@ -114,10 +114,6 @@ def download(
             with _follow(session, url, limits, allow_private, watch) as response:
                 digest = _save(response, part, limits, watch, on_progress)
         part.replace(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise _disk_full() from error
     finally:
         part.unlink(missing_ok=True)
     return digest
@@ -381,5 +377,6 @@ def _invalid_url() -> UrlImportError:
     return UrlImportError("invalid_url", "The address is not a valid URL.", "Check it for spaces and typing errors.")
 
 
-def _disk_full() -> UrlImportError:
-    return UrlImportError("disk_full", "The server's disk has no room for the file.", "Free some space there first.")
+def _disk_full() -> OSError:
+    """As the operating system would say it: the import waits for room."""
+    return OSError(errno.ENOSPC, "There is no room for the download.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from datetime import timedelta
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from django.conf import settings
@@ -38,6 +38,7 @@ def expand(pk: int) -> bool:
     try:
         with storage.scratch_folder(f"batch-{pk}") as folder:
             _expand(job, folder, stored)
+        close_batch_if_done(pk)  # workers may have been quick, or none had anything to do
         return True
     except ClaimLostError:
         if not InferenceBatch.objects.filter(
@@ -70,27 +71,52 @@ def _delete(prefixes: list[str]) -> None:
         storage.delete_prefix(prefix)
 
 
-def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> None:
+def _expand(job: Claim[InferenceBatch], folder: Path, stored: list[str]) -> None:
     batch = job.row
-    archive_key = batch.archive_key
-    with job.kept_alive():
-        archive_path = storage.fetch(archive_key)
-        check_upload(batch.uuid, archive_path)
+    archive_key = batch.archive_key  # none where the images are there already, and one of them was tried again
+    known = set(batch.inferences.values_list("uuid", flat=True))  # also those that were found in storage again
+    rows: list[InferenceResult] = []
+    issues: list[dict[str, str]] = list(batch.issues)
+    if archive_key:
+        with job.kept_alive():  # one large image over a slow line takes longer than a heartbeat may be silent
+            rows, issues = _unpack(job, folder, known, stored)
+    if not rows and not known:
+        raise ArchiveError(
+            "no_images",
+            "The ZIP holds no image that can be read.",
+            "Zip PNG, JPG, TIFF, BMP, DICOM or NIfTI files.",
+        )
+    with transaction.atomic():
+        InferenceResult.objects.bulk_create(rows, batch_size=500)
+        # The batch goes on without a worker of its own: its inferences are jobs themselves.
+        job.log.add(f"{len(rows)} images, {len(issues)} files that are none")
+        job.log.detach()
+        ended: dict[str, Any] = {"issues": issues[:1000], "progress": {}, "archive_key": "", "log": job.log.text()}
+        job.update(claim_token=None, heartbeat_at=None, **ended)
+    stored.clear()  # they belong to rows now, whatever fails from here on
+    # The archive goes last: until every inference has its manifest, storage alone could still unpack it again.
+    manifests.store_many(rows)
+    _mend_manifests(batch.pk, rows)
+    manifests.keep_up(batch)
+    if archive_key:
+        storage.delete_object(archive_key)
+
+
+def _unpack(
+    job: Claim[InferenceBatch], folder: Path, known: set[uuid.UUID], stored: list[str]
+) -> tuple[list[InferenceResult], list[dict[str, str]]]:
+    """The images that are not `known` yet, stored and as rows to be written, and what is no image. `stored` gets their prefixes."""
+    batch = job.row
     rows, issues = [], []
-    known = set(batch.inferences.values_list("uuid", flat=True))  # those that were found in storage again
+    archive_path = storage.fetch(batch.archive_key)
+    check_upload(batch.uuid, archive_path)
     with SafeArchive(archive_path, ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)) as archive:
         names = sorted(archive.sizes)
         if len(names) > MOST_IMAGES:
             raise ArchiveError("too_many", f"The ZIP holds {len(names)} files; {MOST_IMAGES} is the most.", "Split it.")
         for position, name in enumerate(names):
-            job.beat(
-                {
-                    "stage": "unpacking",
-                    "done": position,
-                    "total": len(names),
-                    "fraction": position / len(names),
-                }
-            )
+            share = position / len(names)
+            job.beat({"stage": "unpacking", "done": position, "total": len(names), "fraction": share})
             lower = name.lower()
             suffix = ".nii.gz" if lower.endswith(".nii.gz") else PurePosixPath(lower).suffix
             if suffix not in SUPPORTED_SUFFIXES:
@@ -116,24 +142,18 @@ def _expand(job: Claim[InferenceBatch], folder: Any, stored: list[str]) -> None:
                     input_sha256=found.sha256,
                 )
             )
-    if not rows and not known:
-        raise ArchiveError(
-            "no_images",
-            "The ZIP holds no image that can be read.",
-            "Zip PNG, JPG, TIFF, BMP, DICOM or NIfTI files.",
-        )
-    with transaction.atomic():
-        InferenceResult.objects.bulk_create(rows, batch_size=500)
-        # The batch goes on without a worker of its own: its inferences are jobs themselves.
-        job.log.add(f"{len(rows)} images, {len(issues)} files that are none")
-        job.log.detach()
-        ended: dict[str, Any] = {"issues": issues[:1000], "progress": {}, "archive_key": "", "log": job.log.text()}
-        job.update(claim_token=None, heartbeat_at=None, **ended)
-    stored.clear()  # they belong to rows now, whatever fails from here on
-    # The archive goes last: until every inference has its manifest, storage alone could still unpack it again.
-    manifests.store_many(rows)
-    manifests.keep_up(batch)
-    storage.delete_object(archive_key)
+    return rows, issues
+
+
+def _mend_manifests(pk: int, rows: list[InferenceResult]) -> None:
+    """Workers may have taken images while their first manifests were written, and the batch may have been deleted meanwhile."""
+    living = dict(InferenceResult.objects.filter(batch=pk).values_list("pk", "status"))
+    for row in rows:
+        status = living.get(row.pk)
+        if status is None:
+            storage.delete_prefix(storage.object_key("inferences", row.uuid))
+        elif status not in ACTIVE:  # what is at work gets its last manifest at its end
+            manifests.rewrite(InferenceResult.objects.get(pk=row.pk))
 
 
 def waiting_images() -> QuerySet[InferenceResult]:
@@ -209,11 +229,14 @@ def close_batch_if_done(pk: int) -> None:
             announce(InferenceBatch.objects.get(pk=pk), status)
 
 
-def close_finished_batches() -> None:
+def close_finished_batches() -> list[int]:
     """The same for every batch: for those whose worker died between the last inference and the batch's end, and
-    those that were cancelled while they were unpacked."""
+    those that were cancelled while they were unpacked, whose images' manifests have to be told; their numbers are returned."""
     unpacked = InferenceBatch.objects.filter(status="running", claim_token=None)
+    cancelled = []
     for pk, is_cancelled in unpacked.values_list("pk", "cancel_requested"):
         if is_cancelled:
             cancel_images(pk)
+            cancelled.append(pk)
         close_batch_if_done(pk)
+    return cancelled

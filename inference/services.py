@@ -14,7 +14,7 @@ from django.db import transaction
 from inference.batches import cancel_images, close_batch_if_done
 from inference.models import InferenceBatch, InferenceResult
 from inference.tasks import expand_batch, note_cancelled, run_inference
-from medseg_site.shared import manifests, storage
+from medseg_site.shared import manifests, removal, storage
 from medseg_site.shared.catalog import objects_of
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
@@ -22,6 +22,8 @@ from medseg_site.shared.text import clean_file_name
 from ml_core.io import SUPPORTED_SUFFIXES
 from models_app.models import SegmentationModel
 from uploads.services import find_upload, mark_used, place_upload
+
+MANY_IMAGES = 50  # of a batch: a worker removes them, so that the request need not wait
 
 
 def create_inference(
@@ -37,6 +39,7 @@ def create_inference(
         if mask:
             reference_key = storage.store_upload(f"{prefix}/reference{_checked_suffix(mask, 'mask')}", mask).key
         with transaction.atomic():
+            _lock_usable(model)
             row = InferenceResult.objects.create(
                 uuid=owner,
                 created_by=user,
@@ -66,6 +69,7 @@ def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> 
     stored = storage.store_upload(storage.object_key("batches", owner, "archive.zip"), archive)
     try:
         with transaction.atomic():
+            _lock_usable(model)
             batch = InferenceBatch.objects.create(
                 uuid=owner,
                 created_by=user,
@@ -91,6 +95,7 @@ def create_batch_from_parts(*, user: Any, model: SegmentationModel, upload: uuid
     _check_usable(model)
     place_upload(found)
     with transaction.atomic():
+        _lock_usable(model)
         mark_used(found)
         batch = InferenceBatch.objects.create(
             uuid=found.uuid,
@@ -100,6 +105,7 @@ def create_batch_from_parts(*, user: Any, model: SegmentationModel, upload: uuid
             archive_name=found.file_name,
             archive_key=found.key,
         )
+        manifests.keep_new(batch)
         enqueue_on_commit(expand_batch, batch.pk)
     return batch
 
@@ -107,6 +113,12 @@ def create_batch_from_parts(*, user: Any, model: SegmentationModel, upload: uuid
 def _check_usable(model: SegmentationModel) -> None:
     if not model.is_usable:
         raise WrongStateError(f"{model} is {model.status} and has no weights yet. Choose a completed model.")
+
+
+def _lock_usable(model: SegmentationModel) -> None:
+    """Asked again in the transaction: while its image was stored, the model may have been deleted."""
+    if not SegmentationModel.objects.select_for_update().filter(pk=model.pk).exclude(s3_key="").exists():
+        raise WrongStateError("The model was deleted meanwhile. Choose another one.")
 
 
 def _checked_suffix(upload: File[Any], field: str) -> str:
@@ -146,9 +158,13 @@ def cancel_batch(*, batch: InferenceBatch) -> InferenceBatch:
 def retry_inference(*, inference: InferenceResult) -> InferenceResult:
     if inference.model is None:
         raise WrongStateError("Its model was deleted.")
+    batch = inference.batch
     with transaction.atomic():
         requeue(inference)
         enqueue_on_commit(run_inference, inference.pk)
+        if batch and batch.status in (batch.WORDS.failed, batch.WORDS.cancelled):
+            requeue(batch)  # it ends with the last of its images again, and may then have a result
+            enqueue_on_commit(expand_batch, batch.pk)
     return inference
 
 
@@ -156,19 +172,28 @@ def delete_inference(*, inference: InferenceResult) -> None:
     """Remove the row and its files. A worker that is at it finds the row gone and throws its result away."""
     prefix = storage.object_key("inferences", inference.uuid)
     checksums = [checksum for _, checksum in objects_of(inference) if checksum]
+    owners = [inference.uuid]
     with transaction.atomic():
+        removal.forget_manifests(InferenceResult, owners)
         inference.delete()
-        transaction.on_commit(lambda: storage.delete_prefix(prefix))
-        transaction.on_commit(lambda: storage.forget_copies(checksums))
+        removal.remove_on_commit(InferenceResult, owners, lambda: storage.delete_prefix(prefix))
+        transaction.on_commit(lambda: storage.forget_copies(checksums), robust=True)
 
 
 def delete_batch(*, batch: InferenceBatch) -> None:
-    prefixes = [storage.object_key("batches", batch.uuid)]
-    prefixes += [storage.object_key("inferences", item) for item in batch.inferences.values_list("uuid", flat=True)]
+    owner, images = batch.uuid, list(batch.inferences.values_list("uuid", flat=True))
     columns = ("input_sha256", "output_sha256", "certainty_sha256")
     checksums = [item for row in batch.inferences.values_list(*columns) for item in row if item]
+
+    def remove_images() -> None:
+        for image in images:
+            storage.delete_prefix(storage.object_key("inferences", image))
+
     with transaction.atomic():
+        removal.forget_manifests(InferenceBatch, [owner])
+        removal.forget_manifests(InferenceResult, images)
         batch.delete()
-        for prefix in prefixes:
-            transaction.on_commit(partial(storage.delete_prefix, prefix))
-        transaction.on_commit(lambda: storage.forget_copies(checksums))
+        own = partial(storage.delete_prefix, storage.object_key("batches", owner))
+        removal.remove_on_commit(InferenceBatch, [owner], own)
+        removal.remove_on_commit(InferenceResult, images, remove_images, later=len(images) > MANY_IMAGES)
+        transaction.on_commit(lambda: storage.forget_copies(checksums), robust=True)

@@ -58,6 +58,7 @@ def reap_inferences() -> None:
     # The images of a batch that is at work have no messages of their own.
     reap(InferenceResult, run_inference.delay, waiting=Q(batch=None) | Q(batch__finished_at__isnull=False))
     reap(InferenceBatch, expand_batch.delay)
-    close_finished_batches()
+    for pk in close_finished_batches():
+        note_cancelled.delay(pk)
     for pk in forgotten_batches():
         send_turns(pk)

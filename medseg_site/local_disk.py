@@ -14,7 +14,7 @@ from pathlib import Path
 from django.db import connection
 
 from datasets.models import Dataset
-from medseg_site.shared import cache, storage
+from medseg_site.shared import cache, manifests, storage
 from models_app.models import SegmentationModel
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,14 @@ def sweep() -> None:
         if not Dataset.objects.filter(uuid=owner).exists():
             shutil.rmtree(folder, ignore_errors=True)
     for folder, owner in _folders(storage.training_folder(uuid.uuid4()).parent):
-        if not SegmentationModel.objects.filter(uuid=owner).exclude(status="completed").exists():
+        rows = SegmentationModel.objects.filter(uuid=owner)
+        if rows.filter(status="completed").exists() or not (rows.exists() or _is_in_storage(owner)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_in_storage(owner: uuid.UUID) -> bool:
+    """A model that is in no row but has its manifest waits for `rebuild_catalog`: its checkpoints may lie nowhere else."""
+    return storage.size_of(storage.object_key("models", owner, manifests.NAME)) is not None
 
 
 def _folders(parent: Path) -> list[tuple[Path, uuid.UUID]]:

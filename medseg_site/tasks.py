@@ -22,6 +22,17 @@ def refresh_manifest(self: Any, label: str, pk: int, owner: str) -> None:
         raise self.retry(exc=error, countdown=min(15 * 2**self.request.retries, 1800)) from error
 
 
+@shared_task(bind=True, max_retries=200, soft_time_limit=1800, time_limit=1860)
+def remove_remains(self: Any, label: str, owners: list[str]) -> None:
+    """Objects of rows that were deleted: again and again, for days if storage is down as long."""
+    from medseg_site.shared import garbage
+
+    try:
+        garbage.remove_remains(apps.get_model(label), [uuid.UUID(owner) for owner in owners])
+    except Exception as error:
+        raise self.retry(exc=error, countdown=min(15 * 2**self.request.retries, 1800)) from error
+
+
 @shared_task(bind=True, max_retries=2000, soft_time_limit=60, time_limit=90)
 def advance_demo(self: Any, pk: int) -> None:
     """Looks again until the example has come to its end; never holds the worker while it waits."""

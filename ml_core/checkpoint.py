@@ -74,6 +74,12 @@ class Keeper:
             self._waiting = None
 
 
+def seconds_spent(folder: Path) -> float:
+    """How long the training took until its last checkpoint in `folder`; 0 where there is none."""
+    path = folder / "latest.safetensors"
+    return float(load_weights(path)[1]["seconds"]) if path.exists() else 0.0
+
+
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Raises TrainingError when the file is not one that save_weights wrote."""
     try:

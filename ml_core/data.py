@@ -22,6 +22,7 @@ from ml_core.io import read_image, read_mask
 from ml_core.plan import Plan
 from ml_core.preprocessing import labels_to_network, preprocess
 
+VERSION = 2  # of what `_decode` writes: raise it where the same file and plan give other arrays
 PIXELS_KEPT = 2_000  # places remembered per class and case to centre patches on
 
 
@@ -79,6 +80,16 @@ def label_indices(values: NDArray[Any], class_values: list[int], name: str) -> N
     return indices.astype(np.uint8)
 
 
+def size_of(image: Path) -> int:
+    """Bytes of a file, or of a folder's files (a series)."""
+    return sum(path.stat().st_size for path in (image.iterdir() if image.is_dir() else [image]))
+
+
+def spread_order(count: int) -> list[int]:
+    """0 to count - 1 in an order of which every beginning is spread evenly."""
+    return [int(index) for index in np.argsort([index * 0.618034 % 1 for index in range(count)])]
+
+
 def open_store(folder: Path, cases: list[Case], plan: Plan, on_case: Callable[[int, int], None]) -> list[StoredCase]:
     """Decode what is not in `folder` yet and map everything. `on_case(done, total)` is called after each case."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +105,7 @@ def open_store(folder: Path, cases: list[Case], plan: Plan, on_case: Callable[[i
 
 def stored_stem(folder: Path, case: Case, plan: Plan) -> Path:
     """Where a decoded case lies: its name says its content and how it was made ready."""
-    content = [case.key or str(case.image.resolve()), plan.preprocessing.to_dict(), plan.class_values]
+    content = [VERSION, case.key or str(case.image.resolve()), plan.preprocessing.to_dict(), plan.class_values]
     return folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -139,7 +150,10 @@ def _load(stem: Path) -> StoredCase:
 
 
 class PatchSampler:
-    """Draws batches of patches. Cases are drawn evenly; a share of the patches is placed on a class drawn evenly.
+    """Draws batches of patches. Cases are drawn evenly; a share of the patches is placed on a class, in a case that has it.
+
+    Classes of equally many cases are drawn evenly. One of few cases comes less often, by the root of their number: often enough to
+    be learnt, and not so often that the few are learnt by heart.
 
     The numbers of a step come from the seed and the step alone, so that a training that goes on draws what it would have drawn.
     """
@@ -147,6 +161,13 @@ class PatchSampler:
     def __init__(self, cases: list[StoredCase], plan: Plan) -> None:
         self.cases, self.plan = cases, plan
         self.patch, self.context = plan.patch, plan.context
+        self._having: dict[int, list[StoredCase]] = {}
+        for case in cases:
+            for index in case.places:
+                self._having.setdefault(index, []).append(case)
+        self._classes = sorted(self._having)
+        weights = np.sqrt([len(self._having[index]) for index in self._classes])
+        self._chances = weights / weights.sum()
 
     def units(self) -> int:
         """How many patches it takes to see every pixel about once."""
@@ -166,10 +187,13 @@ class PatchSampler:
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         """One patch: (C, *patch) and (*patch)."""
-        case = self.cases[rng.integers(len(self.cases))]
+        on_a_class = rng.random() < self.plan.foreground_share
+        chosen = int(rng.choice(self._classes, p=self._chances)) if on_a_class else 0
+        cases = self._having[chosen] if on_a_class else self.cases
+        case = cases[rng.integers(len(cases))]
         spatial = case.shape[1:]
-        if rng.random() < self.plan.foreground_share:
-            places = case.places[int(rng.choice(list(case.places)))]
+        if on_a_class:
+            places = case.places[chosen]
             index, *place = (int(item) for item in places[rng.integers(len(places))])
             # Anywhere that keeps the place inside the patch, not always its middle.
             corner = [

@@ -40,3 +40,19 @@ def is_full_disk(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return True
     return type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "memory" in str(error).lower()
+
+
+def explained(error: Exception) -> TrainingError | None:
+    """What PyTorch says in its own words, where a user can do something about it."""
+    text = str(error).lower()
+    if is_out_of_memory(error):
+        cure = "Choose a smaller batch or patch size, or a smaller encoder."
+        return TrainingError("out_of_memory", "There was not enough memory for this training.", cure)
+    if "more than 1 value per channel" in text:
+        cure = "Choose a batch size of 2 or more, or larger patches."
+        return TrainingError("batch_too_small", "The batch is too small for this architecture.", cure)
+    return None

@@ -10,17 +10,26 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ml_core.io import Image
+from ml_core.metrics import bounding_box
 
 SAMPLED_PIXELS = 2_000  # per case; enough for percentiles, little enough for 100,000 cases
 CASES_OF_STRUCTURE = 50  # sizes and thicknesses are measured on the first cases, and on so many slices of a volume
 SLICES_OF_STRUCTURE = 6
+LEAST_CASES_OF_STRUCTURE = 3  # and on no more than these, once PIXELS_OF_STRUCTURE were looked at: some seconds
+PIXELS_OF_STRUCTURE = 40_000_000
+SEARCHED_PIXELS = (
+    500_000  # drawn of a case that is LARGE, to find foreground; small structures are looked for everywhere
+)
+LARGE = 4_000_000
+LEAST_FOREGROUND = 500  # pixels of a dataset that say what its foreground's intensities are
 
 
 class FingerprintBuilder:
     """Add every case, then ask for the `result`. Memory does not grow with the size of the images."""
 
     def __init__(self) -> None:
-        self._rng = np.random.default_rng(0)
+        self._rng, self._rng_inside = np.random.default_rng(0), np.random.default_rng(1)
+        self._looked_at = 0
         self._shapes: Counter[tuple[int, ...]] = Counter()
         self._spacings: list[tuple[float, ...]] = []
         self._channels: Counter[int] = Counter()
@@ -53,12 +62,22 @@ class FingerprintBuilder:
         self._ranges.append((float(low), float(high)))
         self._means.append((float(sample.mean()), float(sample.std())))
         if self._sampled < 2_000_000:
-            flat = values.reshape(-1)[picked]
-            inside = sample[:, flat != min(counts)].mean(axis=0)
+            inside = pixels[:, self._places_inside(values.reshape(-1), min(counts))].astype(np.float32).mean(axis=0)
             self._foreground.append(inside)
             self._sampled += inside.size
-        if self._shapes.total() <= CASES_OF_STRUCTURE:
+        number = self._shapes.total()
+        if number <= CASES_OF_STRUCTURE and (
+            number <= LEAST_CASES_OF_STRUCTURE or self._looked_at < PIXELS_OF_STRUCTURE
+        ):
             self._add_structure(values, counts)
+
+    def _places_inside(self, flat: NDArray[Any], background: int) -> NDArray[np.intp]:
+        """Up to SAMPLED_PIXELS positions of other values, so that small structures are heard too."""
+        found = self._rng_inside.integers(0, flat.size, size=SEARCHED_PIXELS if flat.size > LARGE else 0)
+        found = found[flat[found] != background]
+        if len(found) < SAMPLED_PIXELS:
+            found = np.flatnonzero(flat != background)
+        return found if len(found) <= SAMPLED_PIXELS else self._rng_inside.choice(found, SAMPLED_PIXELS, replace=False)
 
     def _add_structure(self, values: NDArray[Any], counts: dict[int, int]) -> None:
         """Sizes of the connected parts of each class, and how thick it is, in pixels of a plane."""
@@ -67,6 +86,8 @@ class FingerprintBuilder:
             present = np.flatnonzero((slices == value).any(axis=(1, 2)))
             picked = present[np.linspace(0, len(present) - 1, min(len(present), SLICES_OF_STRUCTURE)).astype(int)]
             for mask in (slices[index] == value for index in picked):
+                mask = mask[bounding_box(mask)]
+                self._looked_at += mask.size
                 parts, _ = ndimage.label(mask)
                 self._sizes.setdefault(value, []).extend(np.bincount(parts.reshape(-1))[1:].tolist())
                 # A strip of width w has a mean distance to its border of w / 4; pixels' centres lie half a pixel inside.
@@ -78,7 +99,7 @@ class FingerprintBuilder:
         shapes = np.array(list(self._shapes.elements()))
         total = sum(self._class_pixels.values())
         inside = np.concatenate(self._foreground) if self._foreground else np.zeros(0, np.float32)
-        if not inside.size:
+        if inside.size < LEAST_FOREGROUND or inside.min() == inside.max():
             inside = np.array([bound for pair in self._ranges for bound in pair], np.float32)
         low, high = np.percentile(inside, [0.5, 99.5])
         clipped = np.clip(inside, low, high)

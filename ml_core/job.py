@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ml_core.checkpoint import load_weights
+from ml_core.checkpoint import load_weights, seconds_spent
 from ml_core.config import Hyperparameters
-from ml_core.data import Case, StoredCase, open_store
-from ml_core.errors import TrainingError
+from ml_core.data import Case, StoredCase, open_store, size_of
+from ml_core.errors import TrainingError, explained, is_out_of_memory
 from ml_core.evaluation import evaluate
-from ml_core.job_split import split_job
-from ml_core.package import Package, read_package, write_package
+from ml_core.job_split import split_job, unseen_classes
+from ml_core.package import Package, Refinements, read_package, write_package
 from ml_core.plan import Machine, Plan
 from ml_core.planning import DEFAULT_SECONDS, make_plan
 from ml_core.predictor import Predictor, network_of
@@ -28,6 +28,7 @@ from ml_core.splits import Split
 from ml_core.trainer import TrainResult, fit
 
 LEAST_SHARE = 0.3  # of the time left goes into learning, however long the evaluation takes
+LATEST = 1.07  # of the time budget: no evaluation of a further case that would end later
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class _Run:
         decisions: dict[str, Any] = {}
         if not stopped:
             try:
-                decisions, metrics = self._finish(members, splits[0], estimate)
+                decisions, metrics = self._finish(members, splits, estimate)
             except _StoppedError:
                 stopped = True
         self._package(members, metrics, decisions, stopped)
@@ -174,16 +175,19 @@ class _Run:
         stored = open_store(
             self.job.store, cases, self.plan, lambda done, total: self._report("preparing", done, total)
         )
-        return dict(zip(learnt_from, stored, strict=True))
+        found = dict(zip(learnt_from, stored, strict=True))
+        if len(splits) == 1 and (warning := unseen_classes(self.plan, [found[index] for index in splits[0].train])):
+            self._say(warning)
+        return found
 
     def _rehearse(self, splits: list[Split], stored: dict[int, StoredCase]) -> Estimate:
         first = splits[0]
-        held_out = [self.job.cases[index] for index in first.held_out]
+        held_out = sorted((self.job.cases[index] for index in first.held_out), key=lambda case: size_of(case.image))
         estimate = rehearse(
             self.plan,
             [stored[index] for index in first.train],
             [stored[index] for index in first.val],
-            held_out[0],
+            held_out[len(held_out) // 2],
             n_test=len(held_out),
             n_val=len(first.val),
             members=len(splits) * self.plan.seeds,
@@ -236,6 +240,10 @@ class _Run:
                 if not is_out_of_memory(error) or plan.batch_size <= 2:
                     raise
             # Outside the except block: the error holds on to everything that filled the memory.
+            if deadline is not None:
+                deadline += seconds_spent(
+                    folder
+                )  # fit takes off what the checkpoint says, and it is this very training's
             batch = max(2, plan.batch_size // 2)
             text = f"Memory ran out with a batch of {plan.batch_size}, so it goes on with {batch}."
             self.plan = lower_batch(self.plan, batch, text)
@@ -272,25 +280,47 @@ class _Run:
             )
         return time.monotonic() + max(least, left - estimate.reserve_seconds)
 
-    def _finish(self, members: list[Member], split: Split, estimate: Estimate) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _finish(
+        self, members: list[Member], splits: list[Split], estimate: Estimate
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         refinements, decisions = refine(
             members,
             self.plan,
             seconds=estimate.refining_seconds,
+            a_case=estimate.seconds_a_case,
             mirroring=estimate.mirroring,
             on_progress=lambda done, total: self._report("refining", done, total),
         )
         pictures = self.job.folder / "cases"
         pictures.mkdir(exist_ok=True)
+        predictors, cases = self._predictors(members, splits, refinements)
+        budget = self.plan.time_budget_seconds
         metrics = evaluate(
-            Predictor([member.forward for member in members], self.plan, refinements),
-            [self.job.cases[index] for index in split.held_out],
-            evaluated_on="test" if split.test else "val",
+            predictors,
+            cases,
+            evaluated_on="test" if splits[0].test else "val",
             pictures=pictures,
             on_case=lambda done, total: self._report("evaluating", done, total),
+            deadline=self.begun + LATEST * budget if budget else None,
         )
-        self.warnings += _warnings(split.grouping, metrics)
+        self.warnings += _warnings(splits, metrics)
         return decisions, metrics
+
+    def _predictors(
+        self, members: list[Member], splits: list[Split], refinements: Refinements
+    ) -> tuple[list[Predictor], list[Case]]:
+        """The held-out cases, and who predicts each: the whole ensemble; of folds without a test part, the fold that left it out."""
+        if splits[0].test or len(splits) == 1:
+            splits, each = splits[:1], len(members)
+        else:
+            each = self.plan.seeds
+        predictors, cases = [], []
+        for number, split in enumerate(splits):
+            forwards = [member.forward for member in members[number * each : (number + 1) * each]]
+            held_out = [self.job.cases[index] for index in split.held_out]
+            predictors += [Predictor(forwards, self.plan, refinements)] * len(held_out)
+            cases += held_out
+        return predictors, cases
 
     def _package(
         self, members: list[Member], metrics: dict[str, Any], decisions: dict[str, Any], stopped: bool
@@ -346,9 +376,16 @@ class _Run:
         return emit
 
 
-def _warnings(grouping: str, metrics: dict[str, Any]) -> list[str]:
+def _warnings(splits: list[Split], metrics: dict[str, Any]) -> list[str]:
     found = []
-    if "one patient" in grouping:
+    if metrics and metrics["n_cases"] < metrics["held_out"]:
+        found.append(
+            f"{metrics['n_cases']} of the {metrics['held_out']} held-out cases were evaluated, spread evenly: all of them would not "
+            "have fitted into the time budget."
+        )
+    if metrics and metrics["evaluated_on"] == "val" and len(splits) > 1:
+        found.append("Each case was predicted by the networks that had not learnt from it (cross-validation).")
+    if "one patient" in splits[0].grouping:
         found.append("All images come from one patient, so the numbers say little about other patients.")
     if metrics and metrics["evaluated_on"] == "val":
         found.append(
@@ -361,19 +398,3 @@ def _warnings(grouping: str, metrics: dict[str, Any]) -> list[str]:
 def continued(kept: Plan, new: Plan) -> Plan:
     """The plan of an earlier attempt, so that its checkpoint fits, with what may change: how long, and this machine's precision."""
     return replace(kept, epochs=new.epochs, time_budget_seconds=new.time_budget_seconds, precision=new.precision)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "memory" in str(error).lower()
-
-
-def explained(error: Exception) -> TrainingError | None:
-    """What PyTorch says in its own words, where a user can do something about it."""
-    text = str(error).lower()
-    if is_out_of_memory(error):
-        cure = "Choose a smaller batch or patch size, or a smaller encoder."
-        return TrainingError("out_of_memory", "There was not enough memory for this training.", cure)
-    if "more than 1 value per channel" in text:
-        cure = "Choose a batch size of 2 or more, or larger patches."
-        return TrainingError("batch_too_small", "The batch is too small for this architecture.", cure)
-    return None

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ml_core.config import Hyperparameters
-from ml_core.data import Case
-from ml_core.errors import ImageError, TrainingError
+from ml_core.data import Case, StoredCase
+from ml_core.errors import ConfigError, ImageError, TrainingError
 from ml_core.io import read_image
 from ml_core.near_duplicates import near_duplicate_groups, signature
 from ml_core.plan import Plan
@@ -21,24 +21,55 @@ from ml_core.splits import Split, cross_validation, reuse_split, split_cases
 def split_job(
     cases: list[Case], plan: Plan, wanted: Hyperparameters, stored: dict[str, Any] | None, folder: Path
 ) -> list[Split]:
-    """One split, or one per fold. A stored one is reused unless the user asked for another by its shares or folds."""
+    """One split, or one per fold. A stored one is reused unless the user asked for another by its shares or folds; its test part
+    stays locked even then, unless its share was asked for."""
     groups = [case.group for case in cases]
     if stored is not None and plan.folds == 1 and wanted.validation_fraction is None and wanted.test_fraction is None:
         return [reuse_split(stored, [case.id for case in cases], groups)]
     duplicates = near_duplicate_groups([_signature(case, folder) for case in cases])
+    test = _stored_test(cases, groups, duplicates, stored) if wanted.test_fraction is None else []
+    rest = [position for position in range(len(cases)) if position not in set(test)]
+    others = [groups[position] for position in rest]
+    common: dict[str, Any] = {
+        "seed": plan.seed,
+        "test_fraction": 0.0 if test else wanted.test_fraction,
+        "duplicates": [duplicates[position] for position in rest],
+    }
     if plan.folds > 1:
-        return cross_validation(
-            groups, plan.folds, seed=plan.seed, test_fraction=wanted.test_fraction, duplicates=duplicates
-        )
+        splits = cross_validation(others, plan.folds, **common)
+    else:
+        splits = [split_cases(others, validation_fraction=plan.validation_fraction, **common)]
+    if not test:
+        return splits
     return [
-        split_cases(
-            groups,
-            seed=plan.seed,
-            validation_fraction=plan.validation_fraction,
-            test_fraction=wanted.test_fraction,
-            duplicates=duplicates,
-        )
+        Split([rest[index] for index in split.train], [rest[index] for index in split.val], test, split.grouping)
+        for split in splits
     ]
+
+
+def _stored_test(
+    cases: list[Case], groups: list[str], duplicates: list[int], stored: dict[str, Any] | None
+) -> list[int]:
+    """The locked test part of the dataset, with what belongs to it; empty where there is none, or too little beside it."""
+    if not stored or not stored.get("test"):
+        return []
+    try:
+        split = reuse_split(stored, [case.id for case in cases], groups, duplicates=duplicates)
+    except ConfigError:
+        return []
+    return split.test if len(split.train) + len(split.val) >= 2 else []
+
+
+def unseen_classes(plan: Plan, train: list[StoredCase]) -> str | None:
+    """A sentence about classes that only held-out cases show, which cannot be learnt; None where there are none."""
+    names = [name for index, name in enumerate(plan.class_names) if not any(index in case.places for case in train)]
+    if not names:
+        return None
+    which = "; ".join(names)
+    return (
+        f"No case that is learnt from shows {which}: the few that do are held out, so it cannot be found. Add cases with it, or choose "
+        "another seed with a validation share of your own."
+    )
 
 
 def _signature(case: Case, folder: Path) -> np.ndarray[Any, Any]:

@@ -186,7 +186,8 @@ def evaluate(
         def on_case(done: int, total: int) -> None:
             bar.count("evaluating", done, total)
 
-        found = evaluate_cases(used.predictor, cases, evaluated_on="given", pictures=pictures, on_case=on_case)
+        predictors = [used.predictor] * len(cases)
+        found = evaluate_cases(predictors, cases, evaluated_on="given", pictures=pictures, on_case=on_case)
     metrics: dict[str, Any] = to_json(found)
     if out is not None:
         _write_json(Path(out) / "metrics.json", metrics)

@@ -15,6 +15,7 @@ from ml_core.metrics import bounding_box, overlap_metrics
 
 MINIMUM_SIZES = (16, 64, 256, 1024)
 MARGIN = 0.001  # of mean Dice: less is chance with the few validation cases there are, and not worth another step
+LEAST_CASES = 3  # with the class, or found in: fewer say too little about the next image
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def choose(
     """What helps on validation cases, given as (predicted, reference) class positions; `classes` counts the background.
 
     For each foreground class: of largest component and MINIMUM_SIZES the best, then hole filling on top of it; each only if
-    the mean Dice (undefined cases left out, misses as 0: ml_core.metrics) rises by MARGIN or more and there are no more misses.
-    One pass over the cases, one in memory at a time.
+    the mean Dice (undefined cases left out, misses as 0: ml_core.metrics) of LEAST_CASES or more rises by MARGIN or more, twice as
+    many of them get better as get worse, and there are no more misses. The largest component alone is kept only where no
+    reference has several. One pass over the cases, one in memory at a time.
 
     The report, for the model package: {"margin", "cases", "classes": [{"class", "dice", "misses" (before), "candidates":
     [{"name", "dice", "misses", "dice_before", "misses_before", "used"}]}]}; dice is NaN where no case is defined.
@@ -94,27 +96,34 @@ def choose(
     scores: dict[int, dict[tuple[Cleaning, bool], list[float]]] = {
         index: {(cleaning, fill): [] for cleaning in tried for fill in (False, True)} for index in range(1, classes)
     }
-    n_cases = 0
+    n_cases, scattered = 0, set[int]()
     for predicted, reference in cases:
         n_cases += 1
         for index, table in scores.items():
             _score(predicted, reference, index, table)
+            if index not in scattered and ndimage.label(reference == index, np.ones((3,) * reference.ndim))[1] > 1:
+                scattered.add(index)
     chosen, rows = {}, []
     for index, table in scores.items():
-        before = _mean_and_misses(table[Cleaning(), False])
+        before = table[Cleaning(), False]
         candidates: list[dict[str, Any]] = []
-        ranked = {name: _mean_and_misses(table[cleaning, False]) for name, cleaning in first.items()}
-        helpful = {name: found for name, found in ranked.items() if _helps(before, found)}
-        best = max(helpful, key=lambda name: helpful[name][0], default="")
+        ranked = {name: table[cleaning, False] for name, cleaning in first.items()}
+        helpful = {
+            name: _mean_and_misses(found)[0]
+            for name, found in ranked.items()
+            if _helps(before, found) and not (first[name].largest_component and index in scattered)
+        }
+        best = max(helpful, key=lambda name: helpful[name], default="")
         cleaning = first[best] if best else Cleaning()
         for name, found in ranked.items():
             candidates.append(_candidate(name, before, found, used=name == best))
-        base, filled = ranked[best] if best else before, _mean_and_misses(table[cleaning, True])
+        base, filled = ranked[best] if best else before, table[cleaning, True]
         fill = _helps(base, filled)
         candidates.append(_candidate("fill holes", base, filled, used=fill))
         if best or fill:
             chosen[index] = Cleaning(cleaning.largest_component, cleaning.minimum_size, fill)
-        rows.append({"class": index, "dice": before[0], "misses": before[1], "candidates": candidates})
+        dice, misses = _mean_and_misses(before)
+        rows.append({"class": index, "dice": dice, "misses": misses, "candidates": candidates})
     return Postprocessing(chosen), {"margin": MARGIN, "cases": n_cases, "classes": rows}
 
 
@@ -179,17 +188,22 @@ def _mean_and_misses(dice: list[float]) -> tuple[float, int]:
     return (float(defined.mean()) if len(defined) else float("nan")), int(np.count_nonzero(defined == 0))
 
 
-def _helps(before: tuple[float, int], after: tuple[float, int]) -> bool:
-    """NaN on either side is never better: where no case has the class left, nothing shows what would be lost."""
-    return after[0] - before[0] >= MARGIN and after[1] <= before[1]
+def _helps(before: list[float], after: list[float]) -> bool:
+    """NaN of all cases is never better: where no case has the class left, nothing shows what would be lost."""
+    (mean_before, misses_before), (mean, misses) = _mean_and_misses(before), _mean_and_misses(after)
+    change = np.nan_to_num(after, nan=1.0) - np.nan_to_num(before, nan=1.0)  # what is undefined is a right "not there"
+    better, worse = int((change > 0).sum()), int((change < 0).sum())
+    enough = int(np.isfinite(before).sum()) >= LEAST_CASES
+    return enough and mean - mean_before >= MARGIN and misses <= misses_before and better >= 2 * worse
 
 
-def _candidate(name: str, before: tuple[float, int], after: tuple[float, int], *, used: bool) -> dict[str, Any]:
+def _candidate(name: str, before: list[float], after: list[float], *, used: bool) -> dict[str, Any]:
+    (mean_before, misses_before), (mean, misses) = _mean_and_misses(before), _mean_and_misses(after)
     return {
         "name": name,
-        "dice_before": before[0],
-        "dice": after[0],
-        "misses_before": before[1],
-        "misses": after[1],
+        "dice_before": mean_before,
+        "dice": mean,
+        "misses_before": misses_before,
+        "misses": misses,
         "used": used,
     }

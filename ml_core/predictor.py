@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ml_core.architectures import build
 from ml_core.data import with_neighbours
+from ml_core.device import most_probable
 from ml_core.io import Image
 from ml_core.package import Package, Refinements, read_package
 from ml_core.plan import Machine, Plan
@@ -91,12 +92,15 @@ class Predictor:
         labels, certainty = np.empty(own, np.uint8), np.empty(own, np.float16)
         for first, probabilities in self._probabilities(preprocess(image, plan.preprocessing), own):
             cut = slice(first, first + len(probabilities))
-            labels[cut] = probabilities.argmax(1).to(torch.uint8).numpy()
+            labels[cut] = most_probable(probabilities).to(torch.uint8).numpy()
             certainty[cut] = _certainty(probabilities).to(torch.float16).numpy()
             if on_probabilities:
                 on_probabilities(first, probabilities.numpy())
         if self.refinements.postprocessing:
-            labels = apply(labels, self.refinements.postprocessing)
+            if image.dimensions == 2:  # not as a volume of one slice, in which nothing is enclosed
+                labels = apply(labels[0], self.refinements.postprocessing)[None]
+            else:
+                labels = apply(labels, self.refinements.postprocessing)
         foreground = labels > 0
         confidence = float(certainty[foreground if foreground.any() else ...].mean(dtype=np.float64))
         indices, certainty = (np.ascontiguousarray(slices_to_labels(item, image, axis)) for item in (labels, certainty))

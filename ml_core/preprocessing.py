@@ -136,13 +136,23 @@ def _normalise(channel: NDArray[Any], how: Preprocessing) -> NDArray[np.float32]
         fixed: NDArray[np.float32] = (scaled - np.float32(how.mean)) / np.float32(max(how.std, 1e-6))
         return fixed
     body = _without_air(channel) if how.without_air else channel.reshape(-1)
-    low, high = np.percentile(body[:: max(1, body.size // 1_000_000)], [0.5, 99.5])
+    low, high = _range(body)
+    if (
+        low == high and body.size < channel.size
+    ):  # a thing of one value on its ground: its percentiles would hide the ground
+        body = channel.reshape(-1)
+        low, high = _range(body)
     if low == high:
         low, high = body.min(), body.max()
     of_body = np.clip(body, low, high).astype(np.float32)
     clipped = np.clip(channel, low, high).astype(np.float32)
     own: NDArray[np.float32] = (clipped - of_body.mean()) / np.float32(max(float(of_body.std()), 1e-6))
     return own
+
+
+def _range(values: NDArray[Any]) -> tuple[Any, Any]:
+    low, high = np.percentile(values[:: max(1, values.size // 1_000_000)], [0.5, 99.5])
+    return low, high
 
 
 def _without_air(channel: NDArray[Any]) -> NDArray[Any]:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,23 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ml_core.data import Case, label_indices
-from ml_core.device import pick_device
+from ml_core.data import Case, label_indices, pad_to, spread_order, with_neighbours
+from ml_core.device import most_probable, pick_device
 from ml_core.io import Image, read_image, read_mask
 from ml_core.metrics import overlap_metrics
 from ml_core.package import Refinements
 from ml_core.plan import Plan
 from ml_core.postprocessing import Postprocessing, choose
-from ml_core.predictor import Predictor
+from ml_core.predictor import WINDOW, Predictor
+from ml_core.preprocessing import labels_to_network, network_shape, preprocess
 from ml_core.serving import Forward, NotConvertibleError, OpenVinoForward, TorchForward, convert
 from ml_core.serving import choose as choose_runtime
 
 log = logging.getLogger(__name__)
 
-WORTH_IT = (
-    0.0003  # of mean Dice that mirroring must gain; small, since the same weights are compared on the same cases,
-)
+WORTH_IT = 0.0003  # of mean Dice that mirroring must gain; small, since the same weights see the same cases,
 MOSTLY = 2 / 3  # but on so many of the cases, since it multiplies the time of every prediction
+IN_FLOAT32 = 4  # times as long as one prediction takes a quick one beside its like in float32
+ROUNDS = 3  # of each runtime, to see which is quicker
+PIECES = 8  # of a case that is too large to compare whole
 
 
 @dataclass
@@ -47,49 +50,50 @@ def refine(
     plan: Plan,
     *,
     seconds: float,
+    a_case: float,
     mirroring: bool,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Refinements, dict[str, Any]]:
     """Choose converted networks, mirroring and post-processing. Sets each member's `forward` and, where kept, `converted`.
 
-    `seconds`: about how long it may take: fewer cases are looked at where they are slow. Returns what is used and, for the
-    package, the decisions with their numbers.
+    `seconds`: about how long it may take: fewer cases are looked at where they are slow, pieces of them where even one is too slow
+    (`a_case`: seconds of one prediction). Returns what is used and, for the package, the decisions with their numbers.
     """
     start = time.monotonic()
-    decisions: dict[str, Any] = {"serving": _convert(members, plan, start + 0.4 * seconds)}
+    in_pieces = len(members) * IN_FLOAT32 * a_case > 0.4 * seconds
+    decisions: dict[str, Any] = {"serving": _convert(members, plan, start + 0.4 * seconds, in_pieces)}
     on_progress(1, 3)
     used, decisions["mirroring"] = _mirroring(members, plan, start + 0.8 * seconds, mirroring)
     on_progress(2, 3)
     refinements = Refinements(mirroring=used)
-    chosen, decisions["postprocessing"] = _postprocessing(members, plan, refinements, start + seconds)
+    affordable = len(members) * a_case < seconds
+    chosen, decisions["postprocessing"] = _postprocessing(members, plan, refinements, start + seconds, affordable)
     on_progress(3, 3)
     return replace(refinements, postprocessing=chosen), decisions
 
 
-def _convert(members: list[Member], plan: Plan, deadline: float) -> dict[str, Any]:
+def _convert(members: list[Member], plan: Plan, deadline: float, in_pieces: bool) -> dict[str, Any]:
     """On a CPU: the quicker of OpenVINO and PyTorch in the plan's precision, where its label maps agree with float32's."""
     for member in members:
         member.forward = TorchForward(member.network, plan.precision)
     if pick_device().type == "cuda":
         reason = f"PyTorch in {plan.precision}: the machine has a GPU."
         return {"runtime": "torch", "precision": plan.precision, "reason": reason}
-    runtime, seconds = _quickest(members[0], plan)
+    runtime, seconds = _quickest(members, plan)
     decisions = []
     for member in members:
         if runtime == "openvino":
             member.converted = member.converted or _converted(member.network, plan)
             member.forward = OpenVinoForward(*member.converted, plan.precision)
-        fast, exact = (Predictor([way], plan) for way in (member.forward, TorchForward(member.network, "fp32")))
-        decisions.append(
-            choose_runtime(
-                lambda image, fast=fast: fast.predict(image).indices,  # type: ignore[misc]
-                lambda image, exact=exact: exact.predict(image).indices,  # type: ignore[misc]
-                _load(member.cases, plan, deadline),
-                len(plan.class_values),
-                runtime=runtime,
-                precision=plan.precision,
-            )
-        )
+        ways = (member.forward, TorchForward(member.network, "fp32"))
+        settings: Any = {"classes": len(plan.class_values), "runtime": runtime, "precision": plan.precision}
+        if in_pieces:
+            fast, exact = (partial(_labels_of, way) for way in ways)
+            pieces = _pieces(member.cases, plan, deadline)
+            decisions.append(choose_runtime(fast, exact, pieces, unit="validation window", **settings))
+        else:
+            whole, exactly = (partial(_indices_of, Predictor([way], plan)) for way in ways)
+            decisions.append(choose_runtime(whole, exactly, _load(member.cases, plan, deadline), **settings))
     # The strictest decision is that of all networks of an ensemble.
     decision = max(decisions, key=lambda item: (item["precision"] == "fp32", item["dice_difference"] or 0.0))
     for member in members:
@@ -99,24 +103,64 @@ def _convert(members: list[Member], plan: Plan, deadline: float) -> dict[str, An
     return {**decision, "seconds": seconds}
 
 
-def _quickest(member: Member, plan: Plan) -> tuple[str, dict[str, float]]:
-    """Which runtime predicts the first validation case sooner, and both times. A network that OpenVINO cannot take stays in PyTorch."""
-    image, _ = next(_load(member.cases, plan, 0.0))
-    ways: dict[str, Forward] = {"torch": member.forward}
+def _quickest(members: list[Member], plan: Plan) -> tuple[str, dict[str, float]]:
+    """Which runtime takes what a prediction gives it at once sooner, and the seconds of both.
+
+    The networks stay in PyTorch where OpenVINO cannot take one of them.
+    """
+    ways: dict[str, Forward] = {"torch": members[0].forward}
     try:
-        member.converted = _converted(member.network, plan)
-        ways["openvino"] = OpenVinoForward(*member.converted, plan.precision)
+        for member in members:
+            member.converted = _converted(member.network, plan)
+        assert members[0].converted
+        ways["openvino"] = OpenVinoForward(*members[0].converted, plan.precision)
     except NotConvertibleError as error:
         log.info("%s", error)
-    seconds = {}
-    for name, forward in ways.items():
-        predictor = Predictor([forward], plan)
-        predictor.predict(image)  # the first one prepares
-        seconds[name] = round(predictor.predict(image).seconds, 4)
-    quickest = min(seconds, key=lambda name: seconds[name])
-    if quickest == "torch":
-        member.converted = None
-    return quickest, seconds
+    batch = _typical(members[0].cases[0], plan)
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(ROUNDS + 1):  # in turn, so that what else the machine does meets both; the first ones prepare
+        for name, forward in ways.items():
+            begun = time.perf_counter()
+            forward(batch)
+            if number:
+                taken[name].append(time.perf_counter() - begun)
+    seconds = {name: round(min(times), 4) for name, times in taken.items()}
+    return min(seconds, key=lambda name: seconds[name]), seconds
+
+
+def _typical(case: Case, plan: Plan) -> NDArray[np.float32]:
+    """(1, C, *spatial) as one forward pass of a prediction of this case gets it: a window of a volume, a picture or slice."""
+    spatial: tuple[int, ...] = plan.patch
+    if plan.configuration != "3d":
+        height, width = network_shape(read_image(case.image), plan.preprocessing)[1:]
+        spatial = tuple(plan.padded_shape((min(WINDOW, height), min(WINDOW, width))))
+    return np.random.default_rng(0).normal(0, 1, (1, plan.in_channels, *spatial)).astype(np.float32)
+
+
+def _indices_of(predictor: Predictor, image: Image) -> NDArray[np.uint8]:
+    return predictor.predict(image).indices
+
+
+def _labels_of(forward: Forward, batch: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return most_probable(torch.from_numpy(forward(batch)))[0].to(torch.uint8).numpy()
+
+
+def _pieces(cases: list[Case], plan: Plan, deadline: float) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """Of each case a few patches around places of its classes in turn: (1, C, *patch), and class positions (*patch)."""
+    for image, reference in _load(cases, plan, deadline):
+        images = preprocess(image, plan.preprocessing)
+        labels = labels_to_network(reference, image, plan.preprocessing)
+        rng, classes = np.random.default_rng(0), np.unique(labels)
+        for number in range(PIECES):
+            places = np.argwhere(labels == classes[number % len(classes)])
+            index, *place = (int(item) for item in places[rng.integers(len(places))])
+            low = [
+                min(max(0, spot - size // 2), max(0, length - size))
+                for spot, size, length in zip(place, plan.patch, labels.shape[1:], strict=True)
+            ]
+            window = tuple(slice(start, start + size) for start, size in zip(low, plan.patch, strict=True))
+            piece = pad_to(with_neighbours(images, index, plan.context, window), plan.patch)
+            yield np.ascontiguousarray(piece[None]), pad_to(labels[index][window], plan.patch)
 
 
 def _converted(network: nn.Module, plan: Plan) -> tuple[bytes, bytes]:
@@ -149,10 +193,12 @@ def _mirroring(members: list[Member], plan: Plan, deadline: float, affordable: b
 
 
 def _postprocessing(
-    members: list[Member], plan: Plan, refinements: Refinements, deadline: float
+    members: list[Member], plan: Plan, refinements: Refinements, deadline: float, affordable: bool
 ) -> tuple[Postprocessing | None, dict[str, Any]]:
     if plan.postprocessing == "off":
         return None, {"used": None, "reason": "You chose it."}
+    if not affordable:
+        return None, {"used": None, "reason": "Not measured: it would not fit into the time budget."}
     pairs = []
     for member in members:
         predictor = Predictor([member.forward], plan, refinements)
@@ -166,11 +212,10 @@ def _postprocessing(
 
 def _load(cases: list[Case], plan: Plan, deadline: float) -> Iterator[tuple[Image, NDArray[np.uint8]]]:
     """Evenly chosen ones, one by one, until the time is up; at least one."""
-    order = np.argsort([index * 0.618034 % 1 for index in range(len(cases))])  # any beginning of it is spread evenly
-    for count, index in enumerate(order):
+    for count, index in enumerate(spread_order(len(cases))):
         if count and time.monotonic() > deadline:
             return
-        case = cases[int(index)]
+        case = cases[index]
         image = read_image(case.image)
         values = read_mask(case.mask, like=image).values
         yield image, label_indices(values, plan.class_values, case.name)

@@ -138,11 +138,13 @@ def choose(
     *,
     runtime: str = "openvino",
     precision: str = "bf16",
+    unit: str = "validation case",
 ) -> dict[str, Any]:
     """Whether the model is served by `fast`, or by `exact` (PyTorch in fp32): the decision that goes into its package.
 
-    fast, exact: an image to its label map of class positions. cases: validation images with their reference label maps, each read
-    once. The rule: per class, the mean Dice over the cases whose reference has the class may differ by less than MOST_DIFFERENCE.
+    fast, exact: an image to its label map of class positions. cases: validation images with their reference label maps (`unit`:
+    what each of them is), each read once. The rule: per class, the mean Dice over the cases whose reference has the class may
+    differ by less than MOST_DIFFERENCE.
     """
     scores: list[list[tuple[float, float]]] = [[] for _ in range(classes)]
     count = 0
@@ -156,7 +158,7 @@ def choose(
         return keep_torch("There was no validation case to compare the converted network on.")
     means = [np.mean(pairs, axis=0) for pairs in scores if pairs]
     difference = max(abs(float(ours - theirs)) for ours, theirs in means)
-    over = "one validation case" if count == 1 else f"{count} validation cases"
+    over = f"one {unit}" if count == 1 else f"{count} {unit}s"
     report = f"its Dice differs by at most {difference:.5f} from PyTorch in fp32 on {over}"
     if difference < MOST_DIFFERENCE:
         names = {"openvino": "OpenVINO", "torch": "PyTorch"}

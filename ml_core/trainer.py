@@ -86,13 +86,16 @@ def fit(
     steps = steps_of_an_epoch(sampler.units(), validator.pixels(), plan)
 
     keeper = Keeper(folder)
-    epoch, step, best_score, best_epoch, spent = 0, 0, -math.inf, 0, 0.0
+    epoch, step, best_epoch, spent = 0, 0, 0, 0.0
+    best_score: tuple[float, float] = (-math.inf, -math.inf)
     curve: list[dict[str, Any]] = []
     if keeper.latest.exists():
         tensors, facts = load_weights(keeper.latest)
         unpack(tensors, network, average, optimizer)
         epoch, step, spent = facts["epoch"], facts["step"], facts["seconds"]
-        best_score, best_epoch, curve = facts["best_score"], facts["best_epoch"], facts.get("curve", [])
+        best_epoch, curve = facts["best_epoch"], facts.get("curve", [])
+        kept = facts["best_score"]  # of a version before it was the Dice alone
+        best_score = (kept[0], kept[1]) if isinstance(kept, list) else (kept, -math.inf)
         if deadline is not None:
             deadline -= spent  # the time used before the interruption counts
     # With the curve so far: who listened before the interruption may not have come to write all of it down.
@@ -145,7 +148,10 @@ def fit(
             speed = len(losses) * plan.batch_size / (time.monotonic() - epoch_start)
             val_loss, dice, iou = validator.validate(average)
             epoch += 1
-            score = -val_loss if math.isnan(dice) else dice  # no foreground among the validation slices: go by the loss
+            score = (
+                0.0 if math.isnan(dice) else dice,
+                -val_loss,
+            )  # without foreground, or with none found: by the loss
             if score > best_score:
                 best_score, best_epoch = score, epoch
                 keeper.better(average, {"epoch": epoch, "val_dice": dice})

@@ -9,7 +9,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Max, QuerySet
 
 from datasets.models import Dataset
-from medseg_site.shared import manifests, storage
+from medseg_site.shared import manifests, removal, storage
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
 from medseg_site.shared.text import clean_name
@@ -136,9 +136,14 @@ def delete_model(*, model: SegmentationModel) -> None:
             raise WrongStateError("This model is being trained. Cancel the training first.")
         if locked.inferences.filter(status__in=["queued", "running"]).exists():
             raise WrongStateError("Images are being segmented with this model. Wait until they are done.")
+        if locked.batches.filter(status__in=["queued", "running"]).exists():
+            raise WrongStateError(
+                "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
+            )
         prefix = storage.object_key("models", locked.uuid)
         owner, checksum = locked.uuid, locked.checksum
+        removal.forget_manifests(SegmentationModel, [owner])
         locked.delete()
-        transaction.on_commit(lambda: storage.delete_prefix(prefix))
-        transaction.on_commit(lambda: storage.forget_local(owner))
-        transaction.on_commit(lambda: storage.forget_copies([checksum] if checksum else []))
+        removal.remove_on_commit(SegmentationModel, [owner], lambda: storage.delete_prefix(prefix))
+        transaction.on_commit(lambda: storage.forget_local(owner), robust=True)
+        transaction.on_commit(lambda: storage.forget_copies([checksum] if checksum else []), robust=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +67,13 @@ def _train(job: Claim[SegmentationModel], folder: Path) -> None:
     if dataset is None:
         raise TrainingFailedError("The dataset was deleted. Upload it again and train on that.")
     folder.mkdir(parents=True, exist_ok=True)
-    _bring_checkpoints(job.row, folder)
+    with job.kept_alive():
+        _bring_checkpoints(job.row, folder)
     progress = _KeptProgress(job.row, folder)
     try:
         with cache.decoded_in_use(dataset.uuid) as store:
-            document = _job_document(job, dataset, folder, store)
+            with job.kept_alive():  # one large object over a slow line
+                document = _job_document(job, dataset, folder, store)
             job.log.add(f"{len(document['cases'])} samples are on this machine")
             outcome = TrainingProcess(job, _write_job(folder, document), progress.after_epoch).outcome()
             if outcome is None:
@@ -217,12 +222,20 @@ class _KeptProgress:
 
 
 def _store_checkpoints(model: SegmentationModel, folder: Path, since: float = 0.0) -> None:
-    """Those written after `since` (time.time()): best and latest of one network, or of each member_<number> of several."""
+    """Those written after `since` (time.time()): best and latest of one network, or of each member_<number> of several.
+
+    Of links, since the training goes on replacing them; `latest` is linked first, so that `best` is never older than what it says.
+    """
     try:
-        for path in sorted(folder.rglob("*.safetensors")):
-            if path.stat().st_mtime >= since:
-                place = path.relative_to(folder).parts
-                storage.store_file(storage.object_key("models", model.uuid, "checkpoints", *place), path)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".checkpoints-") as links:
+            for path in sorted(folder.rglob("*.safetensors"), reverse=True):
+                if path.stat().st_mtime >= since:
+                    link = Path(links, path.relative_to(folder))
+                    link.parent.mkdir(exist_ok=True)
+                    os.link(path, link)
+            for link in sorted(Path(links).rglob("*.safetensors")):
+                place = link.relative_to(links).parts
+                storage.store_file(storage.object_key("models", model.uuid, "checkpoints", *place), link)
         manifests.keep_up(model)
     except Exception:
         log.exception("checkpoints of model %s are not stored; the training goes on", model.pk)
@@ -244,13 +257,20 @@ def _bring_checkpoints(model: SegmentationModel, folder: Path) -> None:
         shutil.move(storage.fetch(key), target)  # moved: the cache must not keep an old one under this key
 
 
+def _store_package(model: SegmentationModel, path: Path) -> storage.StoredObject:
+    """Under a key of its own content: a model that was used before it went on training is there until its row says otherwise."""
+    with path.open("rb") as file:
+        sha256, _ = storage.sha256_of(file)
+    return storage.store_file(storage.object_key("models", model.uuid, f"model-{sha256[:16]}.zip"), path)
+
+
 def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) -> None:
     """Objects first, then the row, then the local files away."""
     model = job.row
     columns: dict[str, Any] = {"warnings": outcome["warnings"], "progress": {}}
     with job.kept_alive():
         if outcome["package"]:
-            stored = storage.store_file(storage.object_key("models", model.uuid, "model.zip"), Path(outcome["package"]))
+            stored = _store_package(model, Path(outcome["package"]))
             for picture in sorted((folder / "cases").glob("*.png")):
                 storage.store_file(storage.object_key("models", model.uuid, "cases", picture.name), picture)
             columns |= {"s3_bucket": storage.bucket_name(), "s3_key": stored.key, "checksum": stored.sha256}
@@ -259,10 +279,13 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
             _store_checkpoints(model, folder)
         if not outcome["stopped"]:
             columns = manifests.store_done(model, columns | job.last_words())
-    if outcome["stopped"]:
-        job.cancel(**columns)
-        return
+    earlier = model.s3_key if columns.get("s3_key", model.s3_key) != model.s3_key else ""
     with transaction.atomic():
+        if earlier:  # of a training that went on: it stays until nobody is told of it any more
+            transaction.on_commit(partial(storage.delete_object, earlier), robust=True)
+        if outcome["stopped"]:
+            job.cancel(**columns)
+            return
         job.finish(**columns)
     shutil.rmtree(folder, ignore_errors=True)
     storage.delete_prefix(storage.object_key("models", model.uuid, "checkpoints"))

@@ -70,8 +70,9 @@ def sign_parts(*, upload: Upload, numbers: list[int], checksums: Mapping[str, st
         raise MedSegError("wrong_number", f"Ask for 1 to {MOST_SIGNED} parts at once.", attr="part_numbers")
     for number in numbers:
         _check_number(upload, number)
-    said = {int(number): _checksum(text, "checksums") for number, text in checksums.items() if number.isdecimal()}
-    for number in set(said) & set(numbers):
+    known = {str(number): number for number in numbers}
+    said = {known[name]: _checksum(text, "checksums") for name, text in checksums.items() if name in known}
+    for number in said:
         _note_checksum(upload, number, said[number])
     touch(upload)
     return parts_of(upload).sign(upload, numbers)

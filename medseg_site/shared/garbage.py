@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -60,6 +61,16 @@ def collect(
                     storage.remove_emptied_folders(item.key)
             on_step(declared(model).collection, owners)
     return report
+
+
+def remove_remains(model: type[Job], owners: list[uuid.UUID]) -> None:
+    """What lies below the prefixes of deleted rows, but for what other rows name (versions of a dataset share objects)."""
+    living = set(model._default_manager.filter(uuid__in=owners).values_list("uuid", flat=True))
+    for owner in owners:
+        if owner in living:
+            continue
+        keys = [item.key for item in storage.objects_below(storage.object_key(declared(model).collection, owner))]
+        storage.delete_objects(set(keys) - named_by_any(keys))
 
 
 def _garbage(model: type[Job]) -> Iterator[tuple[int, list[ObjectInfo]]]:

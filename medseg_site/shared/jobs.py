@@ -21,7 +21,7 @@ from django.db import connection, models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from medseg_site.shared import manifests
+from medseg_site.shared import manifests, outages
 from medseg_site.shared import progress as events
 from medseg_site.shared.errors import WrongStateError
 from medseg_site.shared.job_log import MOST_EVENTS, JobLog, add_to_timeline, timeline_entry, worker_name
@@ -33,6 +33,8 @@ J = TypeVar("J", bound=Job)
 BEAT_SECONDS = 1.0
 STALE_SECONDS = settings.MEDSEG_STALE_SECONDS
 LOST_MESSAGE_SECONDS = 2 * STALE_SECONDS
+CLOCKS_DIFFER_SECONDS = 4.0
+FAR_SECONDS = 10 * STALE_SECONDS  # in the future: such a time was written before a clock was put back
 MAX_ATTEMPTS = 3
 MAX_INTERRUPTIONS = 8  # by what does not answer for a while; the pauses between them add up to ten minutes
 
@@ -88,6 +90,7 @@ class Claim(Generic[J]):
                     self._mine.update(heartbeat_at=timezone.now())
                 except Exception:
                     log.exception("heartbeat of %s %s", self.row.KIND, self.row.pk)
+                    connection.close()  # a broken one would be used again
             connection.close()
 
         thread = threading.Thread(target=pulse, daemon=True)
@@ -144,9 +147,14 @@ class Claim(Generic[J]):
         It costs no attempt, and each pause is twice as long as the one before.
         """
         self.log.add(reason, "WARNING")
+        return outages.patiently(lambda: self._queue_after_pause(reason))  # it may be the database that is away
+
+    def _queue_after_pause(self, reason: str) -> float | None:
         rows = type(self.row)._default_manager.filter(pk=self.row.pk)
         timeline = rows.values_list("timeline", flat=True).first() or []
-        times = sum(entry["event"] == "interrupted" for entry in timeline)
+        events_ = [entry["event"] for entry in timeline]
+        since = len(events_) - events_[::-1].index("queued") if "queued" in events_ else 0  # started again by hand
+        times = events_[since:].count("interrupted")
         if times >= MAX_INTERRUPTIONS:
             self.fail(f"{reason} It was tried {times + 1} times. Start it again when that is mended.")
             return None
@@ -194,8 +202,9 @@ def announce(row: Job, status: str) -> None:
 def claim(model: type[J], pk: int) -> Claim[J] | None:
     """Take a queued row. None when it is not queued any more: somebody else has it, or it ended."""
     words, token, now = model.WORDS, uuid.uuid4(), timezone.now()
+    due = now + timedelta(seconds=CLOCKS_DIFFER_SECONDS)  # a second message must not cut a pause short
     with transaction.atomic():
-        mine = model._default_manager.filter(pk=pk, status=words.queued, claim_token=None).update(
+        mine = model._default_manager.filter(pk=pk, status=words.queued, claim_token=None, enqueued_at__lte=due).update(
             status=words.working,
             claim_token=token,
             attempt=F("attempt") + 1,
@@ -255,14 +264,12 @@ def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None
     `waiting`: which queued rows have a message of their own that can be lost; all without it.
     """
     words, now = model.WORDS, timezone.now()
-    stale = {
-        "status": words.working,
-        "claim_token__isnull": False,
-        "heartbeat_at__lt": now - timedelta(seconds=STALE_SECONDS),
-    }
-    for row in model._default_manager.filter(**stale):
+    far = now + timedelta(seconds=FAR_SECONDS)
+    silent_heart = Q(heartbeat_at__lt=now - timedelta(seconds=STALE_SECONDS)) | Q(heartbeat_at__gt=far)
+    stale = Q(status=words.working, claim_token__isnull=False) & silent_heart
+    for row in model._default_manager.filter(stale):
         # The UPDATE repeats the condition: the worker may have come back to life in between.
-        mine = model._default_manager.filter(pk=row.pk, claim_token=row.claim_token, **stale)
+        mine = model._default_manager.filter(stale, pk=row.pk, claim_token=row.claim_token)
         silence = f"The worker was not heard of for {STALE_SECONDS} s: it died, or its machine did."
         last = (
             f"The worker died {row.attempt} times while working on this, most likely because memory ran out. "
@@ -272,7 +279,8 @@ def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None
             log.warning("%s %s: its worker died, attempt %s; queued again", model.KIND, row.pk, row.attempt)
             enqueue(row.pk)
     silent = now - timedelta(seconds=LOST_MESSAGE_SECONDS)
-    lost = model._default_manager.filter(status=words.queued, claim_token=None, enqueued_at__lt=silent)
+    unheard = Q(enqueued_at__lt=silent) | Q(enqueued_at__gt=far)
+    lost = model._default_manager.filter(unheard, status=words.queued, claim_token=None)
     lost = lost.filter(waiting) if waiting is not None else lost
     for pk in lost.values_list("pk", flat=True):
         if lost.filter(pk=pk).update(enqueued_at=now):

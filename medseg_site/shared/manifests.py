@@ -153,7 +153,7 @@ def refresh(model: type[Job], pk: int, owner: uuids.UUID) -> None:
     """Write the manifest of a row as it is in the database, and again until it stayed so: others may change it meanwhile."""
     key = storage.object_key(declared(model).collection, owner, NAME)
     for _ in range(TIMES_LOOKED_AT):
-        row = _fresh(model, pk)
+        row = model._default_manager.filter(uuid=owner).first()
         if row is None:
             storage.delete_object(key)  # deleted meanwhile: a manifest would bring it back
             return

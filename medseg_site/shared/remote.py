@@ -60,14 +60,26 @@ def below(prefix: str) -> Any:
 
 
 def delete_below(prefix: str) -> None:
-    below(prefix).delete()
+    for answer in below(prefix).delete():
+        _refuse_errors(answer)
+
+
+def _refuse_errors(answer: dict[str, Any]) -> None:
+    """S3 answers 200 also where it could not delete some of them. Raises ClientError."""
+    for error in answer.get("Errors", ()):
+        raise ClientError(
+            {"Error": {"Code": error.get("Code", ""), "Message": error.get("Message", "")},
+             "ResponseMetadata": {"HTTPStatusCode": 503}},
+            "DeleteObjects",
+        )  # fmt: skip
 
 
 def delete_keys(keys: Iterable[str]) -> None:
     """A thousand a request, as many as S3 takes."""
     left = iter(keys)
     while some := [{"Key": key} for key in islice(left, 1000)]:
-        _bucket().delete_objects(Delete={"Objects": some, "Quiet": True})
+        answer = _bucket().delete_objects(Delete={"Objects": some, "Quiet": True})
+        _refuse_errors(answer)
 
 
 def signed_url(key: str, *, name: str, content_type: str) -> str | None:

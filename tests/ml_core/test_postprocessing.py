@@ -113,7 +113,7 @@ def test_a_gain_in_the_mean_does_not_pay_for_a_miss() -> None:
 def test_less_than_the_margin_is_not_worth_a_step() -> None:
     truth = drawn((1, 0, 0, 60, 60), side=100)
     speck = drawn((1, 0, 0, 60, 60), (1, 80, 80, 1, 3), side=100)
-    how, report = choose([(speck, truth)], 2)
+    how, report = choose([(speck, truth)] * 3, 2)
     best = max(entry["dice"] for entry in report["classes"][0]["candidates"])
     assert 0 < best - report["classes"][0]["dice"] < MARGIN
     assert not how.is_active
@@ -126,13 +126,35 @@ def test_false_alarms_alone_choose_nothing_but_beside_real_cases_they_go() -> No
     assert not how.is_active
     assert math.isnan(next(e for e in report["classes"][0]["candidates"] if e["name"] == "minimum size 16")["dice"])
     real = drawn((1, 10, 10, 12, 12))
-    how, _ = choose([(alarm, nothing), (real, real)], 2)
+    how, _ = choose([(alarm, nothing)] * 2 + [(real, real)], 2)
     assert how == Postprocessing({1: Cleaning(minimum_size=16)})
 
 
 def test_holes_come_on_top_of_the_chosen_removal_and_each_class_has_its_own() -> None:
     truth = drawn((1, 2, 2, 14, 14), (2, 25, 25, 10, 10))
     predicted = drawn((1, 2, 2, 14, 14), (0, 5, 5, 6, 6), (1, 30, 2, 5, 5), (2, 25, 25, 10, 10))
-    how, _ = choose([(predicted, truth)] * 2, 3)
+    how, _ = choose([(predicted, truth)] * 3, 3)
     assert how == Postprocessing({1: Cleaning(largest_component=True, fill_holes=True)})
     np.testing.assert_array_equal(apply(predicted, how), truth)
+
+
+def test_two_cases_are_too_few_and_one_that_gains_does_not_pay_for_two_that_lose() -> None:
+    truth = drawn((1, 2, 2, 12, 12))
+    speck = drawn((1, 2, 2, 12, 12), (1, 25, 25, 6, 5))
+    assert not choose([(speck, truth)] * 2, 2)[0].is_active
+    # One case with a large false part gains more than two with a hole that is real lose by having it filled.
+    ring, dot = drawn((1, 2, 2, 14, 14), (0, 8, 8, 2, 2)), drawn((1, 2, 2, 14, 14), (0, 3, 3, 12, 12))
+    whole = drawn((1, 2, 2, 14, 14))
+    how, report = choose([(ring, ring)] * 2 + [(dot, whole)], 2)
+    filled = next(entry for entry in report["classes"][0]["candidates"] if entry["name"] == "fill holes")
+    assert filled["dice"] - filled["dice_before"] > MARGIN
+    assert not how.is_active
+
+
+def test_where_references_have_several_parts_the_largest_is_not_kept_alone() -> None:
+    two = drawn((1, 2, 2, 12, 12), (1, 30, 30, 4, 4))
+    speck = drawn((1, 2, 2, 12, 12), (1, 25, 5, 6, 5))
+    how, _ = choose([(speck, drawn((1, 2, 2, 12, 12)))] * 4 + [(two, two)], 2)
+    assert not any(cleaning.largest_component for cleaning in how.classes.values())
+    alone, _ = choose([(speck, drawn((1, 2, 2, 12, 12)))] * 4, 2)
+    assert alone == Postprocessing({1: LARGEST})

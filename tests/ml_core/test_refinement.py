@@ -35,11 +35,11 @@ class Threshold(nn.Module):
         return torch.cat([-disc, disc], 1)
 
 
-def decide(folder: Path, network: nn.Module, **wanted: Any) -> tuple[Any, dict[str, Any], Member]:
+def decide(folder: Path, network: nn.Module, a_case: float = 0.1, **wanted: Any) -> tuple[Any, dict[str, Any], Member]:
     cases: list[Case] = draw(folder, 3)
     plan = plan_for(cases, **wanted)
     member = Member(network.eval(), cases)
-    refinements, decisions = refine([member], plan, seconds=60, mirroring=True)
+    refinements, decisions = refine([member], plan, seconds=60, a_case=a_case, mirroring=True)
     return refinements, decisions, member
 
 
@@ -82,3 +82,11 @@ def test_a_converted_network_that_answers_otherwise_is_refused(tmp_path: Path, m
     assert decisions["serving"]["dice_difference"] > 0.1
     assert member.converted is None
     assert isinstance(member.forward, TorchForward)
+
+
+def test_where_one_case_takes_too_long_windows_of_it_are_compared_and_nothing_else(tmp_path: Path) -> None:
+    refinements, decisions, _ = decide(tmp_path, Threshold(), a_case=100.0)
+    assert decisions["serving"]["dice_difference"] < 0.001
+    assert "24 validation windows" in decisions["serving"]["reason"]
+    assert refinements.postprocessing is None
+    assert "time budget" in decisions["postprocessing"]["reason"]

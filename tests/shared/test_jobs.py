@@ -139,3 +139,45 @@ def test_the_database_refuses_rows_that_contradict_themselves(columns: dict[str,
     model = ModelFactory.create()
     with pytest.raises(IntegrityError), transaction.atomic():
         SegmentationModel.objects.filter(pk=model.pk).update(**columns)
+
+
+def test_interruptions_before_somebody_started_it_again_do_not_count() -> None:
+    model = ModelFactory.create()
+    for _ in range(jobs.MAX_INTERRUPTIONS):
+        SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=timezone.now())
+        job = jobs.claim(SegmentationModel, model.pk)
+        assert job
+        assert job.retry_later("Storage is away.") is not None
+    SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=timezone.now())
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    assert job.retry_later("Storage is away.") is None
+    model.refresh_from_db()
+    assert model.status == "failed"
+    jobs.requeue(model)
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    assert job.retry_later("Storage is away.") == 5.0
+
+
+def test_a_second_message_does_not_cut_a_pause_short() -> None:
+    model = ModelFactory.create()
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    assert job.retry_later("Storage is away.") == 5.0
+    assert jobs.claim(SegmentationModel, model.pk) is None
+    SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=timezone.now())
+    assert jobs.claim(SegmentationModel, model.pk) is not None
+
+
+def test_a_clock_that_was_put_back_leaves_no_row_behind() -> None:
+    """A heartbeat and a queue time of hours ahead, as a machine wrote them whose clock was wrong."""
+    ahead = timezone.now() + timedelta(hours=3)
+    working, waiting = ModelFactory.create(), ModelFactory.create()
+    assert jobs.claim(SegmentationModel, working.pk)
+    SegmentationModel.objects.filter(pk=working.pk).update(heartbeat_at=ahead)
+    SegmentationModel.objects.filter(pk=waiting.pk).update(enqueued_at=ahead)
+    sent: list[int] = []
+    jobs.reap(SegmentationModel, sent.append)
+    assert sorted(sent) == sorted([working.pk, waiting.pk])
+    assert jobs.claim(SegmentationModel, waiting.pk)

@@ -1,0 +1,95 @@
+"""Batches: what other processes do while one is unpacked, and what becomes of one whose image is tried again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from inference import batches, prediction
+from inference.models import InferenceBatch, InferenceResult
+from inference.services import create_batch, delete_batch, retry_inference
+from medseg_site.demo import png
+from medseg_site.shared import manifests, storage
+from medseg_site.shared.errors import WrongStateError
+from medseg_site.shared.verification import find_problems
+from models_app.services import delete_model
+from tests.shared.conftest import Filled, cell, zipped
+
+pytestmark = pytest.mark.parametrize("media", ["local"], indirect=True)
+
+
+def two_images(user: Any, filled: Filled) -> InferenceBatch:
+    files = {f"{name}.png": png(cell(seed)[0]) for seed, name in enumerate("ab")}
+    return create_batch(user=user, model=filled.completed, archive=zipped(files))
+
+
+def test_images_that_workers_finish_meanwhile_keep_their_last_manifest(
+    user: Any, filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = two_images(user, filled)
+    store_many = manifests.store_many
+
+    def after_a_worker(rows: list[InferenceResult]) -> None:
+        prediction.run(rows[0].pk)
+        store_many(rows)
+
+    monkeypatch.setattr(manifests, "store_many", after_a_worker)
+    assert batches.expand(batch.pk)
+    done = batch.inferences.get(status="completed")
+    assert manifests.read(f"inferences/{done.uuid}/manifest.json")["row"]["status"] == "completed"
+    assert find_problems() == []
+
+
+def test_a_batch_that_is_deleted_meanwhile_leaves_nothing_behind(
+    user: Any, filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = two_images(user, filled)
+    store_many, before = manifests.store_many, set(storage.owners_of("inferences"))
+
+    def after_a_deletion(rows: list[InferenceResult]) -> None:
+        delete_batch(batch=InferenceBatch.objects.get(pk=batch.pk))
+        store_many(rows)
+
+    monkeypatch.setattr(manifests, "store_many", after_a_deletion)
+    batches.expand(batch.pk)
+    assert set(storage.owners_of("inferences")) == before
+    assert not InferenceBatch.objects.filter(pk=batch.pk).exists()
+
+
+def test_an_image_tried_again_opens_its_failed_batch(
+    user: Any, filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = two_images(user, filled)
+    assert batches.expand(batch.pk)
+
+    def broken(*arguments: Any) -> None:
+        raise ValueError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "_run", broken)
+        for image in batch.inferences.all():
+            prediction.run(image.pk)
+    batch.refresh_from_db()
+    assert batch.status == "failed"
+    image = batch.inferences.first()
+    assert image
+    retry_inference(inference=image)
+    batches.expand(batch.pk)
+    prediction.run(image.pk)
+    batch.refresh_from_db()
+    assert (batch.status, batch.error) == ("completed", None)
+    assert sorted(batch.inferences.values_list("status", flat=True)) == ["completed", "failed"]
+    assert find_problems() == []
+
+
+def test_a_model_stays_while_a_batch_waits_for_it_and_a_deleted_one_takes_no_work(user: Any, filled: Filled) -> None:
+    batch = two_images(user, filled)
+    filled.queued.delete()
+    with pytest.raises(WrongStateError, match="batch"):
+        delete_model(model=filled.completed)
+    delete_batch(batch=batch)
+    gone = filled.completed
+    delete_model(model=type(gone).objects.get(pk=gone.pk))
+    with pytest.raises(WrongStateError, match="deleted"):
+        create_batch(user=user, model=gone, archive=zipped({"a.png": png(cell(1)[0])}))
