@@ -18,6 +18,7 @@ from ml_core.errors import ConfigError, TrainingError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.io import Image, read_image, read_mask
 from ml_core.job import TrainingJob, run
+from ml_core.job_split import split_job
 from ml_core.package import read_package
 from ml_core.plan import Machine, Plan
 from ml_core.planning import make_plan
@@ -259,3 +260,61 @@ def test_a_stop_during_the_evaluation_keeps_the_weights(tmp_path: Path) -> None:
     assert events[-1]["stopped"]
     assert events[-1]["metrics"] == {}
     assert Path(events[-1]["package"]).exists()
+
+
+def test_a_class_of_few_cases_is_drawn_often_enough_to_be_learnt(tmp_path: Path) -> None:
+    """One of forty cases shows the disc: without regard to that, one patch in 160 would be placed on it."""
+    cases = draw(tmp_path, 40)
+    for case in cases[1:]:
+        PILImage.fromarray(np.zeros((48, 48), np.uint8)).save(case.mask)
+    plan = plan_for(cases, patch_size=32, foreground_share=0.5)
+    stored = open_store(tmp_path / "store", cases, plan, lambda done, total: None)
+    sampler, rng = PatchSampler(stored, plan), np.random.default_rng(0)
+    with_disc = sum(bool(sampler.draw(rng)[1].any()) for _ in range(1000))
+    assert 50 < with_disc < 250  # the root of 1 beside the root of 40, of one half
+
+
+def test_classes_that_only_held_out_cases_show_are_named(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 6)
+    for case in cases[1:]:
+        PILImage.fromarray(np.zeros((48, 48), np.uint8)).save(case.mask)
+    job = TrainingJob(
+        cases,
+        CLASSES,
+        fingerprint_of(cases),
+        {**QUICK, "epochs": 1},
+        tmp_path / "run",
+        tmp_path / "store",
+        split={"train": [2, 3, 4, 5], "val": [1, 6], "test": []},
+    )
+    job.folder.mkdir()
+    events: list[dict[str, Any]] = []
+    run(job, on_event=events.append, should_stop=lambda: False)
+    assert any("No case that is learnt from shows disc" in text for text in events[-1]["warnings"])
+
+
+def test_an_evaluation_that_would_not_end_in_time_takes_fewer_cases_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_core.job.LATEST", 0.0)  # as if the budget were over when the evaluation begins
+    cases = draw(tmp_path, 8)
+    split = {"train": [1, 2, 3], "val": [4], "test": [5, 6, 7, 8]}
+    wanted = {**QUICK, "epochs": 1, "time_budget_seconds": 60}
+    job = TrainingJob(cases, CLASSES, fingerprint_of(cases), wanted, tmp_path / "run", tmp_path / "store", split=split)
+    job.folder.mkdir()
+    events: list[dict[str, Any]] = []
+    run(job, on_event=events.append, should_stop=lambda: False)
+    metrics = events[-1]["metrics"]
+    assert (metrics["n_cases"], metrics["held_out"], len(metrics["per_case"])) == (1, 4, 1)
+    assert any(text.startswith("1 of the 4 held-out cases were evaluated") for text in events[-1]["warnings"])
+
+
+def test_other_shares_leave_the_locked_test_part_as_it_is(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 8)
+    stored = {"train": [4, 5, 6, 7, 8], "val": [3], "test": [1, 2]}
+    asked: list[dict[str, Any]] = [{"validation_fraction": 0.4}, {"folds": 3}]
+    for wanted in asked:
+        plan = plan_for(cases, **wanted)
+        for split in split_job(cases, plan, Hyperparameters.from_dict(wanted), stored, tmp_path / "store"):
+            assert split.test == [0, 1]
+            assert sorted(split.train + split.val) == [2, 3, 4, 5, 6, 7]

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from ml_core.data import Case
+from ml_core.data import Case, label_indices
 from ml_core.errors import TrainingError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.io import read_image, read_mask
 from ml_core.job import TrainingJob, run
+from ml_core.metrics import case_metrics
 from ml_core.package import read_package
 from ml_core.plan import Preprocessing
-from ml_core.predictor import Predictor
+from ml_core.predictor import Predictor, network_of
 from ml_core.preprocessing import labels_to_network, network_shape, preprocess
 from ml_core.rehearsal import Estimate
 from ml_core.rehearsal import rehearse as measure
+from ml_core.serving import Forward, TorchForward
 from tests.ml_core.test_training import CLASSES as PICTURE_CLASSES
 from tests.ml_core.test_training import curve, draw, fingerprint_of
 from tests.ml_core.test_training import train as train_pictures
@@ -115,6 +117,15 @@ def test_the_air_around_a_body_does_not_set_its_scale(tmp_path: Path) -> None:
     assert np.array_equal(preprocess(full, how), preprocess(full, replace(how, without_air=False)))
 
 
+def test_a_thing_of_one_value_on_its_ground_is_told_from_the_ground(tmp_path: Path) -> None:
+    pixels = np.zeros((60, 60), np.uint8)
+    pixels[20:40, 20:40] = 255
+    PILImage.fromarray(pixels).save(tmp_path / "drawn.png")
+    how = Preprocessing(channels=1, normalisation="image", without_air=True)
+    seen = preprocess(read_image(tmp_path / "drawn.png"), how)[0, 0]
+    assert seen[30, 30] - seen[0, 0] > 2
+
+
 def test_folds_answer_together_and_every_case_is_validated_on(tmp_path: Path) -> None:
     cases = draw(tmp_path, 6)
     events = train_pictures(tmp_path / "run", cases, folds=3, epochs=2)
@@ -123,6 +134,18 @@ def test_folds_answer_together_and_every_case_is_validated_on(tmp_path: Path) ->
     assert sorted(case for fold in package.split["folds"] for case in fold["val"]) == [case.id for case in cases]
     assert [event["epoch"] for event in curve(events)] == [1, 2, 3, 4, 5, 6]
     assert Predictor.from_package(package).predict(read_image(cases[0].image)).values.shape == (48, 48)
+    # The numbers are of all cases, each predicted by the network that had not learnt from it.
+    metrics = events[-1]["metrics"]
+    assert (metrics["evaluated_on"], metrics["n_cases"], metrics["held_out"]) == ("val", 6, 6)
+    assert any("cross-validation" in text for text in events[-1]["warnings"])
+    used = package.refinements()
+    for index, fold in enumerate(package.split["folds"]):
+        own: list[Forward] = [TorchForward(network_of(package.plan, package.members[index]), "fp32")]
+        for case in (case for case in cases if case.id in fold["val"]):
+            reference = label_indices(read_mask(case.mask).values, package.plan.class_values, case.name)
+            found = Predictor(own, package.plan, used).predict(read_image(case.image)).indices
+            said = next(row["dice"] for row in metrics["per_case"] if row["sample"] == case.id)
+            assert case_metrics(reference, found, 2, None)[1]["dice"] == pytest.approx(said, abs=0.02)
 
 
 def test_a_warm_start_begins_with_the_earlier_weights(tmp_path: Path) -> None:
