@@ -120,6 +120,7 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
         DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in classes)
     with job.kept_alive():
         columns = manifests.store_done(dataset, {**columns, **job.last_words()})
+        storage.settle()
     with transaction.atomic():
         job.finish(progress={}, **columns)
 

@@ -53,10 +53,18 @@ class AtomicFileSystemStorage(FileSystemStorage):
                 with part.open("wb") as out:
                     for chunk in content.chunks(CHUNK):
                         out.write(chunk)
+            if _is_synced(name):
+                with part.open("rb") as written:
+                    os.fsync(written)  # the machine may lose its power, and a row say that the object is whole
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)
         return name
+
+
+def _is_synced(name: str) -> bool:
+    """Not the thousands of samples, which `settle` waits for all at once, nor the manifests of inferences, which can be written again."""
+    return "/samples/" not in name and not (name.startswith("inferences/") and name.endswith(".json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +128,12 @@ def store_bytes(key: str, data: bytes) -> StoredObject:
 
 def store_json(key: str, document: dict[str, Any]) -> StoredObject:
     return store_bytes(key, json.dumps(document, indent=1, default=str).encode())
+
+
+def settle() -> None:
+    """Wait until all that was stored in the local folder is on its disk, before a row says so."""
+    if not is_remote():
+        os.sync()
 
 
 def open_object(key: str) -> IO[bytes]:
