@@ -165,7 +165,7 @@ def choose(
         chosen = {"runtime": runtime, "precision": precision, "reason": f"{names[runtime]} in {precision}: {report}."}
     else:
         chosen = keep_torch(f"PyTorch in fp32: the quicker way was refused, {report}.")
-    return {**chosen, "dice_difference": difference, "cases": count}
+    return {**chosen, "dice_difference": difference, "cases": count, "unit": unit}
 
 
 def keep_torch(reason: str) -> dict[str, Any]:

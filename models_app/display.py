@@ -158,7 +158,8 @@ def _serving(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
     difference = found.get("dice_difference")
     if difference is None:
         return {"used": used, "head": [], "rows": []}
-    row = ["Largest difference in Dice", f"{difference:.5f}", _cases(found)]
+    cases = f"{_cases(found)} windows" if found.get("unit") == "validation window" else _cases(found)
+    row = ["Largest difference in Dice", f"{difference:.5f}", cases]
     return {"used": used, "head": ["Against PyTorch in fp32", "", "Cases"], "rows": [{"cells": row, "used": False}]}
 
 
