@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import redis
-from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, IncompleteReadError
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from kombu.exceptions import OperationalError as BrokerError
@@ -43,7 +43,7 @@ def _reason(error: BaseException) -> str | None:
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return "The object storage answers with errors." if status >= 500 or status == 429 else None
-    if isinstance(error, (ConnectionError, HTTPClientError)):
+    if isinstance(error, (ConnectionError, HTTPClientError, IncompleteReadError)):
         return "The object storage does not answer."
     if isinstance(error, redis.ResponseError) and str(error).startswith("MISCONF"):
         return "The broker cannot write, since its disk is full. Make room there."

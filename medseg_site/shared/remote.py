@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from typing import IO, Any
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, IncompleteReadError
 from django.conf import settings
 from django.core.files.storage import default_storage, storages
 from django.utils.http import content_disposition_header
 
 SIGNED_SECONDS = 3600
+BUFFER = 2**18
 
 
 def _bucket() -> Any:
@@ -33,25 +35,57 @@ def _missing_is_file_not_found(key: str) -> Iterator[None]:
 def tag_of(key: str) -> str:
     """What an object's content is known by. Raises FileNotFoundError, as all here that name one object."""
     with _missing_is_file_not_found(key):
-        return str(_bucket().Object(key).e_tag)
+        return str(_whole(_bucket().Object(key).e_tag))
 
 
 def size_of(key: str) -> int:
     with _missing_is_file_not_found(key):
-        return int(_bucket().Object(key).content_length)
+        return int(_whole(_bucket().Object(key).content_length))
 
 
 def open_whole(key: str, tag: str | None = None) -> IO[bytes]:
     """Read as it comes, not by way of memory or disk; with `tag` only if the object is still that one."""
     with _missing_is_file_not_found(key):
-        body: IO[bytes] = _bucket().Object(key).get(**({"IfMatch": tag} if tag else {}))["Body"]
-    return body
+        answer = _bucket().Object(key).get(**({"IfMatch": tag} if tag else {}))
+    return _body(answer)
 
 
 def open_range(key: str, start: int, end: int) -> IO[bytes]:
     with _missing_is_file_not_found(key):
-        body: IO[bytes] = _bucket().Object(key).get(Range=f"bytes={start}-{end - 1}")["Body"]
-    return body
+        answer = _bucket().Object(key).get(Range=f"bytes={start}-{end - 1}")
+    return _body(answer)
+
+
+def _body(answer: dict[str, Any]) -> IO[bytes]:
+    """botocore holds the body against its length, which says nothing where the connection was cut within the head."""
+    _whole(answer.get("ContentLength"))
+    return io.BufferedReader(_Checked(answer["Body"]), BUFFER)
+
+
+class _Checked(io.RawIOBase):
+    """A body that is always read through botocore's check of its length: in a `with`, botocore hands out the stream below that."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._body.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._body.close()
+        super().close()
+
+
+def _whole(header: Any) -> Any:
+    """Python takes a head that ends too early for a whole one, so a field that is always there may be missing."""
+    if header is None:
+        raise IncompleteReadError(actual_bytes=0, expected_bytes="an answer with its whole head")
+    return header
 
 
 def below(prefix: str) -> Any:

@@ -11,6 +11,7 @@ import redis
 from botocore.exceptions import ClientError, EndpointConnectionError
 from django.db import OperationalError
 from django.test import Client
+from django.utils import timezone
 from rest_framework.test import APIClient
 
 from datasets import ingestion
@@ -65,6 +66,7 @@ def test_work_waits_for_what_is_away_and_fails_in_the_end(monkeypatch: pytest.Mo
         dataset.refresh_from_db()
         assert (dataset.status, dataset.claim_token, dataset.attempt) == ("uploaded", None, 0)
         assert dataset.timeline[-1]["event"] == "interrupted"
+        type(dataset).objects.filter(pk=dataset.pk).update(enqueued_at=timezone.now())  # the pause is over
     assert pauses == [5, 10, 20, 40, 80, 120, 120, 120]
     dataset.refresh_from_db()
     assert dataset.status == "error"

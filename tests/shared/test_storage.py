@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import socketserver
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from django.core.files.base import File
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import TemporaryUploadedFile
 
-from medseg_site.shared import storage
+from medseg_site.shared import outages, storage
 
 
 def test_store_and_fetch_by_checksum(own_media: Path) -> None:
@@ -68,3 +70,33 @@ def test_what_a_killed_process_left_is_swept_and_the_rest_stays(settings: Any, t
 def test_fetch_of_nothing_is_file_not_found(own_media: Path) -> None:
     with pytest.raises(FileNotFoundError):
         storage.fetch("datasets/none")
+
+
+ANSWER = b'HTTP/1.1 200 OK\r\nETag: "abc"\r\nContent-Type: text/plain\r\nContent-Length: 1000\r\n\r\n' + b"x" * 1000
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("cut", [ANSWER.index(b"Content-Type"), ANSWER.index(b"xxx") + 500])
+def test_an_answer_that_is_cut_is_an_outage_and_no_object(s3_media: Any, settings: Any, cut: int) -> None:
+    """Within its head, which Python takes for a whole one, or within its body."""
+
+    class Cut(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(ANSWER[:cut])
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Cut) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = {**settings.STORAGES["default"]["OPTIONS"]}
+        options["endpoint_url"] = f"http://127.0.0.1:{server.server_address[1]}"
+        default = {**settings.STORAGES["default"], "OPTIONS": options}
+        settings.STORAGES = {**settings.STORAGES, "default": default}
+        try:
+            with pytest.raises(Exception) as caught:  # noqa: PT011 (which of them, outages knows)
+                storage.fetch("batches/x/archive.zip")
+            assert outages.reason_of(caught.value) == "The object storage does not answer."
+            with pytest.raises(Exception) as caught:  # noqa: PT011
+                storage.fetch("datasets/x/archive.zip", "0" * 64)
+            assert outages.reason_of(caught.value) == "The object storage does not answer."
+        finally:
+            server.shutdown()
