@@ -252,9 +252,7 @@ def test_header_that_lies_about_the_size_cannot_fill_the_disk(path: Path) -> Non
     assert (path.parent / "out").stat().st_size == 10
 
 
-def test_full_disk_is_no_fault_of_the_archive_and_leaves_nothing_behind(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_no_fault_of_the_archive(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with SafeArchive(make_zip(path)) as archive:
         monkeypatch.setattr(Path, "replace", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
         with pytest.raises(OSError, match="No space") as caught:
