@@ -195,20 +195,23 @@ def recheck_dataset(*, dataset: Dataset) -> Dataset:
 
 def delete_dataset(*, dataset: Dataset) -> None:
     """Remove the row and every object. Models trained on it stay. Raises WrongStateError while a training reads it."""
-    with transaction.atomic():
+    owner = dataset.uuid
+    _check_not_in_use(dataset)
+    with removal.deletion({Dataset: [owner]}):
         lock_family(dataset)
         locked = Dataset.objects.get(pk=dataset.pk)
-        if locked.models.filter(status__in=["queued", "training"]).exists():
-            raise WrongStateError("A training reads this dataset. Wait until it has ended, or cancel it first.")
-        if is_being_built_on(locked):
-            raise WrongStateError(
-                "A newer version is being made from this one. Wait until it is checked, or delete it."
-            )
-        owner, objects = locked.uuid, dict(objects_of(locked))
-        removal.forget_manifests(Dataset, [owner])
+        _check_not_in_use(locked)
+        objects = dict(objects_of(locked))
         locked.delete()
         removal.remove_on_commit(Dataset, [owner], lambda: _delete_objects(locked, objects))
         transaction.on_commit(lambda: storage.forget_local(owner), robust=True)
+
+
+def _check_not_in_use(dataset: Dataset) -> None:
+    if dataset.models.filter(status__in=["queued", "training"]).exists():
+        raise WrongStateError("A training reads this dataset. Wait until it has ended, or cancel it first.")
+    if is_being_built_on(dataset):
+        raise WrongStateError("A newer version is being made from this one. Wait until it is checked, or delete it.")
 
 
 def is_being_built_on(dataset: Dataset) -> bool:

@@ -49,21 +49,27 @@ def expand(pk: int) -> bool:
         _delete(stored)
         job.cancel()
     except (ArchiveError, UploadDamagedError) as error:
-        _delete(stored)
-        job.fail(str(error), archive_key="")
-        storage.delete_object(job.row.archive_key)
+        _fail(job, str(error), stored)
     except Exception as error:
         if reason := outages.reason_of(error):
             job.retry_later(reason)  # the reaper sends for a worker when it is time
             return False
         log.exception("batch %s", pk)
-        _delete(stored)
-        job.fail(
-            f"The batch could not be unpacked ({type(error).__name__}). Send it again; if it fails again, see its log.",
-            archive_key="",
+        text = (
+            f"The batch could not be unpacked ({type(error).__name__}). Send it again; if it fails again, see its log."
         )
-        storage.delete_object(job.row.archive_key)
+        _fail(job, text, stored)
     return False
+
+
+def _fail(job: Claim[InferenceBatch], reason: str, stored: list[str]) -> None:
+    archive_key = job.row.archive_key
+    job.fail(reason, archive_key="")
+    if archive_key and InferenceBatch.objects.filter(pk=job.row.pk, archive_key=archive_key).exists():
+        return  # another worker has it by now, and needs what lies there
+    _delete(stored)
+    if archive_key:
+        storage.delete_object(archive_key)
 
 
 def _delete(prefixes: list[str]) -> None:

@@ -173,8 +173,7 @@ def delete_inference(*, inference: InferenceResult) -> None:
     prefix = storage.object_key("inferences", inference.uuid)
     checksums = [checksum for _, checksum in objects_of(inference) if checksum]
     owners = [inference.uuid]
-    with transaction.atomic():
-        removal.forget_manifests(InferenceResult, owners)
+    with removal.deletion({InferenceResult: owners}):
         inference.delete()
         removal.remove_on_commit(InferenceResult, owners, lambda: storage.delete_prefix(prefix))
         transaction.on_commit(lambda: storage.forget_copies(checksums), robust=True)
@@ -189,9 +188,7 @@ def delete_batch(*, batch: InferenceBatch) -> None:
         for image in images:
             storage.delete_prefix(storage.object_key("inferences", image))
 
-    with transaction.atomic():
-        removal.forget_manifests(InferenceBatch, [owner])
-        removal.forget_manifests(InferenceResult, images)
+    with removal.deletion({InferenceBatch: [owner], InferenceResult: images}):
         batch.delete()
         own = partial(storage.delete_prefix, storage.object_key("batches", owner))
         removal.remove_on_commit(InferenceBatch, [owner], own)

@@ -201,6 +201,7 @@ CELERY_TASK_DEFAULT_QUEUE = "housekeeping"  # short tasks, taken by whichever of
 CELERY_TASK_ROUTES = {
     "datasets.tasks.check_dataset": {"queue": "ingest"},
     "inference.tasks.expand_batch": {"queue": "ingest"},
+    "medseg_site.tasks.remove_remains": {"queue": "ingest"},
     "models_app.tasks.train_model": {"queue": "train"},
     "inference.tasks.run_inference": {"queue": "infer"},
     "inference.tasks.work_on_batches": {"queue": "infer"},

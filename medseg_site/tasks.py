@@ -17,7 +17,7 @@ def refresh_manifest(self: Any, label: str, pk: int, owner: str) -> None:
     from medseg_site.shared import manifests
 
     try:
-        manifests.refresh(apps.get_model(label), pk, uuid.UUID(owner))
+        manifests.refresh(apps.get_model(label), pk, uuid.UUID(owner), anew=True)
     except Exception as error:
         raise self.retry(exc=error, countdown=min(15 * 2**self.request.retries, 1800)) from error
 

@@ -16,7 +16,7 @@ from ml_core.config import Hyperparameters
 from ml_core.data import Case, StoredCase, open_store, size_of
 from ml_core.errors import TrainingError, explained, is_out_of_memory
 from ml_core.evaluation import evaluate
-from ml_core.job_split import split_job, unseen_classes
+from ml_core.job_split import as_document, same_again, split_job, unseen_classes
 from ml_core.package import Package, Refinements, read_package, write_package
 from ml_core.plan import Machine, Plan
 from ml_core.planning import DEFAULT_SECONDS, make_plan
@@ -35,7 +35,8 @@ LATEST = 1.07  # of the time budget: no evaluation of a further case that would 
 class TrainingJob:
     """What a training needs. `folder` gets checkpoints, pictures and model.zip; `store` the decoded samples (may be shared).
 
-    split: an earlier one to be reused, {"train": [case ids], "val": …, "test": …}. warm_start: a package to take weights from.
+    split: an earlier one to be reused, {"train": [case ids], "val": …, "test": …}. earlier_split: of an earlier attempt, perhaps with
+    folds; it is kept where that left a checkpoint. warm_start: a package to take weights from.
     plan: of an earlier attempt; it is kept where that left a checkpoint, whatever this machine would plan. batch_limit: what
     fitted into memory after all. salvage: train no more, package the best weights of the checkpoints.
     """
@@ -49,6 +50,7 @@ class TrainingJob:
     default_seconds: int = DEFAULT_SECONDS
     facts: dict[str, Any] = field(default_factory=dict)
     split: dict[str, Any] | None = None
+    earlier_split: dict[str, Any] | None = None
     warm_start: Path | None = None
     plan: dict[str, Any] = field(default_factory=dict)
     batch_limit: int | None = None
@@ -97,13 +99,16 @@ class _Run:
     def _plan(self) -> Plan:
         job = self.job
         plan = make_plan(self.wanted, job.fingerprint, job.classes, self.machine, default_seconds=job.default_seconds)
-        if job.plan and any(job.folder.rglob("*.safetensors")):
+        if job.plan and self._goes_on():
             plan = continued(Plan.from_dict(job.plan), plan)
         if job.batch_limit and job.batch_limit < plan.batch_size:
             text = f"The batch was lowered from {plan.batch_size} to {job.batch_limit}, since memory ran out."
             plan = lower_batch(plan, job.batch_limit, text)
             self.warnings.append(text)
         return plan
+
+    def _goes_on(self) -> bool:
+        return any(self.job.folder.rglob("*.safetensors"))
 
     def whole(self) -> None:
         if self.job.salvage:
@@ -149,16 +154,10 @@ class _Run:
 
     def _splits(self) -> list[Split]:
         """One, or one per fold."""
-        splits = split_job(self.job.cases, self.plan, self.wanted, self.job.split, self.job.store)
-        ids = [case.id for case in self.job.cases]
-        parts = {"train": splits[0].train, "val": splits[0].val, "test": splits[0].test}
-        self.split = {name: [ids[index] for index in indices] for name, indices in parts.items()}
-        self.split["grouping"] = splits[0].grouping
-        if len(splits) > 1:
-            self.split["folds"] = [
-                {"train": [ids[index] for index in split.train], "val": [ids[index] for index in split.val]}
-                for split in splits
-            ]
+        earlier = self.job.earlier_split if self._goes_on() else None
+        splits = same_again(self.job.cases, earlier) if earlier else None
+        splits = splits or split_job(self.job.cases, self.plan, self.wanted, self.job.split, self.job.store)
+        self.split = as_document(self.job.cases, splits)
         self.emit(
             {
                 "type": "plan",
@@ -231,6 +230,7 @@ class _Run:
         warm: Any,
     ) -> TrainResult:
         """trainer.fit; where memory runs out in spite of all, on from the checkpoint with half the batch."""
+        given, before = deadline, seconds_spent(folder)  # fit takes off what the checkpoint says at its start
         while True:
             plan = self.plan.with_seed(seed)
             try:
@@ -240,10 +240,8 @@ class _Run:
                 if not is_out_of_memory(error) or plan.batch_size <= 2:
                     raise
             # Outside the except block: the error holds on to everything that filled the memory.
-            if deadline is not None:
-                deadline += seconds_spent(
-                    folder
-                )  # fit takes off what the checkpoint says, and it is this very training's
+            if given is not None:
+                deadline = given + seconds_spent(folder) - before  # what is added since is this very training's
             batch = max(2, plan.batch_size // 2)
             text = f"Memory ran out with a batch of {plan.batch_size}, so it goes on with {batch}."
             self.plan = lower_batch(self.plan, batch, text)

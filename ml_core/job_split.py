@@ -47,6 +47,34 @@ def split_job(
     ]
 
 
+def as_document(cases: list[Case], splits: list[Split]) -> dict[str, Any]:
+    """{"train": [case ids], "val": …, "test": …, "grouping": …} of the first, and all of them as "folds" where there are several."""
+    ids = [case.id for case in cases]
+
+    def named(split: Split, *parts: str) -> dict[str, Any]:
+        return {part: [ids[index] for index in getattr(split, part)] for part in parts}
+
+    document = {**named(splits[0], "train", "val", "test"), "grouping": splits[0].grouping}
+    if len(splits) > 1:
+        document["folds"] = [named(split, "train", "val") for split in splits]
+    return document
+
+
+def same_again(cases: list[Case], document: dict[str, Any]) -> list[Split] | None:
+    """The splits that `as_document` wrote down, for a training that goes on; None where they are not of these very cases."""
+    positions = {case.id: position for position, case in enumerate(cases)}
+    test, grouping = document.get("test", []), str(document.get("grouping", ""))
+    splits = []
+    for fold in document.get("folds") or [document]:
+        parts = [fold.get("train", []), fold.get("val", []), test]
+        named = [name for part in parts for name in part]
+        if len(named) != len(positions) or set(named) != set(positions):
+            return None
+        train, val, locked = ([positions[name] for name in part] for part in parts)
+        splits.append(Split(train, val, locked, grouping))
+    return splits
+
+
 def _stored_test(
     cases: list[Case], groups: list[str], duplicates: list[int], stored: dict[str, Any] | None
 ) -> list[int]:

@@ -148,10 +148,8 @@ def fit(
             speed = len(losses) * plan.batch_size / (time.monotonic() - epoch_start)
             val_loss, dice, iou = validator.validate(average)
             epoch += 1
-            score = (
-                0.0 if math.isnan(dice) else dice,
-                -val_loss,
-            )  # without foreground, or with none found: by the loss
+            by_loss = -val_loss if math.isfinite(val_loss) else -math.inf
+            score = (0.0 if math.isnan(dice) else dice, by_loss)  # without foreground, or with none found: by the loss
             if score > best_score:
                 best_score, best_epoch = score, epoch
                 keeper.better(average, {"epoch": epoch, "val_dice": dice})

@@ -130,20 +130,25 @@ def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any]
 
 def delete_model(*, model: SegmentationModel) -> None:
     """Remove the row and its objects; inferences stay. Raises WrongStateError while it is in use."""
-    with transaction.atomic():
+    owner = model.uuid
+    prefix = storage.object_key("models", owner)
+    _check_not_in_use(SegmentationModel.objects.get(pk=model.pk))
+    with removal.deletion({SegmentationModel: [owner]}):
         locked = SegmentationModel.objects.select_for_update().get(pk=model.pk)
-        if locked.is_active:
-            raise WrongStateError("This model is being trained. Cancel the training first.")
-        if locked.inferences.filter(status__in=["queued", "running"]).exists():
-            raise WrongStateError("Images are being segmented with this model. Wait until they are done.")
-        if locked.batches.filter(status__in=["queued", "running"]).exists():
-            raise WrongStateError(
-                "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
-            )
-        prefix = storage.object_key("models", locked.uuid)
-        owner, checksum = locked.uuid, locked.checksum
-        removal.forget_manifests(SegmentationModel, [owner])
+        _check_not_in_use(locked)
+        checksum = locked.checksum
         locked.delete()
         removal.remove_on_commit(SegmentationModel, [owner], lambda: storage.delete_prefix(prefix))
         transaction.on_commit(lambda: storage.forget_local(owner), robust=True)
         transaction.on_commit(lambda: storage.forget_copies([checksum] if checksum else []), robust=True)
+
+
+def _check_not_in_use(model: SegmentationModel) -> None:
+    if model.is_active:
+        raise WrongStateError("This model is being trained. Cancel the training first.")
+    if model.inferences.filter(status__in=["queued", "running"]).exists():
+        raise WrongStateError("Images are being segmented with this model. Wait until they are done.")
+    if model.batches.filter(status__in=["queued", "running"]).exists():
+        raise WrongStateError(
+            "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
+        )

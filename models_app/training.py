@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import tempfile
 import threading
 import time
 from functools import partial
@@ -154,6 +152,7 @@ def _job_document(job: Claim[SegmentationModel], dataset: Dataset, folder: Path,
     return {
         "cases": cases,
         "split": _stored_split(dataset, samples),
+        "earlier_split": model.split,
         "warm_start": _warm_start(model, folder),
         "classes": dataset.class_dicts(),
         "fingerprint": dataset.fingerprint,
@@ -227,13 +226,11 @@ def _store_checkpoints(model: SegmentationModel, folder: Path, since: float = 0.
     Of links, since the training goes on replacing them; `latest` is linked first, so that `best` is never older than what it says.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".checkpoints-") as links:
+        with storage.scratch_folder("checkpoints") as links:
             for path in sorted(folder.rglob("*.safetensors"), reverse=True):
                 if path.stat().st_mtime >= since:
-                    link = Path(links, path.relative_to(folder))
-                    link.parent.mkdir(exist_ok=True)
-                    os.link(path, link)
-            for link in sorted(Path(links).rglob("*.safetensors")):
+                    cache.link(path, links / path.relative_to(folder))
+            for link in sorted(links.rglob("*.safetensors")):
                 place = link.relative_to(links).parts
                 storage.store_file(storage.object_key("models", model.uuid, "checkpoints", *place), link)
         manifests.keep_up(model)
@@ -281,11 +278,13 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
             columns = manifests.store_done(model, columns | job.last_words())
     earlier = model.s3_key if columns.get("s3_key", model.s3_key) != model.s3_key else ""
     with transaction.atomic():
-        if earlier:  # of a training that went on: it stays until nobody is told of it any more
-            transaction.on_commit(partial(storage.delete_object, earlier), robust=True)
         if outcome["stopped"]:
             job.cancel(**columns)
-            return
-        job.finish(**columns)
+        else:
+            job.finish(**columns)
+        if earlier:  # of a training that went on: after the manifest, which this end writes, has ceased to name it
+            transaction.on_commit(partial(storage.delete_object, earlier), robust=True)
+    if outcome["stopped"]:
+        return
     shutil.rmtree(folder, ignore_errors=True)
     storage.delete_prefix(storage.object_key("models", model.uuid, "checkpoints"))

@@ -65,12 +65,10 @@ def collect(
 
 def remove_remains(model: type[Job], owners: list[uuid.UUID]) -> None:
     """What lies below the prefixes of deleted rows, but for what other rows name (versions of a dataset share objects)."""
-    living = set(model._default_manager.filter(uuid__in=owners).values_list("uuid", flat=True))
-    for owner in owners:
-        if owner in living:
-            continue
-        keys = [item.key for item in storage.objects_below(storage.object_key(declared(model).collection, owner))]
-        storage.delete_objects(set(keys) - named_by_any(keys))
+    gone = set(owners) - set(model._default_manager.filter(uuid__in=owners).values_list("uuid", flat=True))
+    prefixes = [storage.object_key(declared(model).collection, owner) for owner in sorted(gone)]
+    keys = [item.key for prefix in prefixes for item in storage.objects_below(prefix)]
+    storage.delete_objects(set(keys) - named_by_any(keys))  # asked of all at once: it reads whole tables
 
 
 def _garbage(model: type[Job]) -> Iterator[tuple[int, list[ObjectInfo]]]:

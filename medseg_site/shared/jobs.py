@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from django.conf import settings
@@ -202,9 +202,12 @@ def announce(row: Job, status: str) -> None:
 def claim(model: type[J], pk: int) -> Claim[J] | None:
     """Take a queued row. None when it is not queued any more: somebody else has it, or it ended."""
     words, token, now = model.WORDS, uuid.uuid4(), timezone.now()
-    due = now + timedelta(seconds=CLOCKS_DIFFER_SECONDS)  # a second message must not cut a pause short
+    queued = model._default_manager.filter(pk=pk, status=words.queued, claim_token=None)
     with transaction.atomic():
-        mine = model._default_manager.filter(pk=pk, status=words.queued, claim_token=None, enqueued_at__lte=due).update(
+        since, timeline = queued.values_list("enqueued_at", "timeline").first() or (None, [])
+        if since is None or _is_paused(since, timeline):
+            return None
+        mine = queued.filter(enqueued_at=since).update(
             status=words.working,
             claim_token=token,
             attempt=F("attempt") + 1,
@@ -222,6 +225,12 @@ def claim(model: type[J], pk: int) -> Claim[J] | None:
     claimed.log.attach()
     claimed.log.add(f"Attempt {row.attempt}, worker {worker_name()}")
     return claimed
+
+
+def _is_paused(since: datetime, timeline: list[dict[str, Any]]) -> bool:
+    """Whether a second message came too early. Only a pause lies in the future, or the clock of who queued the row is ahead."""
+    paused = bool(timeline) and timeline[-1]["event"] == "interrupted"
+    return paused and since > timezone.now() + timedelta(seconds=CLOCKS_DIFFER_SECONDS)
 
 
 def request_cancel(row: Job) -> None:

@@ -149,18 +149,29 @@ def store_done(row: Job, columns: dict[str, Any], *, is_fresh: bool = False) -> 
     return columns
 
 
-def refresh(model: type[Job], pk: int, owner: uuids.UUID) -> None:
-    """Write the manifest of a row as it is in the database, and again until it stayed so: others may change it meanwhile."""
+def refresh(model: type[Job], pk: int, owner: uuids.UUID, *, anew: bool = False) -> None:
+    """Write the manifest of a row as it is in the database, and again until it stayed so: others may change it meanwhile.
+
+    anew: whatever this process believes to lie there.
+    """
     key = storage.object_key(declared(model).collection, owner, NAME)
+    lies_there = None if anew else _last_written.get(key)
     for _ in range(TIMES_LOOKED_AT):
         row = model._default_manager.filter(uuid=owner).first()
         if row is None:
             storage.delete_object(key)  # deleted meanwhile: a manifest would bring it back
             return
         text = json.dumps(document_of(row), indent=1, ensure_ascii=False)
-        if _last_written.get(key) == text:
+        if text == lies_there:
             return
         _write(key, text)
+        lies_there = text
+
+
+def restore(rows: Iterable[Job]) -> None:
+    """Write the manifests of rows that lost them and live on."""
+    for row in rows:
+        _surely(type(row), row.pk, row.uuid, partial(refresh, type(row), row.pk, row.uuid, anew=True))
 
 
 def rewrite(row: Job) -> None:

@@ -1,15 +1,16 @@
 """How objects go with their row: the manifest first, while the row can still stay; the rest surely, whatever fails meanwhile.
 
-A manifest that outlived its row would bring it back (`rebuild_catalog`). So it goes inside the transaction, before the row: storage that
-does not answer then refuses the whole deletion. What is left after the commit belongs to nobody; it is removed at once, or as soon
-as storage answers again.
+A manifest that outlived its row would bring it back (`rebuild_catalog`). So it goes first: storage that does not answer then
+refuses the whole deletion. But it goes before the transaction: one that waited for storage would keep everybody from writing.
+What is left after the commit belongs to nobody; it is removed at once, or as soon as storage answers again.
 """
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,24 @@ log = logging.getLogger(__name__)
 OWNERS_A_MESSAGE = 500
 
 
-def forget_manifests(model: type[Job], owners: Iterable[uuid.UUID]) -> None:
-    """Call it inside the transaction that removes the rows of these uuids, before it does."""
-    storage.delete_objects(storage.object_key(declared(model).collection, owner, manifests.NAME) for owner in owners)
+@contextmanager
+def deletion(doomed: dict[type[Job], list[uuid.UUID]]) -> Iterator[None]:
+    """The transaction that removes the rows of these uuids. Where it ends with an error, they have their manifests again.
+
+    What forbids the deletion is to be looked at before, and once more inside.
+    """
+    try:
+        for model, owners in doomed.items():
+            collection = declared(model).collection
+            storage.delete_objects(storage.object_key(collection, owner, manifests.NAME) for owner in owners)
+        with transaction.atomic():
+            yield
+    except BaseException:
+        for model, owners in doomed.items():
+            for start in range(0, len(owners), OWNERS_A_MESSAGE):
+                living = model._default_manager.filter(uuid__in=owners[start : start + OWNERS_A_MESSAGE])
+                manifests.restore(living)
+        raise
 
 
 def remove_on_commit(

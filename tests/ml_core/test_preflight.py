@@ -81,6 +81,22 @@ def test_when_memory_runs_out_the_training_goes_on_with_half_the_batch(
     assert events[-1]["package"]
 
 
+def test_the_deadline_stays_where_it_was_when_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fit takes the seconds of its checkpoint off the deadline: 10 of an earlier attempt, then 20 more at each of two failures."""
+    spent, deadlines = iter([10.0, 30.0, 50.0]), []
+
+    def short_of_memory(plan: Any, *args: Any, deadline: float, **kwargs: Any) -> Any:
+        deadlines.append(deadline)
+        if plan.batch_size > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return fit(plan, *args, deadline=deadline, **kwargs)
+
+    monkeypatch.setattr(job_module, "fit", short_of_memory)
+    monkeypatch.setattr(job_module, "seconds_spent", lambda folder: next(spent))
+    train(tmp_path / "run", draw(tmp_path, 4), batch_size=8, time_budget_seconds=60)
+    assert [deadline - deadlines[0] for deadline in deadlines] == pytest.approx([0, 20, 40])
+
+
 def test_a_resumed_training_keeps_its_plan_and_may_get_more_epochs(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
     stopped = train(tmp_path / "run", cases, epochs=3, stop_after=2)
@@ -90,9 +106,11 @@ def test_a_resumed_training_keeps_its_plan_and_may_get_more_epochs(tmp_path: Pat
     job = TrainingJob(
         cases, CLASSES, fingerprint_of(cases), {**wanted, "epochs": 5}, tmp_path / "run", tmp_path / "store", plan=plan
     )
+    job = replace(job, earlier_split={"train": [4, 1], "val": [3, 2], "test": [], "grouping": "of an earlier program"})
     run(job, on_event=events.append, should_stop=lambda: False)
     used = next(event["plan"] for event in events if event["type"] == "plan")
     assert used["patch_size"] == QUICK["patch_size"]
+    assert next(event["split"] for event in events if event["type"] == "plan") == job.earlier_split
     assert [event["epoch"] for event in curve(events)] == [3, 4, 5]
 
 

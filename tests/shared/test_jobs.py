@@ -170,6 +170,12 @@ def test_a_second_message_does_not_cut_a_pause_short() -> None:
     assert jobs.claim(SegmentationModel, model.pk) is not None
 
 
+def test_a_row_that_a_clock_ahead_queued_is_claimed_at_once() -> None:
+    model = ModelFactory.create()
+    SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=timezone.now() + timedelta(seconds=30))
+    assert jobs.claim(SegmentationModel, model.pk)
+
+
 def test_a_clock_that_was_put_back_leaves_no_row_behind() -> None:
     """A heartbeat and a queue time of hours ahead, as a machine wrote them whose clock was wrong."""
     ahead = timezone.now() + timedelta(hours=3)

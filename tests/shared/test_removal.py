@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from celery import current_app
+from django.db import connection
 
 from inference import services as inferences
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared import manifests, storage
+from medseg_site.shared.errors import WrongStateError
 from medseg_site.tasks import remove_remains
 from models_app.models import SegmentationModel
 from models_app.services import delete_model
@@ -26,6 +28,39 @@ def test_storage_that_is_away_refuses_the_deletion(filled: Filled, monkeypatch: 
     with pytest.raises(OSError, match="no storage"):
         delete_model(model=filled.orphaned)
     assert SegmentationModel.objects.filter(pk=filled.orphaned.pk).exists()
+
+
+@pytest.mark.parametrize("media", ["local"], indirect=True)
+def test_what_may_not_go_after_all_has_its_manifest_again(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training began between the look and the transaction."""
+    looks: list[str] = []
+
+    def in_use_the_second_time(model: SegmentationModel) -> None:
+        looks.append("there" if storage.size_of(f"models/{model.uuid}/manifest.json") else "gone")
+        if len(looks) > 1:
+            raise WrongStateError("It is in use.")
+
+    monkeypatch.setattr("models_app.services._check_not_in_use", in_use_the_second_time)
+    manifests.rewrite(SegmentationModel.objects.get(pk=filled.orphaned.pk))
+    before = manifests.read(f"models/{filled.orphaned.uuid}/manifest.json")
+    with pytest.raises(WrongStateError):
+        delete_model(model=filled.orphaned)
+    assert looks == ["there", "gone"]
+    assert manifests.read(f"models/{filled.orphaned.uuid}/manifest.json") == before
+
+
+@pytest.mark.parametrize("media", ["local"], indirect=True)
+def test_nobody_is_kept_from_writing_while_storage_is_asked(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    depths: list[int] = []
+    outside = len(connection.savepoint_ids) + connection.in_atomic_block
+    monkeypatch.setattr(
+        storage,
+        "delete_objects",
+        lambda keys: depths.append(len(connection.savepoint_ids) + connection.in_atomic_block),
+    )
+    inferences.delete_batch(batch=InferenceBatch.objects.get(pk=filled.batch.pk))
+    assert depths
+    assert set(depths) == {outside}
 
 
 def test_what_cannot_be_removed_after_the_commit_is_removed_by_a_worker(
