@@ -80,8 +80,8 @@ def bare_loop(plan: Plan, train: list[StoredCase], steps: int) -> float:
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, fused=True)
     loss_of = make_loss(plan.loss).to(device)
     sampler = PatchSampler(train, plan)
-    batches = [[torch.from_numpy(array).to(device) for array in sampler.batch(n)] for n in range(BATCHES_IN_MEMORY)]
-    batches = [[images.contiguous(memory_format=layout), labels] for images, labels in batches]
+    batches = [[array.to(device) for array in sampler.batch(n)] for n in range(BATCHES_IN_MEMORY)]
+    batches = [[images.contiguous(memory_format=layout), labels.long()] for images, labels in batches]
     begun = time.perf_counter()
     for step in range(steps + WARM_UP):
         if step == WARM_UP:

@@ -40,7 +40,7 @@ Item = Pair | Sample  # a pair of the archive, or a sample of an earlier version
 Read = ReadPair | ReadKept
 
 READ_BYTES = 16 * 2**20  # of files whose pairs are read ahead; decoded, they are some times as much
-STORED_AT_ONCE = 16  # a store elsewhere answers each after some milliseconds
+STORED_AT_ONCE = 8  # a store elsewhere answers each after some milliseconds; more threads are in each other's way
 WAITING_TO_BE_STORED = 64  # pairs, as files in the scratch folder
 
 

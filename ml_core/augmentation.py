@@ -92,7 +92,8 @@ def augment(
     modality: str = "",
     anisotropic: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """images float (B, C, *spatial), normalised; labels int64 (B, *spatial) → the same shapes, changed; the arguments stay as they are.
+    """images float (B, C, *spatial), normalised; labels of integers (B, *spatial) → the same shapes and dtypes, changed; the arguments
+    stay as they are.
 
     `generator` lives on the CPU: the same state gives the same changes on every device. modality: "CT", "colour", or anything else.
     anisotropic: the slices of these volumes lie far apart, so nothing turns or moves out of its slice.
@@ -139,9 +140,12 @@ def _warp(
         matrix[:, 1:, 0] *= zoom[:, 0]
     grid = _grid(matrix, spatial, preset.elastic, generator, anisotropic)
     grid, chosen = grid.to(images.device, images.dtype), chosen.to(images.device)
-    picked = labels[chosen].unsqueeze(1).to(images.dtype)
-    images[chosen] = F.grid_sample(images[chosen], grid, "bilinear", "reflection", align_corners=False)
-    labels[chosen] = F.grid_sample(picked, grid, "nearest", "reflection", align_corners=False).squeeze(1).long()
+    picked = labels.index_select(0, chosen).unsqueeze(1).to(images.dtype)
+    moved = F.grid_sample(images.index_select(0, chosen), grid, "bilinear", "reflection", align_corners=False)
+    found = F.grid_sample(picked, grid, "nearest", "reflection", align_corners=False).squeeze(1)
+    # index_copy_ moves whole images, where an assignment by index looks at each number.
+    images.index_copy_(0, chosen, moved)
+    labels.index_copy_(0, chosen, found.to(labels.dtype))
     return images, labels
 
 
@@ -199,14 +203,15 @@ def _recolour(images: Tensor, preset: Preset, generator: torch.Generator, anisot
         ):
             apply(change.repeat(1, images.shape[1] // 3, *rest))
     if preset.gamma and len(chosen := _choose(count, preset.gamma_share, generator)):
-        picked = images[chosen]
+        chosen = chosen.to(images.device)
+        picked = images.index_select(0, chosen)
         low = picked.amin([*range(1, images.ndim)], keepdim=True)
         span = (picked.amax([*range(1, images.ndim)], keepdim=True) - low).clamp_min(1e-6)
         power = torch.exp(draw(preset.gamma, len(chosen)))
-        images[chosen] = picked.sub_(low).div_(span).clamp_min_(1e-6).pow_(power).mul_(span).add_(low)
+        images.index_copy_(0, chosen, picked.sub_(low).div_(span).clamp_min_(1e-6).pow_(power).mul_(span).add_(low))
     if preset.noise and len(chosen := _choose(count, preset.noise_share, generator)):
         noise = torch.randn([len(chosen), *images.shape[1:]], generator=generator).to(images.device, images.dtype)
-        images[chosen] += noise.mul_(draw(preset.noise, len(chosen)).abs())
+        images.index_add_(0, chosen.to(images.device), noise.mul_(draw(preset.noise, len(chosen)).abs()))
     return images
 
 
@@ -219,7 +224,9 @@ def _soften(images: Tensor, preset: Preset, generator: torch.Generator, anisotro
         kept = len(spatial) - 2 if anisotropic else 0
         small = [length if axis < kept else max(1, round(length / factor)) for axis, length in enumerate(spatial)]
         mode = "bilinear" if len(spatial) == 2 else "trilinear"
-        images[chosen] = F.interpolate(F.interpolate(images[chosen], small, mode="area"), spatial, mode=mode)
+        chosen = chosen.to(images.device)
+        coarse = F.interpolate(images.index_select(0, chosen), small, mode="area")
+        images.index_copy_(0, chosen, F.interpolate(coarse, spatial, mode=mode))
     return images
 
 

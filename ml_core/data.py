@@ -9,13 +9,16 @@ import hashlib
 import json
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ml_core.errors import ImageError, TrainingError
 from ml_core.io import read_image, read_mask
@@ -24,6 +27,7 @@ from ml_core.preprocessing import labels_to_network, preprocess
 
 VERSION = 2  # of what `_decode` writes: raise it where the same file and plan give other arrays
 PIXELS_KEPT = 2_000  # places remembered per class and case to centre patches on
+MAPPED_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,24 @@ def _load(stem: Path) -> StoredCase:
     return StoredCase(stem, shape, {int(index): places[places[:, 0] == index, 1:] for index in np.unique(places[:, 0])})
 
 
+class _MappedCases:
+    """The cases used last, still mapped: mapping one takes longer than cutting a patch. Only some, since mapped files count as memory."""
+
+    def __init__(self) -> None:
+        self._arrays: OrderedDict[Path, tuple[NDArray[np.float16], NDArray[np.uint8]]] = OrderedDict()
+        self._bytes = 0
+
+    def of(self, case: StoredCase) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+        if case.stem not in self._arrays:
+            self._arrays[case.stem] = (case.images, case.labels)
+            self._bytes += sum(array.nbytes for array in self._arrays[case.stem])
+        self._arrays.move_to_end(case.stem)
+        while self._bytes > MAPPED_BYTES and len(self._arrays) > 1:
+            _, oldest = self._arrays.popitem(last=False)
+            self._bytes -= sum(array.nbytes for array in oldest)
+        return self._arrays[case.stem]
+
+
 class PatchSampler:
     """Draws batches of patches. Cases are drawn evenly; a share of the patches is placed on a class, in a case that has it.
 
@@ -161,6 +183,7 @@ class PatchSampler:
     def __init__(self, cases: list[StoredCase], plan: Plan) -> None:
         self.cases, self.plan = cases, plan
         self.patch, self.context = plan.patch, plan.context
+        self._mapped = _MappedCases()
         self._having: dict[int, list[StoredCase]] = {}
         for case in cases:
             for index in case.places:
@@ -178,12 +201,12 @@ class PatchSampler:
             for case in self.cases
         )
 
-    def batch(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Images float32 (B, C, *patch) and class positions int64 (B, *patch)."""
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images float32 (B, C, *patch) and class positions uint8 (B, *patch)."""
         rng = np.random.default_rng([self.plan.seed, step])
         drawn = [self.draw(rng) for _ in range(self.plan.batch_size)]
-        images = np.stack([image for image, _ in drawn]).astype(np.float32)
-        return images, np.stack([labels for _, labels in drawn]).astype(np.int64)
+        images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*drawn, strict=True))
+        return images.float(), labels
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         """One patch: (C, *patch) and (*patch)."""
@@ -214,8 +237,9 @@ class PatchSampler:
     def cut(self, case: StoredCase, index: int, corner: Sequence[int]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         """The patch of slice or volume `index` that begins at `corner`."""
         window = tuple(slice(low, low + size) for low, size in zip(corner, self.patch, strict=True))
-        images = with_neighbours(case.images, index, self.context, window)
-        return pad_to(images, self.patch), pad_to(case.labels[index][window], self.patch)
+        images, labels = self._mapped.of(case)
+        cut = with_neighbours(images, index, self.context, window)
+        return pad_to(cut, self.patch), pad_to(labels[index][window], self.patch)
 
 
 def with_neighbours(images: NDArray[Any], index: int, context: int, window: tuple[slice, ...] = ()) -> NDArray[Any]:

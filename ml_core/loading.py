@@ -58,7 +58,7 @@ class BatchLoader:
         torch.set_num_threads(1)  # of this thread: the other cores belong to the network
         try:
             while not self._over.is_set():
-                images, labels = (torch.from_numpy(array) for array in self._sampler.batch(step))
+                images, labels = self._sampler.batch(step)
                 if self._device.type == "cpu":
                     images, labels = self._augment(images, labels, step)
                 else:
@@ -79,4 +79,4 @@ class BatchLoader:
             anisotropic=self._plan.is_anisotropic,
         )
         layout = torch.channels_last_3d if images.ndim == 5 else torch.channels_last
-        return images.contiguous(memory_format=layout), labels
+        return images.contiguous(memory_format=layout), labels.long()

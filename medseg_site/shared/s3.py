@@ -32,5 +32,7 @@ class QuickS3Storage(S3Storage):  # type: ignore[misc]  # the library has no typ
         cleaned: str = clean_name(name)
         key = self._normalize_name(cleaned)
         content.seek(0)
-        self.bucket.Object(key).put(Body=content.read(), **self._get_write_parameters(cleaned, content))
+        # The client itself: a resource object for each costs as much processor time as the request.
+        parameters = self._get_write_parameters(cleaned, content)
+        self.bucket.meta.client.put_object(Bucket=self.bucket_name, Key=key, Body=content.read(), **parameters)
         return cleaned
