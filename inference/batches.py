@@ -63,13 +63,16 @@ def expand(pk: int) -> bool:
 
 
 def _fail(job: Claim[InferenceBatch], reason: str, stored: list[str]) -> None:
-    archive_key = job.row.archive_key
-    job.fail(reason, archive_key="")
-    if archive_key and InferenceBatch.objects.filter(pk=job.row.pk, archive_key=archive_key).exists():
-        return  # another worker has it by now, and needs what lies there
-    _delete(stored)
-    if archive_key:
-        storage.delete_object(archive_key)
+    """Its images go before the row says so: where storage fails at that, the batch stays at work, and the reaper sends for another."""
+    batch = InferenceBatch.objects.filter(pk=job.row.pk)
+    if batch.filter(claim_token=job.token).exists():
+        with job.kept_alive():
+            _delete(stored)
+        job.fail(reason, archive_key="")
+        if job.row.archive_key:
+            storage.delete_object(job.row.archive_key)
+    elif not batch.exists():  # else another worker has it by now, and needs what lies there
+        _delete(stored)
 
 
 def _delete(prefixes: list[str]) -> None:

@@ -182,13 +182,15 @@ def delete_inference(*, inference: InferenceResult) -> None:
 def delete_batch(*, batch: InferenceBatch) -> None:
     owner, images = batch.uuid, list(batch.inferences.values_list("uuid", flat=True))
     columns = ("input_sha256", "output_sha256", "certainty_sha256")
-    checksums = [item for row in batch.inferences.values_list(*columns) for item in row if item]
 
     def remove_images() -> None:
         for image in images:
             storage.delete_prefix(storage.object_key("inferences", image))
 
-    with removal.deletion({InferenceBatch: [owner], InferenceResult: images}):
+    with removal.deletion({InferenceBatch: [owner], InferenceResult: list(images)}):
+        list(InferenceBatch.objects.select_for_update().filter(pk=batch.pk).values_list("pk"))
+        images[:] = batch.inferences.values_list("uuid", flat=True)  # again: a worker may have been unpacking it
+        checksums = [item for row in batch.inferences.values_list(*columns) for item in row if item]
         batch.delete()
         own = partial(storage.delete_prefix, storage.object_key("batches", owner))
         removal.remove_on_commit(InferenceBatch, [owner], own)

@@ -17,7 +17,18 @@ def refresh_manifest(self: Any, label: str, pk: int, owner: str) -> None:
     from medseg_site.shared import manifests
 
     try:
-        manifests.refresh(apps.get_model(label), pk, uuid.UUID(owner), anew=True)
+        manifests.refresh(apps.get_model(label), uuid.UUID(owner), anew=True)
+    except Exception as error:
+        raise self.retry(exc=error, countdown=min(15 * 2**self.request.retries, 1800)) from error
+
+
+@shared_task(bind=True, max_retries=200, soft_time_limit=1800, time_limit=1860)
+def restore_manifests(self: Any, label: str, owners: list[str]) -> None:
+    """Of rows that were to be deleted and stay: again and again, for days if storage is down as long."""
+    from medseg_site.shared import manifests
+
+    try:
+        manifests.restore(apps.get_model(label), [uuid.UUID(owner) for owner in owners])
     except Exception as error:
         raise self.retry(exc=error, countdown=min(15 * 2**self.request.retries, 1800)) from error
 

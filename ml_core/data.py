@@ -27,7 +27,7 @@ from ml_core.preprocessing import labels_to_network, preprocess
 
 VERSION = 2  # of what `_decode` writes: raise it where the same file and plan give other arrays
 PIXELS_KEPT = 2_000  # places remembered per class and case to centre patches on
-MAPPED_BYTES = 128 * 2**20
+MAPPED_BYTES, MAPPED_CASES = 128 * 2**20, 64
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def _load(stem: Path) -> StoredCase:
 
 
 class _MappedCases:
-    """The cases used last, still mapped: mapping one takes longer than cutting a patch. Only some, since mapped files count as memory."""
+    """The cases used last, still mapped: mapping one takes longer than cutting a patch. Only some, since mapped files count as memory
+    and each keeps a file open."""
 
     def __init__(self) -> None:
         self._arrays: OrderedDict[Path, tuple[NDArray[np.float16], NDArray[np.uint8]]] = OrderedDict()
@@ -165,7 +166,7 @@ class _MappedCases:
             self._arrays[case.stem] = (case.images, case.labels)
             self._bytes += sum(array.nbytes for array in self._arrays[case.stem])
         self._arrays.move_to_end(case.stem)
-        while self._bytes > MAPPED_BYTES and len(self._arrays) > 1:
+        while len(self._arrays) > 1 and (self._bytes > MAPPED_BYTES or len(self._arrays) > MAPPED_CASES):
             _, oldest = self._arrays.popitem(last=False)
             self._bytes -= sum(array.nbytes for array in oldest)
         return self._arrays[case.stem]

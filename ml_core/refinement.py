@@ -32,7 +32,10 @@ WORTH_IT = 0.0003  # of mean Dice that mirroring must gain; small, since the sam
 MOSTLY = 2 / 3  # but on so many of the cases, since it multiplies the time of every prediction
 IN_FLOAT32 = 4  # times as long as one prediction takes a quick one beside its like in float32
 ROUNDS = 3  # of each runtime, to see which is quicker
+COMPARED, MIRRORED = 0.25, 0.9  # of the time are over when runtimes are compared, and when mirroring is measured
 PIECES = 8  # of a case that is too large to compare whole
+
+Runtime = tuple[str, dict[str, float]]  # its name, and the seconds of each
 
 
 @dataclass
@@ -56,14 +59,18 @@ def refine(
 ) -> tuple[Refinements, dict[str, Any]]:
     """Choose converted networks, mirroring and post-processing. Sets each member's `forward` and, where kept, `converted`.
 
-    `seconds`: about how long it may take: fewer cases are looked at where they are slow, pieces of them where even one is too slow
-    (`a_case`: seconds of one prediction). Returns what is used and, for the package, the decisions with their numbers.
+    `seconds`: about how long it may take, beside the conversion: fewer cases are looked at where they are slow, pieces of them
+    where even one is too slow (`a_case`: seconds of one prediction). Returns what is used and, for the package, the decisions with
+    their numbers.
     """
-    start = time.monotonic()
-    in_pieces = len(members) * IN_FLOAT32 * a_case > 0.4 * seconds
-    decisions: dict[str, Any] = {"serving": _convert(members, plan, start + 0.4 * seconds, in_pieces)}
+    runtime = _fastest_runtime(members, plan)
+    start = (
+        time.monotonic()
+    )  # converting is not part of `seconds`: it would leave one case to everything that is measured
+    in_pieces = len(members) * IN_FLOAT32 * a_case > COMPARED * seconds
+    decisions: dict[str, Any] = {"serving": _agreeing(members, plan, runtime, start + COMPARED * seconds, in_pieces)}
     on_progress(1, 3)
-    used, decisions["mirroring"] = _mirroring(members, plan, start + 0.8 * seconds, mirroring)
+    used, decisions["mirroring"] = _mirroring(members, plan, start + MIRRORED * seconds, mirroring)
     on_progress(2, 3)
     refinements = Refinements(mirroring=used)
     affordable = len(members) * a_case < seconds
@@ -72,14 +79,21 @@ def refine(
     return replace(refinements, postprocessing=chosen), decisions
 
 
-def _convert(members: list[Member], plan: Plan, deadline: float, in_pieces: bool) -> dict[str, Any]:
-    """On a CPU: the quicker of OpenVINO and PyTorch in the plan's precision, where its label maps agree with float32's."""
+def _fastest_runtime(members: list[Member], plan: Plan) -> Runtime | None:
+    """On a CPU the quicker of OpenVINO and PyTorch in the plan's precision; None on a GPU, which needs no other than PyTorch."""
     for member in members:
         member.forward = TorchForward(member.network, plan.precision)
-    if pick_device().type == "cuda":
+    return None if pick_device().type == "cuda" else _quickest(members, plan)
+
+
+def _agreeing(
+    members: list[Member], plan: Plan, fastest: Runtime | None, deadline: float, in_pieces: bool
+) -> dict[str, Any]:
+    """The fastest runtime, where its label maps agree with float32's."""
+    if fastest is None:
         reason = f"PyTorch in {plan.precision}: the machine has a GPU."
         return {"runtime": "torch", "precision": plan.precision, "reason": reason}
-    runtime, seconds = _quickest(members, plan)
+    runtime, seconds = fastest
     decisions = []
     for member in members:
         if runtime == "openvino":
@@ -103,7 +117,7 @@ def _convert(members: list[Member], plan: Plan, deadline: float, in_pieces: bool
     return {**decision, "seconds": seconds}
 
 
-def _quickest(members: list[Member], plan: Plan) -> tuple[str, dict[str, float]]:
+def _quickest(members: list[Member], plan: Plan) -> Runtime:
     """Which runtime takes what a prediction gives it at once sooner, and the seconds of both.
 
     The networks stay in PyTorch where OpenVINO cannot take one of them.

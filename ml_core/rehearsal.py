@@ -26,7 +26,7 @@ from ml_core.validation import Validator
 COPIES = 8  # of an image, when mirrored ones are predicted too
 REFINING_SHARE = 0.05  # of the time budget may go into measuring what helps on the validation cases
 FIXED_SECONDS = 3.0  # converting the networks, writing and checking the package
-PASSES = 12  # over the validation cases: mirrored copies, comparisons of runtimes, post-processing
+PASSES = 20  # over the validation cases: mirrored copies, comparisons of runtimes, post-processing
 
 
 @dataclass(frozen=True)

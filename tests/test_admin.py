@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import DELETION, LogEntry
 from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
 from django.core.files.storage import default_storage
@@ -14,7 +15,7 @@ from django.urls import reverse
 
 from datasets.models import Dataset, DatasetClass, Sample
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared import storage
+from medseg_site.shared import manifests, storage
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import CompletedModelFactory, DatasetFactory, InferenceFactory, ModelFactory, SampleFactory
 from tests.pages import METRICS, batch, completed_inference
@@ -202,19 +203,25 @@ def test_batch_is_deleted_with_its_inferences(client: Client) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_deletion_that_a_service_refuses_deletes_nothing(client: Client) -> None:
-    free, used = DatasetFactory.create(), DatasetFactory.create()
+def test_deletion_that_a_service_refuses_is_told_and_leaves_the_row_whole(client: Client) -> None:
+    free, used = DatasetFactory.create(), DatasetFactory.create(name="used")
     ModelFactory.create(status="queued", dataset=used)
-    key = storage.store_bytes(storage.object_key("datasets", free.uuid, "file.bin"), b"bytes").key
+    gone, key = (
+        storage.store_bytes(storage.object_key("datasets", row.uuid, "a.bin"), b"b").key for row in (free, used)
+    )
+    manifests.rewrite(used)
     answer = act(client, "datasets_dataset", "delete_selected", free, used, post="yes")
-    assert "A training reads this dataset" in said(answer)
-    assert "Nothing was deleted" in said(answer)
+    assert "used: A training reads this dataset" in said(answer)
+    assert "1 of 2 were deleted" in said(answer)
     assert "Successfully" not in said(answer)
+    assert [entry.object_id for entry in LogEntry.objects.filter(action_flag=DELETION)] == [str(free.pk)]
+    assert not default_storage.exists(gone)
     answer = client.post(reverse("admin:datasets_dataset_delete", args=[used.pk]), {"post": "yes"})
     assert "A training reads this dataset" in said(answer)
-    assert Dataset.objects.count() == 2
+    assert Dataset.objects.get() == used
     assert default_storage.exists(key)
-    assert DatasetClass.objects.count() == 4
+    assert manifests.differences(used, manifests.read(f"datasets/{used.uuid}/manifest.json")) == []
+    assert DatasetClass.objects.count() == 2
 
 
 def test_staff_without_all_rights_see_their_own_rows(client: Client, settings: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected as delete_after_question
 from django.contrib.admin.utils import flatten_fieldsets
-from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -84,29 +84,41 @@ class JobAdmin(ModelAdmin):
         super().save_related(request, form, formsets, change)
         manifests.keep_up(form.instance)
 
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
+        """Django calls it before the deletion, which may be refused; see delete_model."""
+        return []
+
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        before: Any = [copy.copy(obj)]  # which keeps its number
         self.delete_row(obj)
+        super().log_deletions(request, before)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        for row in queryset:
+        rows, refused = list(queryset), []
+        for row in rows:
             try:
-                self.delete_row(row)
+                self.delete_model(request, row)
             except MedSegError as error:
-                raise MedSegError(error.code, f"{row}: {error.detail} Nothing was deleted.") from None
+                refused.append(f"{row}: {error.detail}")
+        if refused:
+            deleted = f"{len(rows) - len(refused)} of {len(rows)} were deleted."
+            raise MedSegError("refused", " ".join([*refused, deleted]))
 
     def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
         try:
-            return super().delete_view(request, object_id, extra_context)
+            # Not super().delete_view, whose transaction would keep everybody from writing while storage is asked.
+            within: Any = self
+            answer: HttpResponse = within._delete_view(request, object_id, extra_context)
+            return answer
         except MedSegError as error:
             self.message_user(request, error.detail, messages.ERROR)
             return redirect(f"admin:{self.opts.app_label}_{self.opts.model_name}_change", object_id)
 
     @admin.action(description="Delete with all files", permissions=["delete"])
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> TemplateResponse | None:
-        """All of the rows or, when one is refused, none."""
+        """Those that may go; of each of the others it says why not."""
         try:
-            with transaction.atomic():
-                return delete_after_question(self, request, queryset)
+            return delete_after_question(self, request, queryset)
         except MedSegError as error:
             self.message_user(request, error.detail, messages.ERROR)
             return None

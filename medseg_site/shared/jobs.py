@@ -291,8 +291,10 @@ def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None
     unheard = Q(enqueued_at__lt=silent) | Q(enqueued_at__gt=far)
     lost = model._default_manager.filter(unheard, status=words.queued, claim_token=None)
     lost = lost.filter(waiting) if waiting is not None else lost
-    for pk in lost.values_list("pk", flat=True):
+    for pk, timeline in lost.values_list("pk", "timeline"):
         if lost.filter(pk=pk).update(enqueued_at=now):
+            if timeline and timeline[-1]["event"] == "interrupted":  # the pause is over, by whichever clock
+                add_to_timeline(model._default_manager.filter(pk=pk), "sent again")
             enqueue(pk)
 
 

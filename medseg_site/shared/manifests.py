@@ -149,7 +149,7 @@ def store_done(row: Job, columns: dict[str, Any], *, is_fresh: bool = False) -> 
     return columns
 
 
-def refresh(model: type[Job], pk: int, owner: uuids.UUID, *, anew: bool = False) -> None:
+def refresh(model: type[Job], owner: uuids.UUID, *, anew: bool = False) -> None:
     """Write the manifest of a row as it is in the database, and again until it stayed so: others may change it meanwhile.
 
     anew: whatever this process believes to lie there.
@@ -168,10 +168,10 @@ def refresh(model: type[Job], pk: int, owner: uuids.UUID, *, anew: bool = False)
         lies_there = text
 
 
-def restore(rows: Iterable[Job]) -> None:
-    """Write the manifests of rows that lost them and live on."""
-    for row in rows:
-        _surely(type(row), row.pk, row.uuid, partial(refresh, type(row), row.pk, row.uuid, anew=True))
+def restore(model: type[Job], owners: Iterable[uuids.UUID]) -> None:
+    """Write the manifests of those that live, whatever lies there."""
+    for owner in owners:
+        refresh(model, owner, anew=True)
 
 
 def rewrite(row: Job) -> None:
@@ -209,7 +209,7 @@ def store_many(rows: Iterable[Job]) -> None:
 
 def _surely(model: type[Job], pk: int, owner: uuids.UUID, write: Callable[[], object] | None = None) -> None:
     try:
-        (write or partial(refresh, model, pk, owner))()
+        (write or partial(refresh, model, owner))()
     except Exception as error:
         log.warning("the manifest of %s %s is not written (%s); it will be tried again", model.KIND, pk, error)
         _try_again_later(model, pk, owner)

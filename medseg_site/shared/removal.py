@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from celery import current_app
 from django.db import models, transaction
 
-from medseg_site.shared import manifests, storage
+from medseg_site.shared import manifests, outages, storage
 from medseg_site.shared.catalog import declared
 
 if TYPE_CHECKING:
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OWNERS_A_MESSAGE = 500
+FEW = 10
 
 
 @contextmanager
 def deletion(doomed: dict[type[Job], list[uuid.UUID]]) -> Iterator[None]:
-    """The transaction that removes the rows of these uuids. Where it ends with an error, they have their manifests again.
+    """The transaction that removes the rows of these uuids. Where it ends with an error, those that live get their manifests again.
 
-    What forbids the deletion is to be looked at before, and once more inside.
+    What forbids the deletion is to be looked at before, and once more inside. Not to be used within another transaction.
     """
     try:
         for model, owners in doomed.items():
@@ -40,12 +41,22 @@ def deletion(doomed: dict[type[Job], list[uuid.UUID]]) -> Iterator[None]:
             storage.delete_objects(storage.object_key(collection, owner, manifests.NAME) for owner in owners)
         with transaction.atomic():
             yield
-    except BaseException:
+    except BaseException as error:
         for model, owners in doomed.items():
-            for start in range(0, len(owners), OWNERS_A_MESSAGE):
-                living = model._default_manager.filter(uuid__in=owners[start : start + OWNERS_A_MESSAGE])
-                manifests.restore(living)
+            _give_back(model, owners, error)
         raise
+
+
+def _give_back(model: type[Job], owners: list[uuid.UUID], error: BaseException) -> None:
+    """At once where they are few and nothing is away; else a worker does it, for the user waits to be told."""
+    if len(owners) <= FEW and outages.reason_of(error) is None:
+        try:
+            manifests.restore(model, owners)
+            return
+        except Exception as further:
+            log.warning("manifests of rows that stay (%s) are not written: %s", model.KIND, further)
+    if not _leave_to_a_worker("restore_manifests", model, owners, countdown=15):
+        log.warning("nor is that queued; `manage.py verify_storage --repair` writes them")
 
 
 def remove_on_commit(
@@ -59,22 +70,22 @@ def remove_on_commit(
 
 
 def _remove(model: type[Job], owners: list[uuid.UUID], work: Callable[[], object], later: bool) -> None:
-    if later and _leave_to_a_worker(model, owners, countdown=0):
+    if later and _leave_to_a_worker("remove_remains", model, owners, countdown=0):
         return
     try:
         work()
     except Exception as error:
         log.warning("objects of deleted rows (%s) are not removed: %s; a worker will", model.KIND, error)
-        if not _leave_to_a_worker(model, owners, countdown=15):
+        if not _leave_to_a_worker("remove_remains", model, owners, countdown=15):
             log.warning("nor is that queued; `manage.py collect_garbage --delete` removes them")
 
 
-def _leave_to_a_worker(model: type[models.Model], owners: list[uuid.UUID], countdown: int) -> bool:
+def _leave_to_a_worker(task: str, model: type[models.Model], owners: list[uuid.UUID], countdown: int) -> bool:
     try:
         for start in range(0, len(owners), OWNERS_A_MESSAGE):
             some = [str(owner) for owner in owners[start : start + OWNERS_A_MESSAGE]]
             arguments = [model._meta.label, some]
-            current_app.send_task("medseg_site.tasks.remove_remains", args=arguments, countdown=countdown, retry=False)
+            current_app.send_task(f"medseg_site.tasks.{task}", args=arguments, countdown=countdown, retry=False)
     except Exception as error:
         log.warning("the broker does not answer: %s", error)
         return False

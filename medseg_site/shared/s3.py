@@ -1,7 +1,7 @@
 """The bucket: django-storages' S3 storage, with small objects in one request each.
 
-The library starts threads for each upload, which only large ones are worth, and keeps fewer connections than a check of a
-dataset has uploads at once.
+The library starts threads for each upload, which only large ones are worth, and keeps fewer connections than manifests of a
+batch are written at once.
 """
 
 from __future__ import annotations

@@ -58,6 +58,19 @@ def test_mirroring_is_used_where_it_helps_on_most_cases(tmp_path: Path) -> None:
     assert decisions["mirroring"]["dice"][refinements.mirroring] > decisions["mirroring"]["dice"]["none"] + 0.01
 
 
+def test_a_long_conversion_takes_no_time_from_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def slow(members: list[Member], plan: Any) -> tuple[str, dict[str, float]]:
+        now[0] += 100
+        return "torch", {}
+
+    monkeypatch.setattr("ml_core.refinement._quickest", slow)
+    monkeypatch.setattr("ml_core.refinement.time.monotonic", lambda: now[0])
+    _, decisions, _ = decide(tmp_path, Threshold())  # 60 s
+    assert [decisions[name]["cases"] for name in ("serving", "mirroring", "postprocessing")] == [3, 3, 3]
+
+
 def test_the_user_s_word_goes_before_what_was_measured(tmp_path: Path) -> None:
     refinements, decisions, _ = decide(
         tmp_path, Threshold(blind=True), test_time_augmentation="off", postprocessing="off"

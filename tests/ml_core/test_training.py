@@ -184,6 +184,21 @@ def test_patches_have_one_size_also_from_smaller_images(tmp_path: Path) -> None:
     assert set(np.unique(labels)) == {0, 1}
 
 
+def test_few_cases_stay_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps files open, of which a process may have a thousand or fewer."""
+    monkeypatch.setattr("ml_core.data.MAPPED_CASES", 2)
+    cases = draw(tmp_path, 5)
+    plan = plan_for(cases, **QUICK)
+    sampler = PatchSampler(open_store(tmp_path / "store", cases, plan, lambda done, total: None), plan)
+    folder = str(tmp_path / "store")
+    most = 0
+    for step in range(10):
+        sampler.batch(step)
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        most = max(most, len({line.split()[-1] for line in maps if folder in line}))
+    assert 0 < most <= 4
+
+
 def test_the_store_is_made_once_and_mapped(tmp_path: Path) -> None:
     cases = draw(tmp_path, 2)
     plan = plan_for(cases)

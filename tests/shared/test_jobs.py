@@ -170,6 +170,19 @@ def test_a_second_message_does_not_cut_a_pause_short() -> None:
     assert jobs.claim(SegmentationModel, model.pk) is not None
 
 
+def test_a_pause_is_over_when_the_message_is_sent_again_by_whichever_clock() -> None:
+    model = ModelFactory.create()
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    assert job.retry_later("Storage is away.") == 5.0
+    past = timezone.now() - timedelta(seconds=jobs.LOST_MESSAGE_SECONDS + 5)
+    SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=past)
+    jobs.reap(SegmentationModel, lambda pk: None)
+    ahead = timezone.now() + timedelta(seconds=30)  # what a reaper whose clock is ahead would have written
+    SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=ahead)
+    assert jobs.claim(SegmentationModel, model.pk)
+
+
 def test_a_row_that_a_clock_ahead_queued_is_claimed_at_once() -> None:
     model = ModelFactory.create()
     SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=timezone.now() + timedelta(seconds=30))

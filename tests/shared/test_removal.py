@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from celery import current_app
 from django.db import connection
 
@@ -12,7 +14,7 @@ from inference import services as inferences
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared import manifests, storage
 from medseg_site.shared.errors import WrongStateError
-from medseg_site.tasks import remove_remains
+from medseg_site.tasks import remove_remains, restore_manifests
 from models_app.models import SegmentationModel
 from models_app.services import delete_model
 from tests.shared.conftest import Filled
@@ -96,3 +98,52 @@ def test_a_large_batch_is_left_to_a_worker(filled: Filled, monkeypatch: pytest.M
         assert storage.size_of(f"inferences/{owner}/manifest.json") is None
     remove_remains(*sent[0])
     assert not set(images) & set(storage.owners_of("inferences"))
+
+
+@pytest.mark.parametrize("media", ["local"], indirect=True)
+def test_manifests_are_given_back_by_a_worker_where_storage_is_away(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request is answered at once: it asks storage for nothing any more once that did not answer."""
+    sent: list[Any] = []
+    key = f"models/{filled.orphaned.uuid}/manifest.json"
+
+    def gone_and_no_answer(keys: Any) -> None:
+        for each in keys:
+            storage.delete_object(each)
+        raise EndpointConnectionError(endpoint_url="http://bucket")
+
+    with monkeypatch.context() as away:
+        away.setattr(storage, "delete_objects", gone_and_no_answer)
+        away.setattr(storage, "store_bytes", lambda key, data: pytest.fail("storage was asked again"))
+        away.setattr(current_app, "send_task", lambda name, **more: sent.append((name, more["args"])))
+        with pytest.raises(EndpointConnectionError):
+            delete_model(model=filled.orphaned)
+    assert storage.size_of(key) is None
+    assert sent == [
+        ("medseg_site.tasks.restore_manifests", ["models_app.SegmentationModel", [str(filled.orphaned.uuid)]])
+    ]
+    restore_manifests(*sent[0][1])
+    row = SegmentationModel.objects.get(pk=filled.orphaned.pk)
+    assert manifests.differences(row, manifests.read(key)) == []
+
+
+@pytest.mark.parametrize("media", ["local"], indirect=True)
+def test_images_that_were_unpacked_meanwhile_go_with_their_batch(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete_objects = storage.delete_objects
+    made: list[str] = []
+
+    def slowly(keys: Any) -> None:
+        delete_objects(keys)
+        if not made:
+            owner = uuid.uuid4()
+            made.append(storage.store_bytes(f"inferences/{owner}/input.png", b"image").key)
+            InferenceResult.objects.create(
+                uuid=owner, batch=filled.batch, model=filled.completed, status="queued", input_image_s3_key=made[0]
+            )
+
+    monkeypatch.setattr(storage, "delete_objects", slowly)
+    inferences.delete_batch(batch=InferenceBatch.objects.get(pk=filled.batch.pk))
+    assert storage.size_of(made[0]) is None

@@ -149,7 +149,7 @@ def test_a_manifest_is_not_left_behind_by_a_row_that_was_deleted(own_media: Path
     row = DatasetFactory.create()
     manifests.store(row)
     Dataset.objects.filter(pk=row.pk).delete()
-    manifests.refresh(Dataset, row.pk, row.uuid)
+    manifests.refresh(Dataset, row.uuid)
     assert not default_storage.exists(f"datasets/{row.uuid}/manifest.json")
 
 
