@@ -18,6 +18,9 @@ from ml_core.errors import TrainingError, is_full_disk
 
 SECONDS_UNTIL_ANOTHER_TRY = 10.0
 SHARE = 0.03  # of the time, at most, goes into writing checkpoints
+BYTES_A_SECOND = (
+    400 * 2**20
+)  # as a common disk writes and syncs them: nothing is known yet about this one before the first checkpoint
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -43,7 +46,8 @@ class Keeper:
     def __init__(self, folder: Path) -> None:
         self.latest, self.best = folder / "latest.safetensors", folder / "best.safetensors"
         self._waiting: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-        self._next = 0.0
+        self._begun = time.monotonic()
+        self._next: float | None = None  # not before that
 
     def better(self, average: nn.Module, facts: dict[str, Any]) -> None:
         """These are the best weights so far."""
@@ -54,12 +58,15 @@ class Keeper:
 
         A disk that is full is tried again later, but for the last time (`at_once`).
         """
-        begun = time.monotonic()
+        begun, state = time.monotonic(), tensors()
+        if self._next is None:
+            size = sum(tensor.nbytes for tensor in state.values())
+            self._next = self._begun + size / BYTES_A_SECOND / SHARE
         if begun < self._next and not at_once:
             return
         try:
             self.keep_best()
-            save_weights(self.latest, tensors(), facts)
+            save_weights(self.latest, state, facts)
         except (OSError, SafetensorError) as error:
             if at_once or not is_full_disk(error):
                 raise

@@ -46,3 +46,16 @@ def test_what_a_full_disk_is() -> None:
     assert is_full_disk(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
     assert not is_full_disk(OSError(errno.EACCES, "x"))
     assert not is_full_disk(ValueError("os error 28"))
+
+
+def test_the_first_checkpoint_waits_until_it_is_worth_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ml_core.checkpoint.time.monotonic", lambda: now[0])
+    keeper, network = Keeper(tmp_path), torch.nn.Linear(2, 1)
+    seconds = 12 / checkpoint.BYTES_A_SECOND / checkpoint.SHARE  # three numbers of four bytes
+    now[0] += seconds * 0.9
+    keeper.keep(network.state_dict, {"epoch": 1})
+    assert not keeper.latest.exists()
+    now[0] += seconds * 0.2
+    keeper.keep(network.state_dict, {"epoch": 2})
+    assert load_weights(keeper.latest)[1] == {"epoch": 2}
