@@ -203,12 +203,18 @@ CELERY_TASK_ROUTES = {
     "inference.tasks.expand_batch": {"queue": "ingest"},
     "medseg_site.tasks.remove_remains": {"queue": "ingest"},
     "medseg_site.tasks.restore_manifests": {"queue": "ingest"},
+    "medseg_site.tasks.mend_recent_manifests": {"queue": "ingest"},
     "models_app.tasks.train_model": {"queue": "train"},
     "inference.tasks.run_inference": {"queue": "infer"},
     "inference.tasks.work_on_batches": {"queue": "infer"},
 }
 _reap_every = min(15, MEDSEG_STALE_SECONDS // 2)
 CELERY_BEAT_SCHEDULE = {
+    "mend-recent-manifests": {
+        "task": "medseg_site.tasks.mend_recent_manifests",
+        "schedule": 300,
+        "options": {"expires": 300},
+    },
     "clean-uploads": {"task": "uploads.tasks.clean_uploads", "schedule": 3600, "options": {"expires": 3600}},
     "reap-datasets": {
         "task": "datasets.tasks.reap_datasets",

@@ -9,6 +9,7 @@ from celery import shared_task
 from django.apps import apps
 
 SECONDS_BETWEEN_LOOKS = 3
+MENDED_EVERY = 300  # seconds, as CELERY_BEAT_SCHEDULE says
 
 
 @shared_task(bind=True, max_retries=200, soft_time_limit=60, time_limit=90)
@@ -20,6 +21,19 @@ def refresh_manifest(self: Any, label: str, pk: int, owner: str) -> None:
         manifests.refresh(apps.get_model(label), uuid.UUID(owner), anew=True)
     except Exception as error:
         raise self.retry(exc=error, countdown=min(15 * 2**self.request.retries, 1800)) from error
+
+
+_looked_back = False
+
+
+@shared_task(soft_time_limit=240, time_limit=270)
+def mend_recent_manifests() -> None:
+    """See verification.mend_recent_manifests: a worker that was just started also looks at what was left before it stopped."""
+    from medseg_site.shared import verification
+
+    global _looked_back
+    verification.mend_recent_manifests(since_seconds=3 * MENDED_EVERY if _looked_back else None)
+    _looked_back = True
 
 
 @shared_task(bind=True, max_retries=200, soft_time_limit=1800, time_limit=1860)

@@ -11,8 +11,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from itertools import islice, zip_longest
 from typing import Any
+
+from django.db.models import Q
+from django.utils import timezone
 
 from medseg_site.shared import manifests, storage
 from medseg_site.shared.catalog import (
@@ -30,6 +34,7 @@ from medseg_site.shared.storage import ObjectInfo
 
 OWNERS_AT_ONCE = 200
 READ_AT_ONCE = 8  # objects
+RECENT_ROWS, SETTLED_SECONDS = 500, 60
 MENDABLE = {"missing_manifest", "stale_manifest", "stale_parts"}
 
 
@@ -80,6 +85,28 @@ def verify(
                     _verify_row(row, objects, report, pool, quick=quick, repair=repair)
                 on_step(model._meta.db_table, len(rows))
     return report
+
+
+def mend_recent_manifests(*, since_seconds: float | None = None) -> int:
+    """Write the manifests again that a kill between a row's change and its manifest left behind; how many.
+
+    Of rows that are not done (what is done has its manifest before): those that were queued or ended since then, the newest
+    RECENT_ROWS of each table.
+    """
+    now, mended = timezone.now(), 0
+    for model in stored_models():
+        rows = model._default_manager.exclude(status=model.WORDS.done)
+        if since_seconds is not None:
+            since = now - timedelta(seconds=since_seconds)
+            rows = rows.filter(Q(enqueued_at__gte=since) | Q(finished_at__gte=since))
+        # The youngest are left for the next time: their manifests may be on their way.
+        settled = now - timedelta(seconds=SETTLED_SECONDS)
+        rows = rows.filter(Q(finished_at=None, enqueued_at__lt=settled) | Q(finished_at__lt=settled))
+        for row in rows.order_by("-enqueued_at")[:RECENT_ROWS]:
+            if any(_manifest_problems(row)):
+                manifests.refresh(model, row.uuid, anew=True)
+                mended += 1
+    return mended
 
 
 def find_problems(*, quick: bool = False) -> list[Problem]:

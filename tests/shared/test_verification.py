@@ -6,6 +6,7 @@ import io
 import json
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from celery import current_app
 from django.core.files.storage import default_storage
 from django.core.management import CommandError, call_command
 from django.db import transaction
+from django.utils import timezone
 from rest_framework.test import APIClient
 
 from datasets.models import Dataset
 from inference.models import InferenceResult
 from medseg_site.shared import manifests, storage
 from medseg_site.shared.garbage import collect
-from medseg_site.shared.verification import find_problems, verify
+from medseg_site.shared.verification import find_problems, mend_recent_manifests, verify
 from models_app.models import SegmentationModel
 from models_app.services import delete_model
 from tests.factories import DatasetFactory, ModelFactory
@@ -142,6 +144,25 @@ def test_manifests_follow_edits_and_ends(filled: Filled, api: APIClient) -> None
     delete_model(model=filled.orphaned)
     assert not default_storage.exists(f"models/{filled.orphaned.uuid}/manifest.json")
     assert find_problems() == []
+
+
+@pytest.mark.django_db
+def test_what_a_kill_left_between_a_row_and_its_manifest_is_mended(own_media: Path) -> None:
+    long_ago = timezone.now() - timedelta(days=40)
+    ended = ModelFactory.create(status="failed", error="before", enqueued_at=long_ago, finished_at=long_ago)
+    manifests.store(ended)
+    SegmentationModel.objects.filter(pk=ended.pk).update(error="because")
+    fresh = ModelFactory.create(enqueued_at=timezone.now())  # its manifest is on its way
+    key = f"models/{ended.uuid}/manifest.json"
+    assert mend_recent_manifests(since_seconds=900) == 0
+    assert mend_recent_manifests() == 1
+    assert manifests.read(key)["row"]["error"] == "because"
+    assert not default_storage.exists(f"models/{fresh.uuid}/manifest.json")
+    assert mend_recent_manifests() == 0
+    minutes_ago = timezone.now() - timedelta(minutes=5)
+    SegmentationModel.objects.filter(pk=ended.pk).update(error="for another reason", finished_at=minutes_ago)
+    assert mend_recent_manifests(since_seconds=900) == 1
+    assert manifests.read(key)["row"]["error"] == "for another reason"
 
 
 @pytest.mark.django_db
