@@ -102,7 +102,7 @@ def mend_recent_manifests(*, since_seconds: float | None = None) -> int:
         # The youngest are left for the next time: their manifests may be on their way.
         settled = now - timedelta(seconds=SETTLED_SECONDS)
         rows = rows.filter(Q(finished_at=None, enqueued_at__lt=settled) | Q(finished_at__lt=settled))
-        for row in rows.order_by("-enqueued_at")[:RECENT_ROWS]:
+        for row in rows.order_by("-enqueued_at")[:RECENT_ROWS].iterator(chunk_size=20):  # their logs may be long
             if any(_manifest_problems(row)):
                 manifests.refresh(model, row.uuid, anew=True)
                 mended += 1
