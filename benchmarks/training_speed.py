@@ -26,6 +26,7 @@ from ml_core.device import autocast, pick_device
 from ml_core.folders import describe, find_cases
 from ml_core.losses import make_loss
 from ml_core.malloc_tuning import restart_tuned
+from ml_core.optimization import make_optimizers
 from ml_core.plan import Machine, Plan
 from ml_core.planning import make_plan
 from ml_core.trainer import fit
@@ -77,7 +78,7 @@ def bare_loop(plan: Plan, train: list[StoredCase], steps: int) -> float:
         arguments=plan.network,
     )
     network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, fused=True)
+    optimizers = make_optimizers(network, plan)
     loss_of = make_loss(plan.loss).to(device)
     sampler = PatchSampler(train, plan)
     batches = [[array.to(device) for array in sampler.batch(n)] for n in range(BATCHES_IN_MEMORY)]
@@ -91,9 +92,10 @@ def bare_loop(plan: Plan, train: list[StoredCase], steps: int) -> float:
         with autocast(device, plan.precision):
             logits = network(images)
         loss = loss_of(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
+        network.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     _wait(device)
     return steps * plan.batch_size / (time.perf_counter() - begun)
 

@@ -99,34 +99,40 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def pack(network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def pack(network: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Everything that the next step depends on; its random numbers come from the seed and the step's number."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
+    for index, (optimizer, parameter) in enumerate(_moved(optimizers)):
+        state = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     return tensors
 
 
 def unpack(
-    tensors: dict[str, Tensor], network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    tensors: dict[str, Tensor], network: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]
 ) -> None:
     """The inverse of `pack`. Raises TrainingError when the checkpoint belongs to another network."""
     try:
         network.load_state_dict(part_of(tensors, "network."))
         average.load_state_dict(part_of(tensors, "average."))
-        state: dict[int, dict[str, Tensor]] = {}
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        moved = _moved(optimizers)
         for name, value in part_of(tensors, "optimizer.").items():
             index, key = name.split(".", 1)
-            own = parameters[int(index)]
+            optimizer, own = moved[int(index)]
             # In the parameter's own layout (channels last): the fused optimizer goes through both as they lie in memory.
-            laid = torch.empty_like(own).copy_(value) if value.shape == own.shape and value.ndim else value
-            state.setdefault(int(index), {})[key] = laid
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            if value.ndim and value.shape != own.shape:
+                raise ValueError(f"{name} has the shape {tuple(value.shape)} instead of {tuple(own.shape)}.")
+            laid = torch.empty_like(own).copy_(value) if value.ndim else value.to(own.device)
+            optimizer.state[own][key] = laid
     except (IndexError, KeyError, RuntimeError, ValueError) as error:
         reason = f"The checkpoint does not fit the network: {str(error)[:200]}"
         raise TrainingError("damaged_checkpoint", reason, "Train again.") from error
+
+
+def _moved(optimizers: list[torch.optim.Optimizer]) -> list[tuple[torch.optim.Optimizer, Tensor]]:
+    """Each parameter with the optimizer that moves it."""
+    return [(one, parameter) for one in optimizers for group in one.param_groups for parameter in group["params"]]
 
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ LOSSES = {
     "tversky": "Tversky",
     "boundary": "Dice + cross-entropy, borders count more",
 }
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for kernels, AdamW for the rest"}
 CONFIGURATIONS = {
     "2d": "2D: pictures, or volumes slice by slice",
     "2.5d": "2.5D: a slice with its neighbours",
@@ -174,8 +175,14 @@ class Hyperparameters:
         minimum=0.0,
         maximum=0.9999,
     )
+    optimizer: str | None = _parameter(
+        "Optimizer",
+        "What moves the weights. Muon takes larger steps in all directions at once: fewer of them are needed, and each costs more.",
+        str,
+        choices=OPTIMIZERS,
+    )
     weight_decay: float | None = _parameter(
-        "Weight decay", "How strongly weights are pulled to zero (AdamW).", float, minimum=0.0, maximum=1.0
+        "Weight decay", "How strongly weights are pulled to zero.", float, minimum=0.0, maximum=1.0
     )
     warm_up_steps: int | None = _parameter(
         "Warm-up", "Steps over which the learning rate rises from zero.", int, minimum=0, maximum=10_000, unit="steps"

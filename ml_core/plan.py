@@ -92,6 +92,7 @@ class Plan:
     epochs: int | None
     time_budget_seconds: int | None
     learning_rate: float
+    optimizer: str
     weight_decay: float
     warm_up_steps: int
     clip_norm: float
@@ -164,7 +165,8 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Plan:
-        return cls(**{**values, "preprocessing": Preprocessing(**values["preprocessing"])})
+        # Checkpoints and packages of before there was a choice speak of AdamW.
+        return cls(**{"optimizer": "adamw", **values, "preprocessing": Preprocessing(**values["preprocessing"])})
 
     def hyperparameters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in specs()}

@@ -17,6 +17,7 @@ from ml_core.io import read_image, read_mask
 from ml_core.loading import BatchLoader
 from ml_core.losses import make_loss
 from ml_core.metrics import case_metrics
+from ml_core.optimization import make_optimizers
 from ml_core.plan import Plan
 from ml_core.predictor import Predictor, network_of
 from ml_core.serving import TorchForward
@@ -59,7 +60,7 @@ def rehearse(
     network = network_of(plan).to(device).train()
     layout = torch.channels_last_3d if len(plan.patch) == 3 else torch.channels_last
     network = network.to(memory_format=layout)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    optimizers = make_optimizers(network, plan)
     loss_of = make_loss(plan.loss, class_weights=plan.balanced_weights or None).to(device)
     sampler = PatchSampler(train, plan)
     with BatchLoader(sampler, plan, device, first_step=0) as batches:
@@ -69,8 +70,9 @@ def rehearse(
             with autocast(device, plan.precision):
                 logits = network(images)
             loss_of(logits, labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+            network.zero_grad()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             step = time.perf_counter() - begun

@@ -20,6 +20,7 @@ from ml_core.device import autocast, pick_device
 from ml_core.errors import TrainingError
 from ml_core.loading import BatchLoader
 from ml_core.losses import make_loss
+from ml_core.optimization import make_optimizers, set_learning_rate
 from ml_core.plan import Plan
 from ml_core.schedule import Clock
 from ml_core.validation import Validator
@@ -75,12 +76,7 @@ def fit(
     layout = torch.channels_last_3d if len(plan.patch) == 3 else torch.channels_last
     network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     average = copy.deepcopy(network).eval()
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=plan.learning_rate,
-        weight_decay=plan.weight_decay,
-        fused=True,
-    )
+    optimizers = make_optimizers(network, plan)
     loss_of = make_loss(plan.loss, class_weights=plan.balanced_weights or None).to(device)
     sampler, validator = PatchSampler(train, plan), Validator(val, plan, loss_of)
     steps = steps_of_an_epoch(sampler.units(), validator.pixels(), plan)
@@ -91,7 +87,7 @@ def fit(
     curve: list[dict[str, Any]] = []
     if keeper.latest.exists():
         tensors, facts = load_weights(keeper.latest)
-        unpack(tensors, network, average, optimizer)
+        unpack(tensors, network, average, optimizers)
         epoch, step, spent = facts["epoch"], facts["step"], facts["seconds"]
         best_epoch, curve = facts["best_epoch"], facts.get("curve", [])
         kept = facts["best_score"]  # of a version before it was the Dice alone
@@ -111,18 +107,18 @@ def fit(
             epoch_start, losses = time.monotonic(), []
             for index in range(steps):
                 rate = clock.learning_rate(step, steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                set_learning_rate(optimizers, rate)
                 images, labels = batches.next()
                 torch.manual_seed(plan.seed + step)  # dropout repeats, also after an interruption
                 with autocast(device, plan.precision):
                     logits = network(images)
                 loss = loss_of(logits, labels)
-                optimizer.zero_grad(set_to_none=True)
+                network.zero_grad(set_to_none=True)
                 loss.backward()
                 if plan.clip_norm:
                     nn.utils.clip_grad_norm_(network.parameters(), plan.clip_norm)
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
                 step += 1
                 update_average(average, network, step, plan.weight_average)
                 losses.append(loss.detach())
@@ -166,7 +162,7 @@ def fit(
             curve = [*curve, point]
             facts = {"epoch": epoch, "step": step, "best_score": best_score, "best_epoch": best_epoch, "curve": curve}
             facts["seconds"] = time.monotonic() - start
-            keeper.keep(lambda: pack(network, average, optimizer), facts)
+            keeper.keep(lambda: pack(network, average, optimizers), facts)
             whole_epochs = True
             on_event({"type": "epoch", **point})
             on_event(clock.progress(epoch, step, steps, train_loss=train_loss, val_dice=dice, images_per_second=speed))
@@ -175,7 +171,7 @@ def fit(
                 break
     keeper.keep_best()
     if whole_epochs:
-        keeper.keep(lambda: pack(network, average, optimizer), facts, at_once=True)
+        keeper.keep(lambda: pack(network, average, optimizers), facts, at_once=True)
     if not keeper.best.exists():
         return TrainResult(None, epoch, 0, stopped, warnings)
     average.load_state_dict(load_weights(keeper.best)[0])

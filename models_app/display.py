@@ -23,6 +23,7 @@ GROUPS = {
     "Learning": [
         "loss",
         "class_weights",
+        "optimizer",
         "learning_rate",
         "weight_decay",
         "warm_up_steps",

@@ -121,3 +121,19 @@ def test_a_short_training_turns_pictures_but_no_bodies() -> None:
     for like in (body, picture):
         assert plan(like=like, time_budget_seconds=3600).augmentation == "standard"
         assert plan(GPU, like=like).augmentation == "standard"
+
+
+@pytest.mark.parametrize(
+    ("machine", "wanted", "optimizer"),
+    [
+        (LAPTOP, {}, "muon"),
+        (GPU, {"architecture": "plain-unet"}, "muon"),
+        (Machine(cuda=False, cpus=2, bf16=False), {}, "adamw"),
+        (LAPTOP, {"encoder": "resnet34"}, "adamw"),
+        (LAPTOP, {"encoder": "resnet34", "optimizer": "muon"}, "muon"),
+    ],
+)
+def test_muon_moves_plain_u_nets_where_bfloat16_is_quick(
+    machine: Machine, wanted: dict[str, Any], optimizer: str
+) -> None:
+    assert plan(machine, **wanted).optimizer == optimizer

@@ -1,0 +1,107 @@
+"""Muon moves the inner kernels by orthogonal steps, AdamW all else; a checkpoint holds what both remember."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ml_core.checkpoint import pack, unpack
+from ml_core.errors import TrainingError
+from ml_core.optimization import KernelMuon, make_optimizers, set_learning_rate
+from ml_core.plan import Plan
+from ml_core.predictor import network_of
+from tests.ml_core.test_planning import plan
+
+RATE = 0.01
+
+
+def network_and_plan(optimizer: str) -> tuple[nn.Module, Plan]:
+    made = plan(optimizer=optimizer, patch_size=64, learning_rate=RATE, weight_decay=0.0)
+    torch.manual_seed(0)
+    return network_of(made).to(memory_format=torch.channels_last).train(), made
+
+
+def step(network: nn.Module, optimizers: list[torch.optim.Optimizer], seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    found: Tensor = network(torch.randn(2, 1, 64, 64))
+    (found**2).mean().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    network.zero_grad(set_to_none=True)
+
+
+def test_a_step_is_orthogonal_and_as_long_as_one_of_adamw() -> None:
+    kernel = nn.Parameter(torch.randn(16, 8, 3, 3).to(memory_format=torch.channels_last))
+    before = kernel.detach().clone()
+    optimizer = KernelMuon([kernel], lr=RATE, weight_decay=0.0)
+    kernel.grad = torch.randn(16, 8, 3, 3)
+    optimizer.step()
+    moved = (before - kernel.detach()).flatten(1) / RATE
+    stretched = torch.linalg.svdvals(moved) / (0.2 * 72**0.5)
+    assert stretched.min() > 0.6
+    assert stretched.max() < 1.3
+    assert torch.dot(moved.flatten(), kernel.grad.flatten()) > 0  # downhill
+
+
+def test_the_first_kernel_and_those_of_the_logits_stay_with_adamw() -> None:
+    network, made = network_and_plan("muon")
+    adamw, muon = make_optimizers(network, made)
+    moved = {matrix.data_ptr() for matrix in muon.param_groups[0]["params"]}
+    kernels = [name for name, value in network.named_parameters() if value.ndim == 4]
+    left = [name for name in kernels if network.get_parameter(name).data_ptr() not in moved]
+    assert left == [kernels[0], "heads.0.weight"]
+    together = [value for one in (adamw, muon) for value in one.param_groups[0]["params"]]
+    assert sum(value.numel() for value in together) == sum(value.numel() for value in network.parameters())
+
+
+def test_both_follow_one_learning_rate() -> None:
+    network, made = network_and_plan("muon")
+    optimizers = make_optimizers(network, made)
+    before = [value.detach().clone() for value in network.parameters()]
+    set_learning_rate(optimizers, 0.0)
+    step(network, optimizers)
+    assert all(torch.equal(*pair) for pair in zip(before, network.parameters(), strict=True))
+    set_learning_rate(optimizers, RATE)
+    step(network, optimizers)
+    assert not any(torch.equal(*pair) for pair in zip(before, network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_checkpoint_goes_on_as_if_nothing_had_happened(optimizer: str) -> None:
+    network, made = network_and_plan(optimizer)
+    optimizers = make_optimizers(network, made)
+    step(network, optimizers, seed=1)
+    tensors = {name: value.detach().clone() for name, value in pack(network, network, optimizers).items()}
+    step(network, optimizers, seed=2)
+
+    other, _ = network_and_plan(optimizer)
+    again = make_optimizers(other, made)
+    unpack(tensors, other, network_of(made), again)
+    step(other, again, seed=2)
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
+    network, made = network_and_plan("muon")
+    optimizers = make_optimizers(network, made)
+    step(network, optimizers)
+    tensors = pack(network, network, optimizers)
+    other = make_optimizers(network, replace(made, optimizer="adamw"))
+    with pytest.raises(TrainingError, match="does not fit"):
+        unpack(tensors, network, network_of(made), other)
+
+
+def test_kernels_in_another_layout_are_refused() -> None:
+    with pytest.raises(ValueError, match="channels last"):
+        KernelMuon([nn.Parameter(torch.randn(4, 8, 3, 3))], lr=RATE, weight_decay=0.0)
+
+
+def test_a_plan_of_before_there_was_a_choice_speaks_of_adamw() -> None:
+    values = plan().to_dict()
+    assert values["optimizer"] == "muon"
+    del values["optimizer"]
+    assert Plan.from_dict(values).optimizer == "adamw"
