@@ -14,6 +14,7 @@ from ml_core.plan import FLAT, Machine, Plan, Preprocessing
 DEFAULT_SECONDS = 300
 SHORT = 900  # seconds; on a CPU every image is seen some hundred times at most
 THICK = 16.0  # pixels; a structure that stays that thick can be seen on a coarser grid
+FEW_EPOCHS, FEW_SECONDS = 20, 60  # below that Muon's slow start costs more than it brings
 MOST_WEIGHT = 10.0  # of a rare class, as a multiple of the commonest one's
 RARE = 0.05  # share of the pixels below which a class is drawn more often
 
@@ -85,7 +86,7 @@ def make_plan(
         epochs=epochs,
         time_budget_seconds=budget,
         learning_rate=choose("learning_rate", *_learning_rate(described)),
-        optimizer=choose("optimizer", *_optimizer(described, machine)),
+        optimizer=choose("optimizer", *_optimizer(described, machine, epochs, budget)),
         weight_decay=choose("weight_decay", 1e-4, "A little keeps the weights small."),
         warm_up_steps=choose("warm_up_steps", 20, "Adam's statistics need some steps before they can be trusted."),
         clip_norm=choose("clip_norm", 5.0, "A single strange batch cannot throw the weights away."),
@@ -298,7 +299,9 @@ def _learning_rate(architecture: Architecture) -> tuple[float, str]:
     return 1e-3, "AdamW with warm-up and cosine decay learns well from 0.001."
 
 
-def _optimizer(architecture: Architecture, machine: Machine) -> tuple[str, str]:
+def _optimizer(architecture: Architecture, machine: Machine, epochs: int | None, budget: int | None) -> tuple[str, str]:
+    if (epochs or FEW_EPOCHS) < FEW_EPOCHS or (budget or FEW_SECONDS) < FEW_SECONDS:
+        return "adamw", "AdamW learns more than Muon in the first steps, and the training is not much longer."
     # Muon multiplies matrices in bfloat16, which a machine without it does many times slower.
     if architecture.library == "plain" and architecture.dimensions == 2 and machine.bf16:
         return "muon", "Muon learns more in each step than AdamW, and this machine takes its steps quickly."

@@ -129,11 +129,15 @@ def test_a_short_training_turns_pictures_but_no_bodies() -> None:
         (LAPTOP, {}, "muon"),
         (GPU, {"architecture": "plain-unet"}, "muon"),
         (Machine(cuda=False, cpus=2, bf16=False), {}, "adamw"),
+        (LAPTOP, {"epochs": 2}, "adamw"),
+        (LAPTOP, {"epochs": 100}, "muon"),
+        (LAPTOP, {"time_budget_seconds": 30}, "adamw"),
+        (LAPTOP, {"time_budget_seconds": 600}, "muon"),
         (LAPTOP, {"encoder": "resnet34"}, "adamw"),
         (LAPTOP, {"encoder": "resnet34", "optimizer": "muon"}, "muon"),
     ],
 )
-def test_muon_moves_plain_u_nets_where_bfloat16_is_quick(
+def test_muon_moves_plain_u_nets_where_bfloat16_is_quick_and_time_is_enough(
     machine: Machine, wanted: dict[str, Any], optimizer: str
 ) -> None:
     assert plan(machine, **wanted).optimizer == optimizer
