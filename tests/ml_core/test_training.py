@@ -105,19 +105,25 @@ def test_a_training_learns_and_its_package_predicts(tmp_path: Path) -> None:
     assert 2 * (truth & (found.values == 255)).sum() / (truth.sum() + (found.values == 255).sum()) > 0.8
 
 
-def test_one_seed_gives_one_curve(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_seed_gives_one_curve(tmp_path: Path, optimizer: str) -> None:
     cases = draw(tmp_path, 4)
-    assert losses(train(tmp_path / "a", cases)) == losses(train(tmp_path / "b", cases))
-    assert losses(train(tmp_path / "a2", cases, seed=1)) != losses(train(tmp_path / "b2", cases, seed=2))
+    assert losses(train(tmp_path / "a", cases, optimizer=optimizer)) == losses(
+        train(tmp_path / "b", cases, optimizer=optimizer)
+    )
+    assert losses(train(tmp_path / "a2", cases, seed=1, optimizer=optimizer)) != losses(
+        train(tmp_path / "b2", cases, seed=2, optimizer=optimizer)
+    )
 
 
-def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_path: Path, optimizer: str) -> None:
     cases = draw(tmp_path, 4)
-    whole = train(tmp_path / "whole", cases, epochs=4)
-    stopped = train(tmp_path / "run", cases, epochs=4, stop_after=2)
+    whole = train(tmp_path / "whole", cases, epochs=4, optimizer=optimizer)
+    stopped = train(tmp_path / "run", cases, epochs=4, stop_after=2, optimizer=optimizer)
     assert stopped[-1]["stopped"]
     assert read_package(Path(stopped[-1]["package"])).metrics == {}
-    resumed = train(tmp_path / "run", cases, epochs=4)
+    resumed = train(tmp_path / "run", cases, epochs=4, optimizer=optimizer)
     start = next(event for event in resumed if event["type"] == "start")
     told = [(event["epoch"], event["train_loss"]) for event in curve(stopped)]
     assert (start["epoch"], [(point["epoch"], point["train_loss"]) for point in start["curve"]]) == (2, told)
