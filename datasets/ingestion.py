@@ -25,7 +25,7 @@ from medseg_site.shared import manifests, outages, storage
 from medseg_site.shared.jobs import Claim, ClaimLostError, claim
 from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
-from ml_core.near_duplicates import near_duplicate_groups
+from ml_core.near_duplicates import MOST_COMPARED, near_duplicate_groups
 from ml_core.splits import Split
 from uploads.verification import UploadDamagedError, checked_sha256
 
@@ -36,7 +36,6 @@ MOST_ISSUES = 1_000  # kept; the rest is counted
 MOST_CLASSES = 128
 ROWS_AT_ONCE = 500
 RARE_SHARE = 1e-5
-MOST_COMPARED = 20_000  # cases; comparing each with each takes a minute then, and four times as long for twice as many
 
 
 class DatasetRefusedError(MLError):

@@ -20,7 +20,7 @@ from datasets.archives import Issue, Pair, SafeArchive
 from datasets.display import overlay
 from medseg_site.shared import storage
 from ml_core.errors import ImageError
-from ml_core.fingerprint import FingerprintBuilder
+from ml_core.fingerprint import FingerprintBuilder, count_values
 from ml_core.io import (
     Image,
     Mask,
@@ -66,15 +66,6 @@ class CheckedSample:
     thumbnail_key: str
     signature: NDArray[np.float16]  # of ml_core.near_duplicates
     issues: list[Issue] = field(default_factory=list)
-
-
-def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(the values that occur, ascending; how often each does), without sorting where the values are small numbers."""
-    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**16:
-        counts = np.bincount(values.reshape(-1))
-        present = np.flatnonzero(counts)
-        return present, counts[present]
-    return np.unique(values, return_counts=True)
 
 
 class ClassTable:

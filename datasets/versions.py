@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from datasets.archives import Pair
 from datasets.models import Dataset, Sample
-from datasets.samples import CheckedSample, ClassTable, KnownSample, count_values
+from datasets.samples import CheckedSample, ClassTable, KnownSample
 from medseg_site.shared import storage
 from ml_core.errors import ConfigError, ImageError, MLError
-from ml_core.fingerprint import FingerprintBuilder
+from ml_core.fingerprint import FingerprintBuilder, count_values
 from ml_core.io import Image, Mask, read_image, read_mask
 from ml_core.near_duplicates import signature
 from ml_core.splits import Split, reuse_split, split_cases

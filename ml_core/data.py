@@ -9,8 +9,10 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ml_core.ahead import in_order, threads_for
 from ml_core.errors import ImageError, TrainingError
 from ml_core.io import read_image, read_mask
 from ml_core.plan import Plan
@@ -27,6 +30,7 @@ from ml_core.preprocessing import labels_to_network, preprocess
 
 VERSION = 2  # of what `_decode` writes: raise it where the same file and plan give other arrays
 PIXELS_KEPT = 2_000  # places remembered per class and case to centre patches on
+PLACES_IN_MEMORY = 1_000_000  # per class; of many cases each keeps fewer
 MAPPED_BYTES, MAPPED_CASES = 128 * 2**20, 64
 
 
@@ -84,26 +88,39 @@ def label_indices(values: NDArray[Any], class_values: list[int], name: str) -> N
     return indices.astype(np.uint8)
 
 
-def size_of(image: Path) -> int:
-    """Bytes of a file, or of a folder's files (a series)."""
-    return sum(path.stat().st_size for path in (image.iterdir() if image.is_dir() else [image]))
-
-
 def spread_order(count: int) -> list[int]:
     """0 to count - 1 in an order of which every beginning is spread evenly."""
     return [int(index) for index in np.argsort([index * 0.618034 % 1 for index in range(count)])]
 
 
-def open_store(folder: Path, cases: list[Case], plan: Plan, on_case: Callable[[int, int], None]) -> list[StoredCase]:
-    """Decode what is not in `folder` yet and map everything. `on_case(done, total)` is called after each case."""
+def open_store(
+    folder: Path,
+    cases: list[Case],
+    plan: Plan,
+    on_case: Callable[[int, int], None],
+    *,
+    until: float | None = None,
+    least: int = 1,
+) -> list[StoredCase]:
+    """Decode what is not in `folder` yet, and open all. `on_case(done, total)` is called after each case.
+
+    With `until` (time.monotonic) no case is waited for after it, once `least` are there: the first ones of `cases` come back.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    stored = []
-    for position, case in enumerate(cases):
+
+    def open_one(case: Case) -> StoredCase:
         stem = stored_stem(folder, case, plan)
         if not stem.with_suffix(".places.npy").exists():
             _decode(case, plan, stem)
-        stored.append(_load(stem))
-        on_case(position + 1, len(cases))
+        return _load(stem, PLACES_IN_MEMORY // len(cases))
+
+    stored: list[StoredCase] = []
+    with closing(in_order(open_one, cases, threads_for(case.image for case in cases))) as opened:
+        for case in opened:
+            stored.append(case)
+            on_case(len(stored), len(cases))
+            if until is not None and len(stored) >= least and time.monotonic() > until:
+                break
     return stored
 
 
@@ -147,10 +164,14 @@ def _save(path: Path, array: NDArray[Any]) -> None:
     os.replace(part, path)
 
 
-def _load(stem: Path) -> StoredCase:
-    places = np.load(stem.with_suffix(".places.npy"))
+def _load(stem: Path, most_places: int) -> StoredCase:
+    rows = np.load(stem.with_suffix(".places.npy"))
     shape = np.load(stem.with_suffix(".labels.npy"), mmap_mode="r").shape
-    return StoredCase(stem, shape, {int(index): places[places[:, 0] == index, 1:] for index in np.unique(places[:, 0])})
+    places = {}
+    for index in np.unique(rows[:, 0]):
+        found = rows[rows[:, 0] == index, 1:]
+        places[int(index)] = found[:: -(-len(found) // max(1, most_places))].copy()  # without a hold on the others
+    return StoredCase(stem, shape, places)
 
 
 class _MappedCases:

@@ -93,6 +93,26 @@ def evaluate(
     }
 
 
+def caveats(metrics: dict[str, Any], *, grouping: str, folds: int) -> list[str]:
+    """What a reader of the numbers has to know: sentences. grouping: of the split (ml_core.splits)."""
+    found = []
+    if metrics and metrics["n_cases"] < metrics["held_out"]:
+        found.append(
+            f"{metrics['n_cases']} of the {metrics['held_out']} held-out cases were evaluated, spread evenly: all of them would not "
+            "have fitted into the time budget."
+        )
+    if metrics and metrics["evaluated_on"] == "val" and folds > 1:
+        found.append("Each case was predicted by the networks that had not learnt from it (cross-validation).")
+    if "one patient" in grouping:
+        found.append("All images come from one patient, so the numbers say little about other patients.")
+    if metrics and metrics["evaluated_on"] == "val":
+        found.append(
+            "The dataset is too small for a test part of its own: the numbers are those of the cases that the best weights "
+            "were chosen on, and a little too good."
+        )
+    return found
+
+
 def _read(case: Case, plan: Plan) -> tuple[Image, NDArray[np.uint8]]:
     """The image, and its reference as class positions. Raises ImageError that names the case where they do not fit."""
     try:

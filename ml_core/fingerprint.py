@@ -139,6 +139,15 @@ class FingerprintBuilder:
         }
 
 
+def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(the values that occur, ascending; how often each does), without sorting where the values are small numbers."""
+    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**16:
+        counts = np.bincount(values.reshape(-1))
+        present = np.flatnonzero(counts)
+        return present, counts[present]
+    return np.unique(values, return_counts=True)
+
+
 def guess_modality(image: Image) -> str:
     """A word for an image that does not say what it is. Volumes whose air is near -1000 are taken for CT."""
     if image.family == "raster":

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ml_core.ahead import in_order, threads_for
 from ml_core.data import Case
 from ml_core.errors import ImageError, MLError
-from ml_core.fingerprint import FingerprintBuilder
-from ml_core.io import Mask, check_pair, read_image, read_mask, stem
+from ml_core.fingerprint import FingerprintBuilder, count_values
+from ml_core.io import Image, Mask, check_pair, read_image, read_mask, stem
 from ml_core.pairing import SILENT, Folders, all_dicom, pair_folders
 from ml_core.splits import group_of_name
 
@@ -90,18 +89,16 @@ def read_all(cases: list[Case], note: Note, on_case: Callable[[int, int], None])
     found = Read([], {}, FingerprintBuilder())
     patients: dict[str, str] = {}
     kinds: dict[int | str, str] = {}
-    for position, case in enumerate(cases):
-        try:
-            image = read_image(case.image)
-            mask = read_mask(case.mask, like=image)
-            check_pair(image, mask)
-        except ImageError as error:
-            note(f"left out: {case.name}: {error}")
+    pairs = in_order(_read_pair, cases, threads_for(case.image for case in cases))
+    for position, (case, read) in enumerate(zip(cases, pairs, strict=True)):
+        if isinstance(read, ImageError):
+            note(f"left out: {case.name}: {read}")
             on_case(position + 1, len(cases))
             continue
+        image, mask = read
         if mask.lossy:
             note(f"{case.mask}: The mask is a JPEG; values were set to 0 or 255. Save masks as PNG.")
-        present, counts = np.unique(mask.values, return_counts=True)
+        present, counts = count_values(mask.values)
         kinds.setdefault(image.dimensions, case.name)
         if len(present) > 1:  # an empty mask is coded in either way
             kinds.setdefault(mask.coding, case.name)
@@ -116,6 +113,16 @@ def read_all(cases: list[Case], note: Note, on_case: Callable[[int, int], None])
             found.cases.append(case)
         on_case(position + 1, len(cases))
     return found
+
+
+def _read_pair(case: Case) -> tuple[Image, Mask] | ImageError:
+    try:
+        image = read_image(case.image)
+        mask = read_mask(case.mask, like=image)
+        check_pair(image, mask)
+    except ImageError as error:
+        return error
+    return image, mask
 
 
 def describe(

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from ml_core.ahead import size_of
 from ml_core.checkpoint import load_weights, seconds_spent
 from ml_core.config import Hyperparameters
-from ml_core.data import Case, StoredCase, open_store, size_of
+from ml_core.data import Case, StoredCase, open_store
 from ml_core.errors import TrainingError, explained, is_out_of_memory
-from ml_core.evaluation import evaluate
-from ml_core.job_split import as_document, same_again, split_job, unseen_classes
+from ml_core.evaluation import caveats, evaluate
+from ml_core.job_split import as_document, order_to_read, same_again, split_job, unseen_classes
 from ml_core.package import Package, Refinements, read_package, write_package
 from ml_core.plan import Machine, Plan
 from ml_core.planning import DEFAULT_SECONDS, make_plan
@@ -28,6 +29,7 @@ from ml_core.splits import Split
 from ml_core.trainer import TrainResult, fit
 
 LEAST_SHARE = 0.3  # of the time left goes into learning, however long the evaluation takes
+PREPARING_SHARE, LEAST_PREPARING = 0.25, 0.1  # of the time budget, until the cases that are decoded by then have to do
 LATEST = 1.07  # of the time budget: no evaluation of a further case that would end later
 
 
@@ -169,13 +171,27 @@ class _Run:
         return splits
 
     def _decode(self, splits: list[Split]) -> dict[int, StoredCase]:
-        learnt_from = sorted(splits[0].train + splits[0].val)
-        cases = [self.job.cases[index] for index in learnt_from]
+        """The cases to learn from and to validate on, by position; of very many as many as the time budget allows, spread evenly."""
+        order, least = order_to_read(splits)
+        budget, until = self.plan.time_budget_seconds, None
+        if budget:
+            until = max(self.begun + PREPARING_SHARE * budget, time.monotonic() + LEAST_PREPARING * budget)
         stored = open_store(
-            self.job.store, cases, self.plan, lambda done, total: self._report("preparing", done, total)
+            self.job.store,
+            [self.job.cases[index] for index in order],
+            self.plan,
+            lambda done, total: self._report("preparing", done, total),
+            until=until,
+            least=least,
         )
-        found = dict(zip(learnt_from, stored, strict=True))
-        if len(splits) == 1 and (warning := unseen_classes(self.plan, [found[index] for index in splits[0].train])):
+        found = dict(zip(order, stored, strict=False))
+        if len(found) < len(order):
+            self._say(
+                f"{len(found)} of the {len(order)} cases to learn from, spread evenly, could be read in the part of the time budget "
+                "that is kept for it, and the model learns from these. Allow more time for more of them."
+            )
+        train = [found[index] for index in splits[0].train if index in found]
+        if len(splits) == 1 and (warning := unseen_classes(self.plan, train)):
             self._say(warning)
         return found
 
@@ -184,8 +200,8 @@ class _Run:
         held_out = sorted((self.job.cases[index] for index in first.held_out), key=lambda case: size_of(case.image))
         estimate = rehearse(
             self.plan,
-            [stored[index] for index in first.train],
-            [stored[index] for index in first.val],
+            [stored[index] for index in first.train if index in stored],
+            [stored[index] for index in first.val if index in stored],
             held_out[len(held_out) // 2],
             n_test=len(held_out),
             n_val=len(first.val),
@@ -208,7 +224,7 @@ class _Run:
             folder.mkdir(exist_ok=True)
             now = time.monotonic()
             deadline = None if end is None else now + (end - now) / (len(runs) - number)
-            train, val = ([stored[index] for index in part] for part in (split.train, split.val))
+            train, val = ([stored[index] for index in part if index in stored] for part in (split.train, split.val))
             result = self._fit(train, val, folder, seed, self._as_part(number, len(runs)), deadline, warm)
             self.epochs += result.epochs
             self.best_epochs.append(result.best_epoch)
@@ -301,7 +317,7 @@ class _Run:
             on_case=lambda done, total: self._report("evaluating", done, total),
             deadline=self.begun + LATEST * budget if budget else None,
         )
-        self.warnings += _warnings(splits, metrics)
+        self.warnings += caveats(metrics, grouping=splits[0].grouping, folds=len(splits))
         return decisions, metrics
 
     def _predictors(
@@ -372,25 +388,6 @@ class _Run:
             self.emit(event)
 
         return emit
-
-
-def _warnings(splits: list[Split], metrics: dict[str, Any]) -> list[str]:
-    found = []
-    if metrics and metrics["n_cases"] < metrics["held_out"]:
-        found.append(
-            f"{metrics['n_cases']} of the {metrics['held_out']} held-out cases were evaluated, spread evenly: all of them would not "
-            "have fitted into the time budget."
-        )
-    if metrics and metrics["evaluated_on"] == "val" and len(splits) > 1:
-        found.append("Each case was predicted by the networks that had not learnt from it (cross-validation).")
-    if "one patient" in splits[0].grouping:
-        found.append("All images come from one patient, so the numbers say little about other patients.")
-    if metrics and metrics["evaluated_on"] == "val":
-        found.append(
-            "The dataset is too small for a test part of its own: the numbers are those of the cases that the best weights "
-            "were chosen on, and a little too good."
-        )
-    return found
 
 
 def continued(kept: Plan, new: Plan) -> Plan:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ml_core.ahead import in_order, threads_for
 from ml_core.config import Hyperparameters
-from ml_core.data import Case, StoredCase
+from ml_core.data import Case, StoredCase, spread_order
 from ml_core.errors import ConfigError, ImageError, TrainingError
 from ml_core.io import read_image
-from ml_core.near_duplicates import near_duplicate_groups, signature
+from ml_core.near_duplicates import MOST_COMPARED, near_duplicate_groups, signature
 from ml_core.plan import Plan
 from ml_core.splits import Split, cross_validation, reuse_split, split_cases
 
@@ -26,7 +28,7 @@ def split_job(
     groups = [case.group for case in cases]
     if stored is not None and plan.folds == 1 and wanted.validation_fraction is None and wanted.test_fraction is None:
         return [reuse_split(stored, [case.id for case in cases], groups)]
-    duplicates = near_duplicate_groups([_signature(case, folder) for case in cases])
+    duplicates = _duplicates(cases, folder)
     test = _stored_test(cases, groups, duplicates, stored) if wanted.test_fraction is None else []
     rest = [position for position in range(len(cases)) if position not in set(test)]
     others = [groups[position] for position in rest]
@@ -47,6 +49,14 @@ def split_job(
     ]
 
 
+def _duplicates(cases: list[Case], folder: Path) -> list[int]:
+    """A number per case, equal for near-duplicates; all are different where there are too many to be compared."""
+    if len(cases) > MOST_COMPARED:
+        return list(range(len(cases)))
+    signatures = in_order(partial(_signature, folder=folder), cases, threads_for(case.image for case in cases))
+    return near_duplicate_groups(list(signatures))
+
+
 def as_document(cases: list[Case], splits: list[Split]) -> dict[str, Any]:
     """{"train": [case ids], "val": …, "test": …, "grouping": …} of the first, and all of them as "folds" where there are several."""
     ids = [case.id for case in cases]
@@ -58,6 +68,17 @@ def as_document(cases: list[Case], splits: list[Split]) -> dict[str, Any]:
     if len(splits) > 1:
         document["folds"] = [named(split, "train", "val") for split in splits]
     return document
+
+
+def order_to_read(splits: list[Split]) -> tuple[list[int], int]:
+    """Positions of the cases to learn from and to validate on, so that every beginning is spread evenly; and how many it takes at least.
+
+    First one of each part, without which there is nothing to learn from or to validate on.
+    """
+    needed = list(dict.fromkeys(part[0] for split in splits for part in (split.train, split.val)))
+    all_of_them = sorted(splits[0].train + splits[0].val)
+    spread = [all_of_them[place] for place in spread_order(len(all_of_them))]
+    return list(dict.fromkeys([*needed, *spread])), len(needed)
 
 
 def same_again(cases: list[Case], document: dict[str, Any]) -> list[Split] | None:

@@ -213,15 +213,15 @@ def _postprocessing(
         return None, {"used": None, "reason": "You chose it."}
     if not affordable:
         return None, {"used": None, "reason": "Not measured: it would not fit into the time budget."}
-    pairs = []
-    for member in members:
-        predictor = Predictor([member.forward], plan, refinements)
-        cases = _load(member.cases, plan, deadline)
-        pairs += [(predictor.predict(image).indices, reference) for image, reference in cases]
+    pairs = (
+        (Predictor([member.forward], plan, refinements).predict(image).indices, reference)
+        for member in members
+        for image, reference in _load(member.cases, plan, deadline)
+    )  # one by one: a dataset's volumes do not fit into memory together
     chosen, report = choose(pairs, len(plan.class_values))
     used = chosen.to_dict() if chosen.is_active else None
     reason = "It helped on the validation cases." if used else "Nothing of it helped on the validation cases."
-    return (chosen if used else None), {"used": used, "measured": report, "cases": len(pairs), "reason": reason}
+    return (chosen if used else None), {"used": used, "measured": report, "cases": report["cases"], "reason": reason}
 
 
 def _load(cases: list[Case], plan: Plan, deadline: float) -> Iterator[tuple[Image, NDArray[np.uint8]]]:

@@ -26,6 +26,7 @@ from ml_core.validation import Validator
 
 COPIES = 8  # of an image, when mirrored ones are predicted too
 REFINING_SHARE = 0.05  # of the time budget may go into measuring what helps on the validation cases
+EVALUATING_SHARE = 0.25  # of the time budget, at most: of very many held-out cases some are evaluated, spread evenly
 FIXED_SECONDS = 3.0  # converting the networks, writing and checking the package
 PASSES = 20  # over the validation cases: mirrored copies, comparisons of runtimes, post-processing
 
@@ -91,7 +92,8 @@ def rehearse(
 
     budget = plan.time_budget_seconds or math.inf
     refining = min(members * n_val * case * PASSES, REFINING_SHARE * budget)
-    once = n_test * (members * case + score)
+    a_case = members * case + score
+    once = min(n_test * a_case, max(a_case, EVALUATING_SHARE * budget))
     mirrored = n_test * (COPIES * members * case + score)
     mirroring = plan.test_time_augmentation == "on" or (
         plan.test_time_augmentation == "measured" and mirrored < REFINING_SHARE * budget

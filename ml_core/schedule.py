@@ -1,4 +1,7 @@
-"""How far a training is, by epochs or by the clock, and the learning rate that belongs to it."""
+"""How far a training is, by epochs or by the clock, and the learning rate that belongs to it.
+
+`done` is in epochs (3.5: half of the fourth is over): a batch that had to be lowered on the way changes how many steps an epoch has.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ class Clock:
     def measure(self, now: float, step: int) -> None:
         self.seconds_a_step = (now - self.first_time) / max(1, step - self.first_step)
 
-    def fraction(self, step: int, steps: int) -> float:
-        by_epochs = step / (self.plan.epochs * steps) if self.plan.epochs else 0.0
+    def fraction(self, done: float) -> float:
+        by_epochs = done / self.plan.epochs if self.plan.epochs else 0.0
         by_time = 0.0
         if self.deadline is not None:
             by_time = (time.monotonic() - self.start) / max(1e-6, self.deadline - self.start)
         return min(1.0, max(by_epochs, by_time))
 
-    def learning_rate(self, step: int, steps: int) -> float:
-        """Linear warm-up, then half a cosine down to a hundredth (Loshchilov 2017)."""
+    def learning_rate(self, step: int, done: float) -> float:
+        """Linear warm-up over the first steps, then half a cosine down to a hundredth (Loshchilov 2017)."""
         warm_up = min(1.0, (step + 1) / max(1, self.plan.warm_up_steps))
-        cosine = 0.5 * (1 + math.cos(math.pi * self.fraction(step, steps)))
+        cosine = 0.5 * (1 + math.cos(math.pi * self.fraction(done)))
         return self.plan.learning_rate * warm_up * (0.01 + 0.99 * cosine)
 
     def is_late(self, now: float) -> bool:
@@ -41,25 +44,25 @@ class Clock:
             epoch > 0 and self.is_late(time.monotonic())
         )
 
-    def epochs_in_all(self, step: int, steps: int) -> int:
+    def epochs_in_all(self, done: float, steps: int) -> int:
         """The epochs asked for, or as many as the time left will do at the speed so far."""
         fitting = None
         if self.deadline is not None and self.seconds_a_step:
-            fitting = math.ceil((step + (self.deadline - time.monotonic()) / self.seconds_a_step) / steps)
+            fitting = math.ceil(done + (self.deadline - time.monotonic()) / self.seconds_a_step / steps)
         wanted = [number for number in (self.plan.epochs, fitting) if number is not None]
         return max(1, min(wanted)) if wanted else 1
 
-    def progress(self, epoch: int, step: int, steps: int, **numbers: float) -> dict[str, Any]:
-        epochs = max(self.epochs_in_all(step, steps), epoch)
-        left = max(0, epochs * steps - step) * self.seconds_a_step
+    def progress(self, epoch: int, done: float, steps: int, **numbers: float) -> dict[str, Any]:
+        epochs = max(self.epochs_in_all(done, steps), epoch)
+        left = max(0.0, epochs - done) * steps * self.seconds_a_step
         return {
             "type": "progress",
             "stage": "training",
-            "step": step,
+            "step": round(done * steps),
             "steps": epochs * steps,
             "epoch": min(epoch + 1, epochs),
             "epochs": epochs,
-            "fraction": self.fraction(step, steps),
+            "fraction": self.fraction(done),
             "eta_seconds": round(left, 1),
             **numbers,
         }

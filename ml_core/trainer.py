@@ -106,7 +106,7 @@ def fit(
             network.train()
             epoch_start, losses = time.monotonic(), []
             for index in range(steps):
-                rate = clock.learning_rate(step, steps)
+                rate = clock.learning_rate(step, epoch + index / steps)
                 set_learning_rate(optimizers, rate)
                 images, labels = batches.next()
                 torch.manual_seed(plan.seed + step)  # dropout repeats, also after an interruption
@@ -127,7 +127,8 @@ def fit(
                 if now - reported > SECONDS_BETWEEN_PROGRESS:
                     reported = now
                     speed = (index + 1) * plan.batch_size / (now - epoch_start)
-                    on_event(clock.progress(epoch, step, steps, train_loss=float(losses[-1]), images_per_second=speed))
+                    done = epoch + (index + 1) / steps
+                    on_event(clock.progress(epoch, done, steps, train_loss=float(losses[-1]), images_per_second=speed))
                 if should_stop() or clock.is_late(now):
                     break
             stopped = should_stop()
@@ -165,7 +166,7 @@ def fit(
             keeper.keep(lambda: pack(network, average, optimizers), facts)
             whole_epochs = True
             on_event({"type": "epoch", **point})
-            on_event(clock.progress(epoch, step, steps, train_loss=train_loss, val_dice=dice, images_per_second=speed))
+            on_event(clock.progress(epoch, epoch, steps, train_loss=train_loss, val_dice=dice, images_per_second=speed))
             stopped = stopped or should_stop()
             if plan.early_stopping_patience and epoch - best_epoch >= plan.early_stopping_patience:
                 break
