@@ -36,7 +36,8 @@ MAPPED_BYTES, MAPPED_CASES = 128 * 2**20, 64
 
 @dataclass(frozen=True)
 class Case:
-    """One image and its mask on disk. `key` names their content (such as both checksums), so that caches can rely on it."""
+    """One image and its mask on disk. `key` names their content, the image's before a space and the mask's after it (such as both
+    checksums), so that caches can rely on it."""
 
     id: int
     name: str
@@ -44,6 +45,11 @@ class Case:
     mask: Path
     group: str = ""
     key: str = ""
+
+    @property
+    def mark(self) -> str:
+        """The same for the same image under another id: in another version of a dataset, in another dataset, with a corrected mask."""
+        return hashlib.sha256((self.key.partition(" ")[0] or str(self.image.resolve())).encode()).hexdigest()[:16]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Case:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ml_core.ahead import size_of
 from ml_core.checkpoint import load_weights, seconds_spent
@@ -27,8 +28,8 @@ from ml_core.refinement import Member, refine
 from ml_core.rehearsal import Estimate, rehearse
 from ml_core.splits import Split
 from ml_core.trainer import TrainResult, fit
+from ml_core.warm_start import read_warm_start
 
-LEAST_SHARE = 0.3  # of the time left goes into learning, however long the evaluation takes
 PREPARING_SHARE, LEAST_PREPARING = 0.25, 0.1  # of the time budget, until the cases that are decoded by then have to do
 LATEST = 1.07  # of the time budget: no evaluation of a further case that would end later
 
@@ -97,12 +98,13 @@ class _Run:
         self.epochs = 0
         self.split: dict[str, Any] = {}
         self.best_epochs: list[int] = []
+        self.learnt_from: set[str] = set()
 
     def _plan(self) -> Plan:
         job = self.job
         plan = make_plan(self.wanted, job.fingerprint, job.classes, self.machine, default_seconds=job.default_seconds)
         if job.plan and self._goes_on():
-            plan = continued(Plan.from_dict(job.plan), plan)
+            plan = plan.continuing(Plan.from_dict(job.plan))
         if job.batch_limit and job.batch_limit < plan.batch_size:
             text = f"The batch was lowered from {plan.batch_size} to {job.batch_limit}, since memory ran out."
             plan = lower_batch(plan, job.batch_limit, text)
@@ -160,6 +162,7 @@ class _Run:
         splits = same_again(self.job.cases, earlier) if earlier else None
         splits = splits or split_job(self.job.cases, self.plan, self.wanted, self.job.split, self.job.store)
         self.split = as_document(self.job.cases, splits)
+        self.learnt_from = {self.job.cases[index].mark for split in splits for index in split.train}
         self.emit(
             {
                 "type": "plan",
@@ -214,11 +217,12 @@ class _Run:
         self, splits: list[Split], stored: dict[int, StoredCase], estimate: Estimate
     ) -> tuple[list[Member], bool]:
         """The trained networks, and whether somebody stopped it."""
-        warm = read_package(self.job.warm_start).members[0] if self.job.warm_start else None
+        warm = self._warm_start(splits)
         seeds = [self.plan.seed + number for number in range(self.plan.seeds)]
         runs = [(split, seed) for split in splits for seed in seeds]
         members: list[Member] = []
-        end = self._end_of_training(estimate)
+        end, short = estimate.end_of_training(self.plan.time_budget_seconds, self.begun)
+        self.warnings += [short] if short else []
         for number, (split, seed) in enumerate(runs):
             folder = self.job.folder if len(runs) == 1 else self.job.folder / f"member_{number}"
             folder.mkdir(exist_ok=True)
@@ -234,6 +238,16 @@ class _Run:
             if result.stopped:
                 return members, True
         return members, False
+
+    def _warm_start(self, splits: list[Split]) -> dict[str, Tensor] | None:
+        if not self.job.warm_start:
+            return None
+        held_out = {self.job.cases[index].mark for split in splits for index in split.held_out}
+        earlier = read_warm_start(self.job.warm_start, held_out)
+        if earlier.caveat:
+            self._say(earlier.caveat)
+        self.learnt_from |= earlier.learnt_from
+        return earlier.weights
 
     def _fit(
         self,
@@ -278,21 +292,6 @@ class _Run:
         if not members:
             raise TrainingError("no_weights", "No epoch was finished, so there are no weights to keep.", "Train again.")
         return members
-
-    def _end_of_training(self, estimate: Estimate) -> float | None:
-        """When the last step has to be done (time.monotonic), so that what comes after fits into the budget too."""
-        budget = self.plan.time_budget_seconds
-        if not budget:
-            return None
-        left = self.begun + budget - time.monotonic()
-        least = LEAST_SHARE * max(left, budget / 10)
-        if left - estimate.reserve_seconds < least:
-            self.warnings.append(
-                f"A time budget of {budget} s is short for this data on this machine: preparing took "
-                f"{budget - left:.0f} s and the evaluation takes about {estimate.reserve_seconds:.0f} s, so the training ended late "
-                "and learnt little. Allow more time."
-            )
-        return time.monotonic() + max(least, left - estimate.reserve_seconds)
 
     def _finish(
         self, members: list[Member], splits: list[Split], estimate: Estimate
@@ -349,7 +348,8 @@ class _Run:
         path = self.job.folder / "model.zip"
         weights = [member.network.state_dict() for member in members]
         converted = [member.converted for member in members if member.converted]
-        write_package(path, Package(self.plan, weights, metrics, self.split, facts, decisions, converted))
+        learnt_from = sorted(self.learnt_from) or None
+        write_package(path, Package(self.plan, weights, metrics, self.split, facts, decisions, converted, learnt_from))
         read_package(path)  # done means: it loads
         self.emit(
             {
@@ -388,8 +388,3 @@ class _Run:
             self.emit(event)
 
         return emit
-
-
-def continued(kept: Plan, new: Plan) -> Plan:
-    """The plan of an earlier attempt, so that its checkpoint fits, with what may change: how long, and this machine's precision."""
-    return replace(kept, epochs=new.epochs, time_budget_seconds=new.time_budget_seconds, precision=new.precision)

@@ -21,6 +21,7 @@ from ml_core.plan import Plan
 from ml_core.postprocessing import Postprocessing
 
 FORMAT = 2
+LEARNT_FROM = "learnt_from.json"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Package:
 
     decisions: what was measured on the validation cases and what came of it: mirroring, postprocessing, serving, each with its
     numbers. converted: OpenVINO's (xml, weights) of each member, empty where they did not agree with the networks.
+    learnt_from: marks of the images that the networks, and the model they started from, learnt from (Case.mark); None where unknown.
     """
 
     plan: Plan
@@ -49,6 +51,7 @@ class Package:
     facts: dict[str, Any]
     decisions: dict[str, Any] = field(default_factory=dict)
     converted: list[tuple[bytes, bytes]] = field(default_factory=list)
+    learnt_from: list[str] | None = None
 
     def refinements(self) -> Refinements:
         """What the decisions say is to be done at every prediction."""
@@ -73,6 +76,7 @@ def write_package(path: Path, package: Package) -> None:
         "metrics.json": package.metrics,
         "split.json": package.split,
         "decisions.json": package.decisions,
+        **({} if package.learnt_from is None else {LEARNT_FROM: package.learnt_from}),
     }
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for name, document in documents.items():
@@ -109,6 +113,7 @@ def read_package(path: Path) -> Package:
                 metrics=json.loads(archive.read("metrics.json")),
                 split=json.loads(archive.read("split.json")),
                 facts=facts,
+                learnt_from=json.loads(archive.read(LEARNT_FROM)) if LEARNT_FROM in archive.namelist() else None,
             )
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, OSError, SafetensorError) as error:
         raise ConfigError(

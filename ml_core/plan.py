@@ -168,5 +168,9 @@ class Plan:
         # Checkpoints and packages of before there was a choice speak of AdamW.
         return cls(**{"optimizer": "adamw", **values, "preprocessing": Preprocessing(**values["preprocessing"])})
 
+    def continuing(self, kept: Plan) -> Plan:
+        """The plan of an earlier attempt, so that its checkpoint fits, with what may change: how long, and this machine's precision."""
+        return replace(kept, epochs=self.epochs, time_budget_seconds=self.time_budget_seconds, precision=self.precision)
+
     def hyperparameters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in specs()}

@@ -24,6 +24,7 @@ from ml_core.serving import TorchForward
 from ml_core.trainer import steps_of_an_epoch
 from ml_core.validation import Validator
 
+LEAST_SHARE = 0.3  # of the time left goes into learning, however long the evaluation takes
 COPIES = 8  # of an image, when mirrored ones are predicted too
 REFINING_SHARE = 0.05  # of the time budget may go into measuring what helps on the validation cases
 EVALUATING_SHARE = 0.25  # of the time budget, at most: of very many held-out cases some are evaluated, spread evenly
@@ -51,6 +52,21 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def end_of_training(self, budget: float | None, begun: float) -> tuple[float | None, str | None]:
+        """When the last step has to be done (time.monotonic), so that what comes after fits into the budget too; a sentence if it is short."""
+        if not budget:
+            return None, None
+        now = time.monotonic()
+        left = begun + budget - now
+        least = LEAST_SHARE * max(left, budget / 10)
+        short = None
+        if left - self.reserve_seconds < least:
+            short = (
+                f"A time budget of {budget:g} s is short for this data on this machine: preparing took {budget - left:.0f} s and the "
+                f"evaluation takes about {self.reserve_seconds:.0f} s, so the training ended late and learnt little. Allow more time."
+            )
+        return now + max(least, left - self.reserve_seconds), short
 
 
 def rehearse(

@@ -43,7 +43,15 @@ def draw(folder: Path, count: int, side: int = 48) -> list[Case]:
         image, mask = folder / f"image{index}.png", folder / f"mask{index}.png"
         PILImage.fromarray(pixels).save(image)
         PILImage.fromarray((disc * 255).astype(np.uint8)).save(mask)
-        cases.append(Case(id=index + 1, name=f"case {index}", image=image, mask=mask, key=f"drawn {side} {index}"))
+        cases.append(
+            Case(
+                id=index + 1,
+                name=f"case {index}",
+                image=image,
+                mask=mask,
+                key=f"image-{side}-{index} mask-{side}-{index}",
+            )
+        )
     return cases
 
 

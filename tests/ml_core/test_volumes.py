@@ -156,6 +156,22 @@ def test_a_warm_start_begins_with_the_earlier_weights(tmp_path: Path) -> None:
     earlier = Path(first[-1]["package"])
     run(picture_job(tmp_path / "warm", cases, job, warm_start=earlier), on_event=warm.append, should_stop=lambda: False)
     assert curve(warm)[0]["train_loss"] < curve(first)[1]["train_loss"]
+    assert not any("start from" in text for text in warm[-1]["warnings"])  # the split was the same
+
+
+def test_a_warm_start_that_has_seen_the_held_out_cases_is_told(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    quick = {"epochs": 1, "patch_size": 32, "batch_size": 4, "encoder": "plain-16"}
+    sides = [{"train": [1, 2, 3], "val": [4], "test": []}, {"train": [3, 4], "val": [2], "test": [1]}]
+    package, told = None, []
+    for number, split in enumerate([*sides, sides[1]]):
+        events: list[dict[str, Any]] = []
+        job = replace(picture_job(tmp_path / str(number), cases, quick, warm_start=package), split=split)
+        run(job, on_event=events.append, should_stop=lambda: False)
+        package = Path(events[-1]["package"])
+        told.append([text for text in events[-1]["warnings"] if "to start from learnt from 1 of the 1" in text])
+    # The third starts from the second, whose own cases are in order, and which began with the first.
+    assert [len(texts) for texts in told] == [0, 1, 1]
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
