@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -26,6 +27,7 @@ from medseg_site.shared.jobs import Claim, ClaimLostError, claim
 from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.near_duplicates import MOST_COMPARED, near_duplicate_groups
+from ml_core.patients import BY_NAME, groups_of_names
 from ml_core.splits import Split
 from uploads.verification import UploadDamagedError, checked_sha256
 
@@ -96,6 +98,7 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     fingerprint = checked.builders[dimensions].result()
     classes = checked.classes.rows({entry["value"] for entry in fingerprint["classes"]})
     _check_classes(fingerprint, issues)
+    _group_by_names(samples, issues)
     with job.kept_alive():
         duplicates = _near_duplicates(samples, issues)
     split = split_of(samples, duplicates, base)
@@ -282,6 +285,23 @@ def _same_dimensions(checked: _Checked, issues: list[Issue]) -> tuple[int, list[
             error = mixed_dimensions(dimensions)
             issues.append(Issue("error", error.code, sample.name, str(error)))
     return dimensions, kept
+
+
+def _group_by_names(samples: list[CheckedSample], issues: list[Issue]) -> None:
+    """Patients as the names tell, where nothing else does. Of a later version all names are looked at again."""
+    if any(not sample.group.startswith(BY_NAME) for sample in samples if sample.group):
+        return
+    for sample, group in zip(samples, groups_of_names([sample.name for sample in samples]), strict=True):
+        sample.group = group
+    sizes = Counter(sample.group for sample in samples if sample.group)
+    if not sizes:
+        return
+    [(largest, most)] = sizes.most_common(1)
+    text = (
+        f"By their names the images come from {len(sizes)} patients, such as {largest.removeprefix(BY_NAME)} with {most} images. Each "
+        "patient stays on one side of the split. If that is wrong, number the files in another way and upload again."
+    )
+    issues.append(Issue("warning", "grouped_by_name", "images", text))
 
 
 def _near_duplicates(samples: list[CheckedSample], issues: list[Issue]) -> list[int] | None:

@@ -34,7 +34,7 @@ from ml_core.io import (
     write_label_map,
 )
 from ml_core.near_duplicates import signature
-from ml_core.splits import group_of_name
+from ml_core.patients import group_of_name
 
 THUMBNAIL_SIDE = 256
 MOST_VALUES = 64  # distinct values in one picture's mask; more means smoothing or a photograph

@@ -16,7 +16,7 @@ from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder, count_values
 from ml_core.io import Image, Mask, check_pair, read_image, read_mask, stem
 from ml_core.pairing import SILENT, Folders, all_dicom, pair_folders
-from ml_core.splits import group_of_name
+from ml_core.patients import BY_NAME, group_of_name, groups_of_names
 
 MOST_CLASSES = 128
 LEAST_CASES = 2
@@ -112,7 +112,16 @@ def read_all(cases: list[Case], note: Note, on_case: Callable[[int, int], None])
         else:
             found.cases.append(case)
         on_case(position + 1, len(cases))
-    return found
+    if any(case.group for case in found.cases):
+        return found
+    groups = groups_of_names([case.name for case in found.cases])
+    if any(groups):
+        known = sorted(set(groups))
+        note(
+            f"By their names the images come from {len(known)} patients, such as {known[0].removeprefix(BY_NAME)}: each stays on one side "
+            "of the split. Number the files otherwise if that is wrong."
+        )
+    return replace(found, cases=[replace(case, group=group) for case, group in zip(found.cases, groups, strict=True)])
 
 
 def _read_pair(case: Case) -> tuple[Image, Mask] | ImageError:

@@ -54,7 +54,7 @@ class Estimate:
         return asdict(self)
 
     def end_of_training(self, budget: float | None, begun: float) -> tuple[float | None, str | None]:
-        """When the last step has to be done (time.monotonic), so that what comes after fits into the budget too; a sentence if it is short."""
+        """When the last step has to be done (time.monotonic), so that what comes after fits into the budget; a sentence if that is soon."""
         if not budget:
             return None, None
         now = time.monotonic()

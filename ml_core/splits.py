@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ml_core.errors import ConfigError
+from ml_core.patients import BY_NAME
 
 TEST_FRACTION = 0.2
 GROUPS_FOR_A_TEST_PART = 30  # a fifth of fewer is under six cases, and the interval of such a mean says nothing
@@ -39,12 +39,6 @@ class Split:
         """To be stored: the names or ids of the cases of each part, and the grouping. `names`: that of each position."""
         parts = {part: [names[position] for position in getattr(self, part)] for part in PARTS}
         return {**parts, "grouping": self.grouping}
-
-
-def group_of_name(name: str) -> str:
-    """The patient that a file name tells: the BIDS entity `sub-X`; "" where there is none."""
-    found = re.search(r"(?:^|[^a-z0-9])(sub-[a-z0-9]+)", name, re.IGNORECASE)
-    return found[1].lower() if found else ""
 
 
 def join(count: int, pairs: ArrayLike) -> NDArray[np.int32]:
@@ -170,7 +164,8 @@ def _plan_units(groups: Sequence[str], duplicates: Sequence[int] | None) -> _Uni
         grouping = "blocks of neighbouring cases, because most look alike, such as the frames of a video"
         units = _joined_units(blocks, None)
     else:
-        grouping = "patient" if patients else "file"
+        by_name = patients and all(group.startswith(BY_NAME) for group in patients)
+        grouping = "patient as the names tell" if by_name else "patient" if patients else "file"
     if too_many and (one_patient or patients):
         grouping += "; near-duplicates were left apart, because they link more than half of all cases"
         units = alone

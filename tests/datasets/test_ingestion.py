@@ -188,6 +188,23 @@ def test_the_patient_stays_behind_but_keeps_the_split_honest(user: Any, own_medi
     assert "Doe" not in written
 
 
+def test_names_that_tell_patients_keep_the_split_honest_and_are_told(user: Any) -> None:
+    files: dict[str, bytes] = {}
+    for index in range(24):
+        image, labels = picture(index)
+        name = f"ward{index // 4}/slice_{index % 4}"
+        files |= {f"images/{name}.png": png(image), f"masks/{name}.png": png(labels)}
+    dataset = ingest(user, files)
+    assert dataset.status == "ready", dataset.error
+    sides: dict[str, set[str]] = {}
+    for sample in dataset.samples.all():
+        sides.setdefault(sample.patient_group, set()).add(sample.split)
+    assert set(sides) == {f"name ward{number}" for number in range(6)}
+    assert all(len(found) == 1 for found in sides.values())
+    [told] = [issue for issue in dataset.issues if issue["code"] == "grouped_by_name"]
+    assert "6 patients, such as ward0 with 4 images" in told["detail"]
+
+
 def test_a_second_worker_that_gets_the_message_does_nothing(user: Any) -> None:
     dataset = ingest(user, pairs(2))
     before = dataset.finished_at

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from ml_core.errors import ConfigError
-from ml_core.splits import Split, cross_validation, group_of_name, join, reuse_split, split_cases
+from ml_core.splits import Split, cross_validation, join, reuse_split, split_cases
 
 PARTS = ("train", "val", "test")
 
@@ -201,11 +201,3 @@ def test_groups_are_numbered_in_order_of_appearance() -> None:
 def test_one_case_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="two cases"):
         split_cases(["a"])
-
-
-@pytest.mark.parametrize(
-    ("name", "group"),
-    [("sub-01_T1w", "sub-01"), ("ses/sub-AB12_x", "sub-ab12"), ("membrane_01", ""), ("subject1", ""), ("absub-1", "")],
-)
-def test_bids_names_tell_the_patient(name: str, group: str) -> None:
-    assert group_of_name(name) == group
