@@ -21,6 +21,8 @@ SEARCHED_PIXELS = (
     500_000  # drawn of a case that is LARGE, to find foreground; small structures are looked for everywhere
 )
 LARGE = 4_000_000
+CLIPPED = (0.5, 99.5)  # percentiles of an image between which its values are kept (ml_core.preprocessing)
+LEAST_AIR = 0.25  # of an image has to be one value, that of its corner
 LEAST_FOREGROUND = 500  # pixels of a dataset that say what its foreground's intensities are
 
 
@@ -43,6 +45,8 @@ class FingerprintBuilder:
         self._sampled = 0
         self._sizes: dict[int, list[int]] = {}
         self._thickness: dict[int, list[float]] = {}
+        self._parts: dict[int, list[tuple[float, float]]] = {}
+        self._clipped: dict[int, list[float]] = {}
 
     def add(self, image: Image, values: NDArray[Any], counts: dict[int, int]) -> None:
         """`values`: the mask in label values on the image's grid; `counts`: pixels per value in it."""
@@ -62,14 +66,24 @@ class FingerprintBuilder:
         self._ranges.append((float(low), float(high)))
         self._means.append((float(sample.mean()), float(sample.std())))
         if self._sampled < 2_000_000:
-            inside = pixels[:, self._places_inside(values.reshape(-1), min(counts))].astype(np.float32).mean(axis=0)
+            places = self._places_inside(values.reshape(-1), min(counts))
+            inside = pixels[:, places].astype(np.float32).mean(axis=0)
             self._foreground.append(inside)
             self._sampled += inside.size
+            if image.channels == 1:
+                self._add_clipped(body_of(sample[0], pixels[0, 0]), inside, values.reshape(-1)[places])
         number = self._shapes.total()
-        if number <= CASES_OF_STRUCTURE and (
+        is_looked_at = number <= CASES_OF_STRUCTURE and (
             number <= LEAST_CASES_OF_STRUCTURE or self._looked_at < PIXELS_OF_STRUCTURE
-        ):
-            self._add_structure(values, counts)
+        )
+        self._add_structure(values, [value for value in counts if is_looked_at or value not in self._sizes])
+
+    def _add_clipped(self, body: NDArray[np.float32], inside: NDArray[np.float32], classes: NDArray[Any]) -> None:
+        """Of each class the share that the image's own percentiles would cut off."""
+        low, high = np.percentile(body, CLIPPED)
+        beyond = (inside < low) | (inside > high)
+        for value in np.unique(classes):
+            self._clipped.setdefault(int(value), []).append(float(beyond[classes == value].mean()))
 
     def _places_inside(self, flat: NDArray[Any], background: int) -> NDArray[np.intp]:
         """Up to SAMPLED_PIXELS positions of other values, so that small structures are heard too."""
@@ -79,9 +93,9 @@ class FingerprintBuilder:
             found = np.flatnonzero(flat != background)
         return found if len(found) <= SAMPLED_PIXELS else self._rng_inside.choice(found, SAMPLED_PIXELS, replace=False)
 
-    def _add_structure(self, values: NDArray[Any], counts: dict[int, int]) -> None:
-        """Sizes of the connected parts of each class, and how thick it is, in pixels of a plane."""
-        for value in counts:
+    def _add_structure(self, values: NDArray[Any], wanted: list[int]) -> None:
+        """Sizes of the connected parts of each class, and how thick it is and they are, in pixels of a plane."""
+        for value in wanted:
             slices = values[None] if values.ndim == 2 else values
             present = np.flatnonzero((slices == value).any(axis=(1, 2)))
             picked = present[np.linspace(0, len(present) - 1, min(len(present), SLICES_OF_STRUCTURE)).astype(int)]
@@ -89,10 +103,15 @@ class FingerprintBuilder:
                 mask = mask[bounding_box(mask)]
                 self._looked_at += mask.size
                 parts, _ = ndimage.label(mask)
-                self._sizes.setdefault(value, []).extend(np.bincount(parts.reshape(-1))[1:].tolist())
+                sizes = np.bincount(parts.reshape(-1))[1:]
+                self._sizes.setdefault(value, []).extend(sizes.tolist())
                 # A strip of width w has a mean distance to its border of w / 4; pixels' centres lie half a pixel inside.
-                depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1][mask].mean()
-                self._thickness.setdefault(value, []).append(4 * (float(depth) - 0.5))
+                depths = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+                self._thickness.setdefault(value, []).append(4 * (float(depths[mask].mean()) - 0.5))
+                widths = 4 * (np.bincount(parts.reshape(-1), depths.reshape(-1))[1:] / sizes - 0.5)
+                self._parts.setdefault(value, []).extend(
+                    zip(widths.tolist(), (np.sqrt(sizes) - 1 + 1e-6).tolist(), strict=True)
+                )
 
     def result(self) -> dict[str, Any]:
         """The fingerprint as plain JSON: sizes in pixels, spacings in mm, both in array order ((z,) y, x)."""
@@ -133,10 +152,30 @@ class FingerprintBuilder:
                     "cases": self._class_cases[value],
                     "component_pixels": float(np.median(self._sizes.get(value) or [0])),
                     "thickness": round(float(np.median(self._thickness.get(value) or [0])), 2),
+                    "thin_part": round(_low_tenth(self._parts.get(value) or [(0.0, 1.0)]), 2),
+                    "clipped": round(float(np.mean(self._clipped.get(value) or [0])), 3),
                 }
                 for value in sorted(self._class_pixels)
             ],
         }
+
+
+def body_of(values: NDArray[Any], corner: Any) -> NDArray[Any]:
+    """(K,) values. Where one value, that of the corner, fills a good part of the image, it is air or a cut-out: without it.
+
+    Otherwise the percentiles of a brain in much air would be those of the air, and clip all bright structures.
+    """
+    body = values[values != corner]
+    is_air = 0 < body.size < (1 - LEAST_AIR) * values.size
+    return body if is_air else values.reshape(-1)
+
+
+def _low_tenth(parts: list[tuple[float, float]]) -> float:
+    """The thickness below which a tenth of the parts lies. Each counts by its diameter less one: lesions do, stray pixels do not."""
+    widths, diameters = np.array(parts).T
+    order = np.argsort(widths)
+    share = np.cumsum(diameters[order]) / diameters.sum()
+    return float(widths[order][np.searchsorted(share, 0.1)])
 
 
 def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -50,7 +50,8 @@ class Preprocessing:
     """How images are made ready; kept in the model package.
 
     channels: 1 or 3. normalisation: "ct" clips to [low, high] (in the image's own units) and scales by the dataset's mean and
-    std; "image" clips each channel of each image to its 0.5 and 99.5 percentile and scales by its own mean and std.
+    std; "image" clips each channel of each image to its 0.5 and 99.5 percentile and scales by its own mean and std. wide: the
+    clipping alone is to the 0.001 and 99.999 percentile, for classes that are brighter or darker than nearly all of an image.
     without_air: these are of the values that are not the constant ground around a body, where there is one.
     slice_axis: the axis of a canonical (z, y, x) volume across which slices are taken. whole: a volume is one case of the
     network (3D) instead of many slices.
@@ -70,6 +71,7 @@ class Preprocessing:
     unit: str = "px"
     assumed_spacing: list[float] | None = None
     without_air: bool = False  # models of before this was told apart have none
+    wide: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

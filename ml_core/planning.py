@@ -13,6 +13,8 @@ from ml_core.plan import FLAT, Machine, Plan, Preprocessing
 
 DEFAULT_SECONDS = 300
 SHORT = 900  # seconds; on a CPU every image is seen some hundred times at most
+COARSEST = {2: 8.0, 3: 4.0}  # times coarser than the images, at most, by their dimensions
+MOST_CUT_OFF = 0.5  # of a class may be clipped
 THICK = 16.0  # pixels; a structure that stays that thick can be seen on a coarser grid
 FEW_EPOCHS, FEW_SECONDS = 20, 60  # below that Muon's slow start costs more than it brings
 MOST_WEIGHT = 10.0  # of a rare class, as a multiple of the commonest one's
@@ -192,6 +194,13 @@ def _preprocessing(
         ),
     )
     numbers = fingerprint["foreground_intensity"]
+    cut_off = max((item.get("clipped", 0.0) for item in fingerprint["classes"]), default=0.0)
+    wide = normalisation == "image" and cut_off > MOST_CUT_OFF
+    if wide:
+        text = (
+            "A class is brighter or darker than nearly all of an image, so extreme values are kept instead of clipped."
+        )
+        choose.reasons["normalisation"] += f" {text}"
     return Preprocessing(
         channels=fingerprint["channels"],
         normalisation=normalisation,
@@ -206,6 +215,7 @@ def _preprocessing(
         assumed_spacing=list(fingerprint["spacing"]["median"]) if fingerprint["spacing"] else None,
         # White of a photograph is no air: taken out of one colour and not of another, it would shift the tint.
         without_air=normalisation == "image" and fingerprint["channels"] == 1,
+        wide=wide,
     )
 
 
@@ -213,17 +223,24 @@ def _target(
     fingerprint: dict[str, Any], spacing: list[float], configuration: str, machine: Machine
 ) -> tuple[list[float] | None, str]:
     """The grid that images are brought to: their own median, or a coarser one where all structures stay thick on it."""
-    thickness = [item["thickness"] for item in fingerprint["classes"] if item.get("thickness")]
+    # Datasets checked before parts were measured have the thickness of whole classes alone.
+    measured = [
+        (item["thickness"], item.get("thin_part", item["thickness"]))
+        for item in fingerprint["classes"]
+        if item.get("thickness")
+    ]
+    thickness = [min(pair) for pair in measured]
     thinnest = min(thickness, default=0.0)
     side = max(fingerprint["shape"]["median"])
     factor = min(thinnest / THICK, side / 256) if thickness else 1.0
     if configuration == "3d" and thickness and not machine.cuda:
-        factor = max(factor, min(thinnest, side / 96, 2.0))  # a voxel a structure, at least
+        typical = min(whole for whole, _ in measured)
+        factor = max(factor, min(typical, side / 96, 2.0))  # a voxel a structure, at least
     if factor >= 1.5:
-        factor = min(4.0, math.floor(2 * factor) / 2)
+        factor = min(COARSEST[fingerprint["dimensions"]], math.floor(2 * factor) / 2)
         coarse = [step if item == 0 and len(spacing) == 3 and configuration != "3d" else max(step, min(spacing) * factor)
                   for item, step in enumerate(spacing)]  # fmt: skip
-        reason = f"Even the thinnest class is about {thinnest:.0f} pixels thick, so a grid {factor:g} times coarser shows it, "
+        reason = f"Even thin parts of the classes are about {thinnest:.0f} pixels thick, so a grid {factor:g} times coarser shows it, "
         return coarse, reason + "and each patch shows more around it."
     varied = fingerprint["spacing"] and fingerprint["spacing"]["minimum"] != fingerprint["spacing"]["maximum"]
     if varied or (configuration == "3d" and fingerprint["spacing"]):

@@ -19,6 +19,7 @@ from torch import Tensor
 from ml_core.architectures import build
 from ml_core.data import with_neighbours
 from ml_core.device import most_probable
+from ml_core.fingerprint import guess_modality
 from ml_core.io import Image
 from ml_core.package import Package, Refinements, read_package
 from ml_core.plan import Machine, Plan
@@ -31,6 +32,7 @@ WINDOW = 768  # pixels: pictures up to this size go through in one piece, larger
 OVERLAP_2D, OVERLAP_3D = 0.25, 0.5
 PIXELS_AT_ONCE = 8 * 256**2
 VOXELS_AT_ONCE = 96**3
+UNLIKE = 8.0  # an image whose values spread so many times wider or narrower than usual is of another kind
 
 
 @dataclass
@@ -246,8 +248,13 @@ def input_warnings(image: Image, plan: Plan) -> list[str]:
             own_text, usual_text = (" x ".join(f"{step:.3g}" for step in steps) for steps in (image.spacing, usual))
             found.append(f"The image's spacing is {own_text} mm; the model was trained on {usual_text} mm.")
     low, high = np.percentile(image.array.reshape(-1)[:: max(1, image.array.size // 100_000)], [0.5, 99.5])
-    span = max(seen["intensity"]["maximum"] - seen["intensity"]["minimum"], 1e-6)
-    if low < seen["intensity"]["minimum"] - span or high > seen["intensity"]["maximum"] + span:
-        usual_text = f"{seen['intensity']['minimum']:.4g} to {seen['intensity']['maximum']:.4g}"
+    known = seen["intensity"]
+    span, typical = max(known["maximum"] - known["minimum"], 1e-6), known["high"] - known["low"]
+    beyond = low < known["minimum"] - span or high > known["maximum"] + span
+    if beyond or (typical > 0 and not typical / UNLIKE <= high - low <= typical * UNLIKE):
+        usual_text = f"{known['minimum']:.4g} to {known['maximum']:.4g}"
         found.append(f"The image's values run from {low:.4g} to {high:.4g}; the model was trained on {usual_text}.")
+    elif seen["modality"] == "CT" and not image.modality and guess_modality(image) != "CT":
+        text = f"The image's values run from {low:.4g} to {high:.4g} and do not look like CT in Hounsfield units, where air is near -1000"
+        found.append(f"{text}; the model was trained on those.")
     return found

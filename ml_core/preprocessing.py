@@ -10,10 +10,11 @@ import torch.nn.functional as F  # noqa: N812 (everybody's name for it)
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ml_core.fingerprint import CLIPPED, body_of
 from ml_core.io import Image, is_oriented, to_screen
 from ml_core.plan import Preprocessing
 
-LEAST_AIR = 0.25  # share of an image; less of one value may be saturation or chance
+WIDE = (0.001, 99.999)  # percentiles, where CLIPPED would cut a class off: ten pixels of a megapixel
 AS_GOOD_AS_THE_SAME = 0.02  # a grid within two percent of the wanted one is left as it is
 
 
@@ -135,7 +136,8 @@ def _normalise(channel: NDArray[Any], how: Preprocessing) -> NDArray[np.float32]
         scaled = np.clip(channel, how.low, how.high).astype(np.float32)
         fixed: NDArray[np.float32] = (scaled - np.float32(how.mean)) / np.float32(max(how.std, 1e-6))
         return fixed
-    body = _without_air(channel) if how.without_air else channel.reshape(-1)
+    corner = channel.reshape(-1)[0]
+    body = body_of(channel, corner) if how.without_air else channel.reshape(-1)
     low, high = _range(body)
     if (
         low == high and body.size < channel.size
@@ -145,21 +147,13 @@ def _normalise(channel: NDArray[Any], how: Preprocessing) -> NDArray[np.float32]
     if low == high:
         low, high = body.min(), body.max()
     of_body = np.clip(body, low, high).astype(np.float32)
+    if how.wide:  # mean and spread stay those of the common values
+        low, high = np.percentile(body, WIDE)
     clipped = np.clip(channel, low, high).astype(np.float32)
     own: NDArray[np.float32] = (clipped - of_body.mean()) / np.float32(max(float(of_body.std()), 1e-6))
     return own
 
 
 def _range(values: NDArray[Any]) -> tuple[Any, Any]:
-    low, high = np.percentile(values[:: max(1, values.size // 1_000_000)], [0.5, 99.5])
+    low, high = np.percentile(values[:: max(1, values.size // 1_000_000)], CLIPPED)
     return low, high
-
-
-def _without_air(channel: NDArray[Any]) -> NDArray[Any]:
-    """(K,) values. Where one value, that of the corner, fills a good part of the image, it is air or a cut-out: without it.
-
-    Otherwise the percentiles of a brain in much air would be those of the air, and clip all bright structures.
-    """
-    body = channel[channel != channel.reshape(-1)[0]]
-    is_air = 0 < body.size < (1 - LEAST_AIR) * channel.size
-    return body if is_air else channel.reshape(-1)

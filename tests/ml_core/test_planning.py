@@ -13,6 +13,7 @@ from ml_core.io import Image
 from ml_core.io.image import Grid
 from ml_core.plan import Machine, Plan
 from ml_core.planning import balanced_weights, make_plan
+from ml_core.preprocessing import preprocess
 
 CLASSES = [{"value": 0, "name": "background", "color": "#000"}, {"value": 1, "name": "thing", "color": "#f00"}]
 LAPTOP, GPU = Machine(cuda=False, cpus=2, bf16=True), Machine(cuda=True, cpus=16, bf16=True)
@@ -49,6 +50,66 @@ def test_thick_structures_are_seen_on_a_coarser_grid() -> None:
     made = plan(like=fingerprint((1024, 1024), thick=200))
     assert made.preprocessing.spacing == [4.0, 4.0]
     assert "times coarser" in made.reasons["spacing"]
+
+
+def spots(size: int, side: int = 1024, noise: float = 5.0) -> dict[str, Any]:
+    """Of pictures with one large disc and thirty squares of `size` pixels, all of one class."""
+    y, x = np.mgrid[:side, :side]
+    values = ((y - 300) ** 2 + (x - 300) ** 2 < 150**2).astype(np.uint8)
+    for place in range(30):
+        row, column = 600 + 60 * (place // 6), 100 + 90 * (place % 6)
+        values[row : row + size, column : column + size] = 1
+    array = (values * 100.0 + np.random.default_rng(0).normal(0, noise, values.shape)).astype(np.float32)[None]
+    builder = FingerprintBuilder()
+    counts = {0: int((values == 0).sum()), 1: int((values == 1).sum())}
+    builder.add(Image(array, None, None, "raster", None, None, Grid(values.shape)), values, counts)
+    return builder.result()
+
+
+def test_small_parts_of_a_class_keep_the_grid_fine_and_stray_pixels_do_not() -> None:
+    assert spots(6)["classes"][1]["thickness"] > 100  # the large disc has nearly all pixels of the class
+    assert plan(like=spots(6)).preprocessing.spacing is None
+    stray = plan(like=spots(1)).preprocessing.spacing
+    assert stray is not None
+    assert stray[0] > 2
+
+
+def test_a_class_that_comes_late_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_core.fingerprint.CASES_OF_STRUCTURE", 1)
+    builder, late = FingerprintBuilder(), np.zeros((1024, 1024), np.uint8)
+    for thing in (None, slice(50, 54)):
+        values = late.copy()
+        values[200:800, 200:800] = 1
+        if thing:
+            values[thing, 100:900] = 2
+        counts = {int(v): int((values == v).sum()) for v in np.unique(values)}
+        image = Image(values[None].astype(np.float32), None, None, "raster", None, None, Grid(values.shape))
+        builder.add(image, values, counts)
+    found = builder.result()
+    assert found["classes"][2]["thickness"] == pytest.approx(4, rel=0.2)
+    made = make_plan(Hyperparameters(), found, [*CLASSES, {"value": 2, "name": "thread", "color": "#0f0"}], LAPTOP)
+    assert made.preprocessing.spacing is None
+
+
+def test_classes_that_common_limits_would_cut_off_keep_their_values() -> None:
+    """Two kinds of spots, half a per mille each, far brighter than the noise: both would become its brightest value."""
+    rng = np.random.default_rng(0)
+    values = np.zeros((256, 256), np.uint8)
+    values[40:45, 40:46], values[200:205, 100:106] = 1, 2
+    pixels = rng.normal(10, 3, values.shape) + np.array([0, 90, 190])[values]
+    image = Image(pixels.astype(np.float32)[None], None, None, "raster", None, None, Grid(values.shape))
+    builder = FingerprintBuilder()
+    builder.add(image, values, {v: int((values == v).sum()) for v in range(3)})
+    made = make_plan(
+        Hyperparameters(), builder.result(), [*CLASSES, {"value": 2, "name": "b", "color": "#0f0"}], LAPTOP
+    )
+    assert made.preprocessing.wide
+    assert "instead of clipped" in made.reasons["normalisation"]
+    seen = preprocess(image, made.preprocessing)[0, 0]
+    assert seen[values == 2].min() > 1.5 * seen[values == 1].max() > 10
+    assert abs(seen[values == 0].mean()) < 0.1
+    assert seen[values == 0].std() == pytest.approx(1, abs=0.1)
+    assert not plan().preprocessing.wide
 
 
 def test_volumes_are_3d_where_they_are_about_as_fine_in_every_direction_else_25d() -> None:

@@ -17,6 +17,7 @@ from ml_core.data import Case, PatchSampler, label_indices, open_store
 from ml_core.errors import ConfigError, TrainingError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.io import Image, read_image, read_mask
+from ml_core.io.image import Grid
 from ml_core.job import TrainingJob, run
 from ml_core.job_split import as_document, same_again, split_job
 from ml_core.package import read_package
@@ -268,6 +269,29 @@ def test_an_image_unlike_the_training_s_is_said(tmp_path: Path) -> None:
     text = " ".join(input_warnings(strange, plan))
     for word in ("CT", "volume", "colour", "values"):
         assert word in text
+
+
+def test_an_image_in_other_units_is_told(tmp_path: Path) -> None:
+    """An MR, a CT shown in a window or stored from 0 on: all lie within what a CT model has seen, and none is Hounsfield units."""
+    rng = np.random.default_rng(0)
+
+    def volume(low: float, high: float, modality: str | None) -> Image:
+        array = rng.uniform(low, high, (1, 4, 16, 16)).astype(np.float32)
+        return Image(array, (1.0, 1.0, 1.0), np.eye(4), "nifti", modality, None, Grid((16, 16, 4), np.eye(4)))
+
+    builder, values = FingerprintBuilder(), np.zeros((4, 16, 16), np.uint8)
+    values[1:3, 4:12, 4:12] = 1
+    for _ in range(3):
+        builder.add(volume(-1000, 2000, None), values, {0: 896, 1: 128})
+    plan = make_plan(Hyperparameters(), builder.result(), CLASSES, Machine(False, 2, False))
+    assert plan.normalisation == "ct"
+    assert input_warnings(volume(-1000, 1500, None), plan) == []
+    assert input_warnings(volume(0, 1500, "CT"), plan) == []  # a scanner says so: a part without air
+    for low, high in ((0, 1500), (24, 3000)):
+        [text] = input_warnings(volume(low, high, None), plan)
+        assert "Hounsfield" in text
+    [text] = input_warnings(volume(0, 255, None), plan)
+    assert "values run from" in text
 
 
 def test_without_foreground_to_validate_on_the_loss_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
