@@ -41,7 +41,8 @@ class TrainingJob:
     split: an earlier one to be reused, {"train": [case ids], "val": …, "test": …}. earlier_split: of an earlier attempt, perhaps with
     folds; it is kept where that left a checkpoint. warm_start: a package to take weights from.
     plan: of an earlier attempt; it is kept where that left a checkpoint, whatever this machine would plan. batch_limit: what
-    fitted into memory after all. salvage: train no more, package the best weights of the checkpoints.
+    fitted into memory after all. salvage: train no more, package the best weights of the checkpoints. caveats: sentences that the
+    model's warnings begin with.
     """
 
     cases: list[Case]
@@ -58,6 +59,7 @@ class TrainingJob:
     plan: dict[str, Any] = field(default_factory=dict)
     batch_limit: int | None = None
     salvage: bool = False
+    caveats: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> TrainingJob:
@@ -92,7 +94,7 @@ class _Run:
     def __init__(self, job: TrainingJob, on_event: Event, should_stop: Callable[[], bool], begun: float) -> None:
         self.job, self.emit, self.should_stop, self.begun = job, on_event, should_stop, begun
         self.wanted = Hyperparameters.from_dict(job.hyperparameters)
-        self.warnings: list[str] = []
+        self.warnings: list[str] = list(job.caveats)
         self.machine = Machine.here()
         self.plan = self._plan()
         self.epochs = 0

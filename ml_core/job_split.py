@@ -28,7 +28,7 @@ def split_job(
     groups = [case.group for case in cases]
     if stored is not None and plan.folds == 1 and wanted.validation_fraction is None and wanted.test_fraction is None:
         return [reuse_split(stored, [case.id for case in cases], groups)]
-    duplicates = _duplicates(cases, folder)
+    duplicates = duplicates_of(cases, folder)
     test = _stored_test(cases, groups, duplicates, stored) if wanted.test_fraction is None else []
     rest = [position for position in range(len(cases)) if position not in set(test)]
     others = [groups[position] for position in rest]
@@ -49,12 +49,26 @@ def split_job(
     ]
 
 
-def _duplicates(cases: list[Case], folder: Path) -> list[int]:
+def duplicates_of(cases: list[Case], folder: Path) -> list[int]:
     """A number per case, equal for near-duplicates; all are different where there are too many to be compared."""
     if len(cases) > MOST_COMPARED:
         return list(range(len(cases)))
     signatures = in_order(partial(_signature, folder=folder), cases, threads_for(case.image for case in cases))
     return near_duplicate_groups(list(signatures))
+
+
+def copies_held_out(cases: list[Case], split: dict[str, Any], folder: Path) -> str | None:
+    """A sentence where a split from elsewhere has a picture both to learn from and held out; None where it has not. The split names ids."""
+    groups = dict(zip((case.id for case in cases), duplicates_of(cases, folder), strict=True))
+    learnt_from = {groups[name] for name in split["train"]}
+    held_out = split.get("test") or split["val"]
+    copies = [case.name for case in cases if case.id in set(held_out) and groups[case.id] in learnt_from]
+    if not copies:
+        return None
+    return (
+        f"{len(copies)} of the {len(held_out)} held-out images look like one that is learnt from (copied, scaled, brightened or turned), "
+        f"such as {copies[0]}, so the numbers are too good. Leave them out on one side."
+    )
 
 
 def as_document(cases: list[Case], splits: list[Split]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from ml_core.evaluation import evaluate as evaluate_cases
 from ml_core.folders import Described, describe, find_cases, find_images, read_all
 from ml_core.io import Image, read_image, write_label_map
 from ml_core.job import TrainingJob, run
+from ml_core.job_split import copies_held_out, duplicates_of
 from ml_core.metrics import NAMES
-from ml_core.near_duplicates import near_duplicate_groups, signature
 from ml_core.nnunet import export_raw, read_raw, read_splits, write_splits
 from ml_core.package import read_package, to_json
 from ml_core.predictor import Predictor, Segmentation
@@ -35,6 +35,7 @@ from ml_core.progress_bar import ProgressBar
 from ml_core.splits import split_cases
 
 Folder = str | Path
+STORE = ".store"  # decoded samples, in the folder of a training
 ANOTHER_FOLDER = "Choose another folder for the output, or remove this one."
 
 
@@ -117,17 +118,18 @@ def train(
             split = read_splits(Path(splits), fold, cases)
         if test_images is not None and test_masks is not None:
             tests = _read_tests(bar, Path(test_images), Path(test_masks), described)
-            split = {**(split or _split(cases, **hyperparameters)), "test": [case.id for case in tests]}
+            split = {**(split or _split(cases, folder / STORE, **hyperparameters)), "test": [case.id for case in tests]}
             cases = cases + tests
         elif tested:
             raise MLError("test_folders", "A test set needs its images and its masks.", "Give both folders.")
-        wanted = dict(hyperparameters)
+        wanted, copies = dict(hyperparameters), None
         if split is not None:
             named = set(itertools.chain(*split.values()))
             if unnamed := [case.name for case in cases if case.id not in named]:
                 bar.note(f"left out: {len(unnamed)} cases that the split does not name, such as {unnamed[0]}.")
             cases = [case for case in cases if case.id in named]
             wanted.pop("validation_fraction", None)  # the job would split anew by it
+            copies = copies_held_out(cases, split, folder / STORE)
         _begin(folder, {"cases": [[case.name, case.key] for case in cases], "hyperparameters": hyperparameters,
                         "split": split})  # fmt: skip
         job = TrainingJob(
@@ -136,9 +138,10 @@ def train(
             described.fingerprint,
             wanted,
             folder,
-            folder / ".store",
+            folder / STORE,
             facts={"name": folder.resolve().name},
             split=split,
+            caveats=[copies] if copies else [],
             warm_start=Path(wanted["warm_start"]) if "warm_start" in wanted else None,
         )
         record = _Record(folder, cases, bar)
@@ -253,15 +256,16 @@ def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Describe
     return tests.cases
 
 
-def _split(cases: list[Case], *, seed: int = 0, validation_fraction: float = 0.15, **_: Any) -> dict[str, list[int]]:
+def _split(
+    cases: list[Case], store: Path, *, seed: int = 0, validation_fraction: float = 0.15, **_: Any
+) -> dict[str, list[int]]:
     """Ids to train and to validate on. With a test set from elsewhere, none of the cases need to be locked away."""
-    duplicates = near_duplicate_groups([signature(read_image(case.image)) for case in cases])
     made = split_cases(
         [case.group for case in cases],
         seed=seed,
         validation_fraction=validation_fraction,
         test_fraction=0.0,
-        duplicates=duplicates,
+        duplicates=duplicates_of(cases, store),
     )
     return {"train": [cases[index].id for index in made.train], "val": [cases[index].id for index in made.val]}
 
@@ -324,7 +328,7 @@ def _finish(folder: Path, done: dict[str, Any], bar: ProgressBar, *, keep_store:
         for member in folder.glob("member_*"):
             member.rmdir()
         if not keep_store:
-            shutil.rmtree(folder / ".store", ignore_errors=True)
+            shutil.rmtree(folder / STORE, ignore_errors=True)
     return Model(done["package"])
 
 

@@ -22,6 +22,7 @@ from ml_core.__main__ import main
 from ml_core.config import specs
 from ml_core.errors import MLError
 from ml_core.folders import describe, find_cases, find_images
+from ml_core.package import read_package
 from ml_core.progress_bar import ProgressBar
 from tests.environment import REPOSITORY
 from tests.synthetic import dicom_dataset, draw_pair, write_png, write_rgb_mask
@@ -107,6 +108,27 @@ def test_five_lines_of_python_with_colours_and_a_test_set(tmp_path: Path) -> Non
     assert again["dice"] == pytest.approx(model.metrics["dice"], abs=0.02)
     [written] = ml_core.predict(model, images / "0.png", tmp_path / "found", progress=False)
     assert PILImage.open(written).mode == "RGB"  # coded as the masks are
+
+
+def test_copies_in_the_test_set_are_told(tmp_path: Path) -> None:
+    images, masks, tests = tmp_path / "images", tmp_path / "masks", (tmp_path / "images2", tmp_path / "masks2")
+    rng = np.random.default_rng(0)
+    for folder in (images, masks, *tests):
+        folder.mkdir()
+    for index in range(5):
+        image, labels = draw_pair(rng, 64)
+        write_png(images / f"{index}.png", image)
+        write_png(masks / f"{index}.png", labels)
+        if index > 2:  # two, mirrored: one of them may be validated on, but not both
+            write_png(tests[0] / f"{index}.png", image[::-1])
+            write_png(tests[1] / f"{index}.png", labels[::-1])
+    tiny: dict[str, Any] = {"epochs": 1, "patch_size": 64, "batch_size": 2, "progress": False}
+    ml_core.train(images, masks, out=tmp_path / "model", test_images=tests[0], test_masks=tests[1], **tiny)
+    told = read_package(tmp_path / "model" / "model.zip").facts["warnings"]
+    assert any("of the 2 held-out images look like one that is learnt from" in text for text in told)
+    ml_core.train(images, masks, out=tmp_path / "other", **tiny)
+    told = read_package(tmp_path / "other" / "model.zip").facts["warnings"]
+    assert not any("look like" in text for text in told)
 
 
 def test_ctrl_c_keeps_the_best_weights_and_the_same_command_goes_on(
