@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("var/peers"), help="models, logs and results.jsonl")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--python-nnunet", type=Path, help="Python with nnunetv2 2.8.1 (see nnunet.py)")
+    parser.add_argument("--nnunet-no-mirroring", action="store_true", help="for volumes without a GPU")
     parser.add_argument("--table", type=Path, help="print the table of an earlier results.jsonl and end")
     given = parser.parse_args()
     if given.table:
@@ -66,6 +67,7 @@ def compete(peer: str, task: common.Task, out: Path, given: argparse.Namespace) 
         result["convert_seconds"] = time.monotonic() - started
         command = [str(given.python_nnunet), "-m", "benchmarks.peers.nnunet_driver", str(out), str(out)]
         command += ["--configuration", "2d" if task.dimensions == 2 else "3d_fullres", "--threads", str(given.threads)]
+        command += ["--no-mirroring"] if given.nnunet_no_mirroring else []
     else:
         command = [sys.executable, "-m", f"benchmarks.peers.{MODULES[peer]}", str(task.file), str(out)]
         command += ["--bf16"] if peer == "plain_bf16" else []
