@@ -10,11 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ml_core.ahead import in_order, threads_for
 from ml_core.data import Case
 from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder, count_values
 from ml_core.io import Image, Mask, check_pair, read_image, read_mask, stem
+from ml_core.near_duplicates import MOST_COMPARED, signature
 from ml_core.pairing import SILENT, Folders, all_dicom, pair_folders
 from ml_core.patients import BY_NAME, group_of_name, groups_of_names
 
@@ -32,6 +36,7 @@ class Described:
     cases: list[Case]
     classes: list[dict[str, Any]]
     fingerprint: dict[str, Any]
+    signatures: dict[int, NDArray[np.float16]]
 
 
 def find_cases(images: Path, masks: Path, note: Note) -> list[Case]:
@@ -73,11 +78,15 @@ def make_case(number: int, name: str, image: Path, mask: Path) -> Case:
 
 @dataclass(frozen=True)
 class Read:
-    """The cases that could be read, the colour of each value in their masks, and what was gathered for the fingerprint."""
+    """The cases that could be read, the colour of each value in their masks, and what was gathered for the fingerprint.
+
+    signatures: of ml_core.near_duplicates, by the ids of the cases; none beyond MOST_COMPARED, which are not compared.
+    """
 
     cases: list[Case]
     colors: dict[int, str]
     builder: FingerprintBuilder
+    signatures: dict[int, NDArray[np.float16]]
 
 
 def read_all(cases: list[Case], note: Note, on_case: Callable[[int, int], None]) -> Read:
@@ -86,7 +95,7 @@ def read_all(cases: list[Case], note: Note, on_case: Callable[[int, int], None])
     Masks in colours keep the colour's number (r<<16 | g<<8 | b) as label value. Raises MLError where the cases do not
     belong into one training.
     """
-    found = Read([], {}, FingerprintBuilder())
+    found = Read([], {}, FingerprintBuilder(), {})
     patients: dict[str, str] = {}
     kinds: dict[int | str, str] = {}
     pairs = in_order(_read_pair, cases, threads_for(case.image for case in cases))
@@ -95,7 +104,9 @@ def read_all(cases: list[Case], note: Note, on_case: Callable[[int, int], None])
             note(f"left out: {case.name}: {read}")
             on_case(position + 1, len(cases))
             continue
-        image, mask = read
+        image, mask, seen = read
+        if len(found.signatures) < MOST_COMPARED:
+            found.signatures[case.id] = seen
         if mask.lossy:
             note(f"{case.mask}: The mask is a JPEG; values were set to 0 or 255. Save masks as PNG.")
         present, counts = count_values(mask.values)
@@ -124,14 +135,14 @@ def read_all(cases: list[Case], note: Note, on_case: Callable[[int, int], None])
     return replace(found, cases=[replace(case, group=group) for case, group in zip(found.cases, groups, strict=True)])
 
 
-def _read_pair(case: Case) -> tuple[Image, Mask] | ImageError:
+def _read_pair(case: Case) -> tuple[Image, Mask, NDArray[np.float16]] | ImageError:
     try:
         image = read_image(case.image)
         mask = read_mask(case.mask, like=image)
         check_pair(image, mask)
     except ImageError as error:
         return error
-    return image, mask
+    return image, mask, signature(image)
 
 
 def describe(
@@ -157,7 +168,7 @@ def describe(
             note(f"No mask holds {names[value]} ({value}), so it is no class of the model.")
     given = {values[0]: "background", **(names or {})}
     classes = [{"value": v, "name": given.get(v, f"class {v}"), "color": read.colors[v]} for v in values]
-    return Described(read.cases, classes, read.builder.result())
+    return Described(read.cases, classes, read.builder.result(), read.signatures)
 
 
 def find_images(paths: list[Path], dimensions: int) -> list[tuple[str, Path]]:

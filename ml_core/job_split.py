@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ml_core.ahead import in_order, threads_for
 from ml_core.config import Hyperparameters
@@ -135,21 +136,30 @@ def unseen_classes(plan: Plan, train: list[StoredCase]) -> str | None:
     )
 
 
-def _signature(case: Case, folder: Path) -> np.ndarray[Any, Any]:
-    """Computed once per content and kept beside the decoded samples."""
+def keep_signature(case: Case, folder: Path, found: NDArray[np.float16]) -> None:
+    """Beside the decoded samples, for who has read the image already."""
     folder.mkdir(parents=True, exist_ok=True)
+    path = _signature_path(case, folder)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as out:
+        np.save(out, found)
+    os.replace(part, path)
+
+
+def _signature_path(case: Case, folder: Path) -> Path:
     name = hashlib.sha256((case.key or str(case.image.resolve())).encode()).hexdigest()[:32]
-    path = folder / f"{name}.signature.npy"
+    return folder / f"{name}.signature.npy"
+
+
+def _signature(case: Case, folder: Path) -> NDArray[np.float16]:
+    """Computed once per content."""
     try:
-        return np.asarray(np.load(path))
+        return np.asarray(np.load(_signature_path(case, folder)))
     except (OSError, ValueError):
         pass  # not there yet
     try:
         found = signature(read_image(case.image))
     except ImageError as error:
         raise TrainingError(error.code, f"{case.name}: {error.reason}", error.cure) from error
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as out:
-        np.save(out, found)
-    os.replace(part, path)
+    keep_signature(case, folder, found)
     return found

@@ -26,7 +26,7 @@ from ml_core.evaluation import evaluate as evaluate_cases
 from ml_core.folders import Described, describe, find_cases, find_images, read_all
 from ml_core.io import Image, read_image, write_label_map
 from ml_core.job import TrainingJob, run
-from ml_core.job_split import copies_held_out, duplicates_of
+from ml_core.job_split import copies_held_out, duplicates_of, keep_signature
 from ml_core.metrics import NAMES
 from ml_core.nnunet import export_raw, read_raw, read_splits, write_splits
 from ml_core.package import read_package, to_json
@@ -113,15 +113,18 @@ def train(
     _check_unfinished(folder)
     with ProgressBar(shown=progress) as bar, _stopping(bar) as stop:
         described = read_cases(bar, images, masks, nnunet_raw=nnunet_raw, channel=channel)
-        cases, split = described.cases, None
-        if splits is not None:
-            split = read_splits(Path(splits), fold, cases)
+        cases, split = described.cases, read_splits(Path(splits), fold, described.cases) if splits is not None else None
+        tests = []
         if test_images is not None and test_masks is not None:
             tests = _read_tests(bar, Path(test_images), Path(test_masks), described)
-            split = {**(split or _split(cases, folder / STORE, **hyperparameters)), "test": [case.id for case in tests]}
-            cases = cases + tests
         elif tested:
             raise MLError("test_folders", "A test set needs its images and its masks.", "Give both folders.")
+        for case in cases:
+            if case.id in described.signatures:
+                keep_signature(case, folder / STORE, described.signatures[case.id])
+        if tests:
+            split = {**(split or _split(cases, folder / STORE, **hyperparameters)), "test": [case.id for case in tests]}
+            cases = cases + tests
         wanted, copies = dict(hyperparameters), None
         if split is not None:
             named = set(itertools.chain(*split.values()))
@@ -246,6 +249,10 @@ def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Describe
     found = find_cases(images, masks, bar.note)
     cases = [Case(first + case.id, f"test_{case.name}", case.image, case.mask, case.group, case.key) for case in found]
     tests = read_all(cases, bar.note, lambda done, total: bar.count("reading test set", done, total))
+    if not tests.cases:
+        raise MLError(
+            "no_tests", f"None of the images in {images} can be used for a test.", "See what was left out above."
+        )
     known = {item["value"] for item in described.classes}
     if strange := sorted(set(tests.colors) - known):
         raise TrainingError(
