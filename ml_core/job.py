@@ -19,7 +19,7 @@ from ml_core.data import Case, StoredCase, open_store
 from ml_core.errors import TrainingError, explained, is_out_of_memory
 from ml_core.evaluation import caveats, evaluate
 from ml_core.job_split import as_document, order_to_read, same_again, split_job, unseen_classes
-from ml_core.package import Package, Refinements, read_package, write_package
+from ml_core.package import LEARNT_FROM, Package, Refinements, read_package, write_package
 from ml_core.plan import Machine, Plan
 from ml_core.planning import DEFAULT_SECONDS, make_plan
 from ml_core.predictor import Predictor, network_of
@@ -118,7 +118,8 @@ class _Run:
 
     def whole(self) -> None:
         if self.job.salvage:
-            self.split = self.job.split or {}
+            self.split, known = self.job.split or {}, self.job.folder / LEARNT_FROM
+            self.learnt_from = set(json.loads(known.read_text())) if known.exists() else set()
             self._package(self._salvaged(), {}, {}, stopped=True)
             return
         self._preflight()
@@ -165,6 +166,9 @@ class _Run:
         splits = splits or split_job(self.job.cases, self.plan, self.wanted, self.job.split, self.job.store)
         self.split = as_document(self.job.cases, splits)
         self.learnt_from = {self.job.cases[index].mark for split in splits for index in split.train}
+        (self.job.folder / LEARNT_FROM).write_text(
+            json.dumps(sorted(self.learnt_from))
+        )  # for a salvage, which has no cases
         self.emit(
             {
                 "type": "plan",
