@@ -123,7 +123,9 @@ def test_a_batch_can_be_cancelled_as_a_whole(api: APIClient) -> None:
     assert running
     answer = api.post(f"/api/v1/inference-batches/{batch.pk}/cancel/")
     assert answer.status_code == 202
-    assert (answer.json()["status"], answer.json()["failed"]) == ("running", 4)
+    shown = answer.json()
+    assert (shown["status"], shown["cancel_requested"], shown["failed"]) == ("running", True, 4)
+    tasks.note_cancelled(batch.pk)
     with pytest.raises(jobs.CancelledError):
         running.beat(force=True)
     running.cancel()
@@ -136,7 +138,10 @@ def test_a_batch_can_be_cancelled_as_a_whole(api: APIClient) -> None:
 def test_a_batch_cancelled_while_it_is_unpacked_ends_with_its_images(api: APIClient) -> None:
     batch = make_batch(3, cancel_requested=True)  # the wish came after the last look, then the images were made
     assert not batches.batches_with_work().exists()
-    batches.close_finished_batches()
+    assert batches.close_finished_batches() == [batch.pk]
+    batch.refresh_from_db()
+    assert batch.status == "running", "its images' manifests do not say it yet"
+    tasks.note_cancelled(batch.pk)
     batch.refresh_from_db()
     assert batch.status == "cancelled"
     assert set(batch.inferences.values_list("status", flat=True)) == {"cancelled"}
