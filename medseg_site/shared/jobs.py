@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
@@ -150,6 +150,8 @@ class Claim(Generic[J]):
         return outages.patiently(lambda: self._queue_after_pause(reason))  # it may be the database that is away
 
     def _queue_after_pause(self, reason: str) -> float | None:
+        if self._ended_where_wished():
+            return None
         rows = type(self.row)._default_manager.filter(pk=self.row.pk)
         timeline = rows.values_list("timeline", flat=True).first() or []
         events_ = [entry["event"] for entry in timeline]
@@ -167,14 +169,25 @@ class Claim(Generic[J]):
         }
         with transaction.atomic():
             # The reaper counts from when the message is due.
-            if not self._mine.update(**queued, enqueued_at=timezone.now() + timedelta(seconds=pause)):
-                return None
-            add_to_timeline(
-                rows, "interrupted", detail=f"{reason} It goes on in {pause:.0f} s.", attempt=self.row.attempt
-            )
+            unwished = self._mine.filter(cancel_requested=False)
+            is_queued = unwished.update(**queued, enqueued_at=timezone.now() + timedelta(seconds=pause))
+            if is_queued:
+                detail = f"{reason} It goes on in {pause:.0f} s."
+                add_to_timeline(rows, "interrupted", detail=detail, attempt=self.row.attempt)
+        if not is_queued:
+            self._ended_where_wished()  # a wish that came since the look above
+            return None
         self.log.detach()
         announce(self.row, self.row.WORDS.queued)
         return pause
+
+    def _ended_where_wished(self) -> bool:
+        """End the row as cancelled where its user wished that: what is away may have kept the worker from noticing."""
+        if not self._mine.filter(cancel_requested=True).exists():
+            return False
+        with suppress(ClaimLostError):
+            self.cancel(progress={})
+        return True
 
     def _end(self, status: str, **fields: Any) -> None:
         fields = {"status": status, "finished_at": timezone.now(), "log": self.log.text(), **fields}

@@ -160,6 +160,42 @@ def test_interruptions_before_somebody_started_it_again_do_not_count() -> None:
     assert job.retry_later("Storage is away.") == 5.0
 
 
+@pytest.mark.parametrize("interruptions", [0, jobs.MAX_INTERRUPTIONS])
+def test_a_cancel_that_meets_an_outage_ends_the_job(interruptions: int) -> None:
+    model = ModelFactory.create()
+    for _ in range(interruptions):
+        SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=timezone.now())
+        job = jobs.claim(SegmentationModel, model.pk)
+        assert job
+        assert job.retry_later("Storage is away.") is not None
+    SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=timezone.now())
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    jobs.request_cancel(model)
+    assert job.retry_later("Storage is away.") is None
+    model.refresh_from_db()
+    assert (model.status, model.error, model.claim_token) == ("cancelled", None, None)
+    assert model.timeline[-1]["event"] == "cancelled"
+
+
+def test_a_cancel_of_the_last_moment_before_the_pause_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelFactory.create()
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    look, looks = job._ended_where_wished, []
+
+    def and_then_somebody_cancels() -> bool:
+        looks.append(look())
+        if len(looks) == 1:
+            jobs.request_cancel(model)
+        return looks[-1]
+
+    monkeypatch.setattr(job, "_ended_where_wished", and_then_somebody_cancels)
+    assert job.retry_later("Storage is away.") is None
+    model.refresh_from_db()
+    assert (model.status, looks) == ("cancelled", [False, True])
+
+
 def test_a_second_message_does_not_cut_a_pause_short() -> None:
     model = ModelFactory.create()
     job = jobs.claim(SegmentationModel, model.pk)
