@@ -17,7 +17,16 @@ from datasets.archives import ArchiveError, ArchiveLimits, SafeArchive
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared import manifests, outages, storage
 from medseg_site.shared.job_log import MOST_EVENTS, add_to_timeline, timeline_entry
-from medseg_site.shared.jobs import LOST_MESSAGE_SECONDS, CancelledError, Claim, ClaimLostError, announce, claim
+from medseg_site.shared.jobs import (
+    LOST_MESSAGE_SECONDS,
+    CancelledError,
+    Claim,
+    ClaimLostError,
+    announce,
+    claim,
+    is_message_due,
+    waits_since,
+)
 from medseg_site.shared.text import clean_file_name
 from ml_core.io import SUPPORTED_SUFFIXES
 from uploads.verification import UploadDamagedError, check_upload
@@ -194,7 +203,13 @@ def call_workers(pk: int) -> tuple[str, int]:
 def forgotten_batches() -> list[int]:
     """Batches with work whose workers were called so long ago that the messages may be lost."""
     silent = timezone.now() - timedelta(seconds=LOST_MESSAGE_SECONDS)
-    return list(batches_with_work().filter(enqueued_at__lt=silent).order_by("pk").values_list("pk", flat=True))
+    called = batches_with_work().filter(enqueued_at__lt=silent).order_by("pk")
+    found = []
+    for pk, sent, served, timeline in called.values_list("pk", "enqueued_at", "served_at", "timeline"):
+        since = max((at for at in (served, waits_since(timeline)) if at), default=None)
+        if is_message_due(sent, since):
+            found.append(pk)
+    return found
 
 
 def cancel_images(pk: int) -> int:

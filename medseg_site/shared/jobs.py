@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from django.conf import settings
@@ -33,6 +34,8 @@ J = TypeVar("J", bound=Job)
 BEAT_SECONDS = 1.0
 STALE_SECONDS = settings.MEDSEG_STALE_SECONDS
 LOST_MESSAGE_SECONDS = 2 * STALE_SECONDS
+LONGEST_SECONDS_TO_RESEND = 3600.0
+MOST_RESENT = 500  # rows a pass
 CLOCKS_DIFFER_SECONDS = 4.0
 FAR_SECONDS = 10 * STALE_SECONDS  # in the future: such a time was written before a clock was put back
 MAX_ATTEMPTS = 3
@@ -281,7 +284,8 @@ def requeue(row: Job, **fields: Any) -> None:
 
 
 def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None) -> None:
-    """Give rows whose worker died back to the queue, fail those that died too often, and send lost messages again.
+    """Give rows whose worker died back to the queue, fail those that died too often, and send lost messages again (of the
+    MOST_RESENT rows at most whose turn it is longest; the others follow in the next passes).
 
     `waiting`: which queued rows have a message of their own that can be lost; all without it.
     """
@@ -304,11 +308,28 @@ def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None
     unheard = Q(enqueued_at__lt=silent) | Q(enqueued_at__gt=far)
     lost = model._default_manager.filter(unheard, status=words.queued, claim_token=None)
     lost = lost.filter(waiting) if waiting is not None else lost
-    for pk, timeline in lost.values_list("pk", "timeline"):
-        if lost.filter(pk=pk).update(enqueued_at=now):
+    rows = lost.order_by("enqueued_at", "pk").values_list("pk", "enqueued_at", "timeline").iterator(chunk_size=500)
+    due = (row for row in rows if row[1] > far or is_message_due(row[1], waits_since(row[2])))
+    for pk, sent, timeline in list(islice(due, MOST_RESENT)):
+        if lost.filter(pk=pk, enqueued_at=sent).update(enqueued_at=now):
             if timeline and timeline[-1]["event"] == "interrupted":  # the pause is over, by whichever clock
                 add_to_timeline(model._default_manager.filter(pk=pk), "sent again")
             enqueue(pk)
+
+
+def is_message_due(sent: datetime, since: datetime | None) -> bool:
+    """Whether the message that was sent last has to be taken as lost, for a row that nobody has taken `since` then.
+
+    The gaps double, up to an hour: the message of a row without a worker is not lost, and more of them only fill the broker.
+    """
+    waited = (sent - since).total_seconds() if since else 0.0
+    gap = min(LONGEST_SECONDS_TO_RESEND, max(LOST_MESSAGE_SECONDS, waited))
+    return (timezone.now() - sent).total_seconds() > gap
+
+
+def waits_since(timeline: list[dict[str, Any]]) -> datetime | None:
+    """Of a queued row: the last that happened to it is what put it there."""
+    return datetime.fromisoformat(timeline[-1]["at"]) if timeline else None
 
 
 def _after_death(row: Job, mine: models.QuerySet[Any], reason: str, last_reason: str) -> str | None:

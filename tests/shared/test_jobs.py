@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -123,6 +124,61 @@ def test_reaper_sends_a_lost_message_again_once() -> None:
     jobs.reap(SegmentationModel, sent.append)
     jobs.reap(SegmentationModel, sent.append)
     assert sent == [model.pk]
+
+
+class Clock:
+    """A time that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = timezone.now()
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(timezone, "now", lambda: made.now)
+    return made
+
+
+def test_a_day_without_a_worker_is_few_messages_and_a_fresh_row_waits_two_minutes(clock: Clock) -> None:
+    old = ModelFactory.create()
+    sent: list[float] = []
+    start = clock.now
+    while clock.now < start + timedelta(hours=24):
+        clock.wait(60)
+        jobs.reap(SegmentationModel, lambda pk: sent.append((clock.now - start).total_seconds()))
+    for earlier, later in pairwise([0.0, *sent]):
+        least = min(jobs.LONGEST_SECONDS_TO_RESEND, max(jobs.LOST_MESSAGE_SECONDS, earlier))
+        assert least < later - earlier <= least + 60, "doubling, and up to one pass more"
+    assert 24 < len(sent) < 32
+    fresh = ModelFactory.create()
+    again: list[int] = []
+    clock.wait(jobs.LOST_MESSAGE_SECONDS + 1)
+    jobs.reap(SegmentationModel, again.append)
+    assert fresh.pk in again
+    jobs.request_cancel(old)
+    jobs.requeue(old)  # which begins anew
+    clock.wait(jobs.LOST_MESSAGE_SECONDS + 1)
+    jobs.reap(SegmentationModel, again.append)
+    assert old.pk in again
+
+
+def test_one_pass_sends_the_oldest_rows_only(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "MOST_RESENT", 2)
+    rows = [ModelFactory.create() for _ in range(5)]
+    for age, row in enumerate(rows):
+        past = clock.now - timedelta(seconds=jobs.LOST_MESSAGE_SECONDS + 5 + age)
+        SegmentationModel.objects.filter(pk=row.pk).update(enqueued_at=past)
+    passes: list[list[int]] = []
+    for _ in range(4):
+        sent: list[int] = []
+        jobs.reap(SegmentationModel, sent.append)
+        passes.append(sent)
+    keys = [row.pk for row in rows]
+    assert passes == [[keys[4], keys[3]], [keys[2], keys[1]], [keys[0]], []]
 
 
 @pytest.mark.parametrize(
