@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 from medseg_site.shared import manifests, storage
 from medseg_site.shared.catalog import (
@@ -23,7 +22,6 @@ from medseg_site.shared.job_rows import Job
 from medseg_site.shared.storage import ObjectInfo
 
 LEAST_HOURS = 24.0  # an object is stored before its row: an upload in progress has none yet
-OWNERS_AT_ONCE = 200
 
 
 @dataclass
@@ -73,8 +71,7 @@ def remove_remains(model: type[Job], owners: list[uuid.UUID]) -> None:
 
 def _garbage(model: type[Job]) -> Iterator[tuple[int, list[ObjectInfo]]]:
     """(owners looked at, their objects that no row owns), some owners at a time."""
-    walk = storage.objects_by_owner(declared(model).collection)
-    while some := dict(islice(walk, OWNERS_AT_ONCE)):
+    for some in storage.owners_in_chunks(declared(model).collection):
         ids = [owner for name in some if (owner := owner_of(name))]
         # Asked after the walk: a row that was written meanwhile counts.
         rows = {str(row.uuid): row for row in model._default_manager.filter(uuid__in=ids)}
