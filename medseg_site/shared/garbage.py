@@ -17,6 +17,7 @@ from medseg_site.shared.catalog import (
     prefix_of,
     reserving_models,
     stored_models,
+    unreserved,
 )
 from medseg_site.shared.job_rows import Job
 from medseg_site.shared.storage import ObjectInfo
@@ -45,8 +46,10 @@ def collect(
     known |= {declared(model).reserves for model in reserving_models()}
     report.unknown = [name for name in storage.collections() if name not in known]
     oldest_kept = time.time() - older_than_hours * 3600
-    for model in stored_models():
-        for owners, garbage in _garbage(model):
+    walks = [(declared(model).collection, _garbage(model)) for model in stored_models()]
+    walks += [(declared(model).reserves, unreserved(model)) for model in reserving_models()]
+    for collection, walk in walks:
+        for owners, garbage in walk:
             for item in garbage:
                 if item.modified > oldest_kept:
                     report.too_young += 1
@@ -57,7 +60,7 @@ def collect(
                 if delete:
                     storage.delete_object(item.key)
                     storage.remove_emptied_folders(item.key)
-            on_step(declared(model).collection, owners)
+            on_step(collection, owners)
     return report
 
 

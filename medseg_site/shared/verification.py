@@ -26,7 +26,9 @@ from medseg_site.shared.catalog import (
     owner_of,
     parts_of,
     prefix_of,
+    reserving_models,
     stored_models,
+    unreserved,
 )
 from medseg_site.shared.job_rows import Job
 from medseg_site.shared.manifests import ManifestError
@@ -83,6 +85,9 @@ def verify(
                 for row, objects in rows:
                     _verify_row(row, objects, report, pool, quick=quick, repair=repair)
                 on_step(model._meta.db_table, len(rows))
+        for model in reserving_models():
+            for _, objects in unreserved(model):
+                _count_orphans(objects, report)
     return report
 
 
