@@ -18,6 +18,10 @@ from medseg_site.shared import storage
 if TYPE_CHECKING:
     from medseg_site.shared.job_rows import Job
 
+MANY_KEYS = (
+    5_000  # each 500 of fewer are one reading of every table by the database; more are looked up in one reading by us
+)
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -122,10 +126,13 @@ def owner_of(name: str) -> uuid.UUID | None:
 def named_by_any(keys: list[str]) -> set[str]:
     """Those of the keys that some row names, wherever its own prefix is."""
     named: set[str] = set()
+    wanted = set(keys)
     for model in apps.get_models():
         for column in declared(model).objects:
+            rows = model._default_manager.values_list(column, flat=True).order_by()
+            if len(keys) > MANY_KEYS:
+                named.update(key for key in rows.iterator(chunk_size=5000) if key in wanted)
+                continue
             for start in range(0, len(keys), 500):
-                some = keys[start : start + 500]
-                rows = model._default_manager.filter(**{f"{column}__in": some})
-                named.update(rows.values_list(column, flat=True))
+                named.update(rows.filter(**{f"{column}__in": keys[start : start + 500]}))
     return named
