@@ -21,7 +21,7 @@ from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
 from datasets.url_import import DownloadLimits, UrlImportError, download
 from datasets.versions import Base, KeptSampleError, Merged, changes_of, merge, read_kept, split_of
 from medseg_site.shared import manifests, outages, storage
-from medseg_site.shared.jobs import Claim, ClaimLostError, claim
+from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
 from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.near_duplicates import near_duplicate_groups
@@ -64,6 +64,9 @@ def check(pk: int) -> float | None:
     except (ArchiveError, UrlImportError, UploadDamagedError, DatasetRefusedError) as error:
         log.info("dataset %s refused: %s", pk, error.code)
         _refuse(job, str(error), error.issues if isinstance(error, DatasetRefusedError) else [])
+    except CancelledError:
+        _discard(job)
+        job.cancel(progress={})
     except KeptSampleError as error:
         _discard(job)
         job.fail(str(error))
@@ -96,6 +99,7 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     _check_classes(fingerprint, issues)
     with job.kept_alive():
         duplicates = _near_duplicates(samples, issues)
+    job.beat(force=True)  # the last moment to notice a wish to cancel
     split = split_of(samples, duplicates, base)
     columns: dict[str, Any] = {
         "file_count": len(samples),

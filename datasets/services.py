@@ -20,7 +20,7 @@ from medseg_site.shared import manifests, removal, storage
 from medseg_site.shared.catalog import objects_of, owner_of
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.garbage import remove_remains
-from medseg_site.shared.jobs import enqueue_on_commit, requeue
+from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
 from medseg_site.shared.text import clean_file_name, clean_name
 from uploads.services import find_upload, mark_used, place_upload
 
@@ -193,6 +193,12 @@ def recheck_dataset(*, dataset: Dataset) -> Dataset:
         lock_family(dataset)  # see delete_dataset
         requeue(dataset, issues=[], issue_count=0)
         enqueue_on_commit(check_dataset, dataset.pk)
+    return dataset
+
+
+def cancel_dataset(*, dataset: Dataset) -> Dataset:
+    """Stop the check, or the download before it. The archive stays, so that it can be checked again."""
+    request_cancel(dataset)
     return dataset
 
 

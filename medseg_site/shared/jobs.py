@@ -134,8 +134,8 @@ class Claim(Generic[J]):
             log.info("%s is not ours any more; the failure is not recorded: %s", lost, reason)
 
     def cancel(self, **fields: Any) -> None:
-        assert self.row.WORDS.cancelled
-        self._end(self.row.WORDS.cancelled, error=None, **fields)
+        status, error = _cancelled(self.row)
+        self._end(status, error=error, **fields)
 
     def end_attempt(self, reason: str) -> bool:
         """What did the work was killed: queue the row for another attempt, or fail it after the last one. True: send its message."""
@@ -252,20 +252,28 @@ def _is_paused(since: datetime, timeline: list[dict[str, Any]]) -> bool:
 def request_cancel(row: Job) -> None:
     """Cancel a queued row at once; ask the worker of a working one to stop. Raises WrongStateError when it has ended."""
     words, manager = row.WORDS, type(row)._default_manager
-    assert words.cancelled
+    status, error = _cancelled(row)
     now = timezone.now()
     mine = manager.filter(pk=row.pk)
     with transaction.atomic():
         queued = mine.filter(status=words.queued, claim_token=None)
-        if queued.update(status=words.cancelled, finished_at=now, cancel_requested=True):
-            add_to_timeline(mine, words.cancelled)
-            announce(row, words.cancelled)
+        if queued.update(status=status, error=error, finished_at=now, cancel_requested=True):
+            add_to_timeline(mine, status, detail=error)
+            announce(row, status)
         elif mine.filter(status=words.working, cancel_requested=False).update(cancel_requested=True):
             add_to_timeline(mine, "cancel requested")
         elif not mine.filter(status=words.working).exists():
             row.refresh_from_db(fields=["status"])
             raise WrongStateError(f"It is {row.status} already, so there is nothing to cancel.")
     row.refresh_from_db()
+
+
+def _cancelled(row: Job) -> tuple[str, str | None]:
+    """(status, error) of a row that ends because its user wished that."""
+    if row.WORDS.cancelled:
+        return row.WORDS.cancelled, None
+    assert row.CANCELLED
+    return row.WORDS.failed, row.CANCELLED
 
 
 def requeue(row: Job, **fields: Any) -> None:
@@ -340,8 +348,9 @@ def _after_death(row: Job, mine: models.QuerySet[Any], reason: str, last_reason:
     words, now = row.WORDS, timezone.now()
     fields: dict[str, Any] = {"claim_token": None, "finished_at": now}
     wished = type(row)._default_manager.filter(pk=row.pk, cancel_requested=True).exists()
-    if wished and words.cancelled:
-        status, event, fields = words.cancelled, words.cancelled, {**fields, "progress": {}}
+    if wished:
+        status, error = _cancelled(row)
+        event, fields = status, {**fields, "error": error, "progress": {}}
     elif row.attempt < MAX_ATTEMPTS:
         status, event, fields = words.queued, "worker lost", {"claim_token": None, "enqueued_at": now}
     else:
