@@ -224,6 +224,11 @@ def test_a_large_version_is_removed_by_a_worker_but_for_what_others_share(
     one, other = (first, second) if order.startswith("first") else (second, first)
     monkeypatch.setattr(services, "MANY_SAMPLES", 4)
     monkeypatch.setattr(catalog, "MANY_KEYS", 3)  # so many names are looked up in another way
+    keys = [
+        *second.samples.values_list("image_key", flat=True),
+        *second.samples.values_list("thumbnail_key", flat=True),
+    ]
+    assert catalog.named_by_any([*keys, "datasets/nobody's"]) == set(keys)
     sent: list[Any] = []
     monkeypatch.setattr(current_app, "send_task", lambda name, **more: sent.append((name, more["args"])))
 
