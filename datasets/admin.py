@@ -58,7 +58,7 @@ class DatasetAdmin(JobAdmin):
     search_fields = ("name", "description", "archive_name", "checksum", "uuid")
     date_hierarchy = "uploaded_at"
     inlines = (ClassInline,)
-    actions = ("check_again", "delete_selected")
+    actions = ("cancel", "check_again", "delete_selected")
     editable_fields = ("name", "description")
     fieldsets = (
         (None, {"fields": ("name", "description", "preview", "samples_link", "models_link", "page")}),
@@ -85,6 +85,10 @@ class DatasetAdmin(JobAdmin):
 
     def delete_row(self, row: Any) -> None:
         services.delete_dataset(dataset=row)
+
+    @admin.action(description="Cancel the check")
+    def cancel(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        self.on_each(request, queryset, "Stopping", lambda row: services.cancel_dataset(dataset=row))
 
     @admin.action(description="Check again")
     def check_again(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:

@@ -124,6 +124,13 @@ class DatasetViewSet(
         """The archive as it came; of a later version, all of its samples as a ZIP in the layout that an upload has."""
         return dataset_zip(request, self.get_object())
 
+    @extend_schema(request=None, responses={202: DatasetSerializer})
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        """Stop the check, or the download before it: the dataset ends as `error`. The archive stays and can be checked again."""
+        dataset = services.cancel_dataset(dataset=self.get_object())
+        return Response(self.get_serializer(dataset).data, status=202)
+
     def perform_destroy(self, instance: Dataset) -> None:
         services.delete_dataset(dataset=instance)
 

@@ -14,7 +14,6 @@ from typing import Any
 from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
 
 from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pairing, SafeArchive, find_pairs
 from datasets.models import Dataset, DatasetClass, Sample
@@ -23,7 +22,7 @@ from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
 from datasets.url_import import DownloadLimits, UrlImportError, download
 from datasets.versions import Base, KeptSampleError, Merged, changes_of, merge, read_kept, split_of
 from medseg_site.shared import manifests, outages, storage
-from medseg_site.shared.jobs import Claim, ClaimLostError, claim
+from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
 from ml_core.errors import ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder
 from ml_core.near_duplicates import MOST_COMPARED, near_duplicate_groups
@@ -65,9 +64,10 @@ def check(pk: int) -> float | None:
             storage.delete_prefix(prefix)  # deleted while it was being checked
     except (ArchiveError, UrlImportError, UploadDamagedError, DatasetRefusedError) as error:
         log.info("dataset %s refused: %s", pk, error.code)
-        issues = error.issues if isinstance(error, DatasetRefusedError) else []
-        job.fail(str(error), s3_key="", **_issue_columns(issues))
-        _discard(job, archive=True)
+        _refuse(job, str(error), error.issues if isinstance(error, DatasetRefusedError) else [])
+    except CancelledError:
+        _discard(job)
+        job.cancel(progress={})
     except KeptSampleError as error:
         _discard(job)
         job.fail(str(error))
@@ -101,6 +101,7 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     _group_by_names(samples, issues)
     with job.kept_alive():
         duplicates = _near_duplicates(samples, issues)
+    job.beat(force=True)  # the last moment to notice a wish to cancel
     split = split_of(samples, duplicates, base)
     columns: dict[str, Any] = {
         "file_count": len(samples),
@@ -146,18 +147,35 @@ def _sample_rows(dataset: Dataset, samples: list[CheckedSample], split: Split) -
         )
 
 
-def _discard(job: Claim[Dataset], *, archive: bool = False) -> None:
-    """Remove what a check made that did not come to its end (and the archive); not once it is another worker's."""
+def _refuse(job: Claim[Dataset], reason: str, issues: list[Issue]) -> None:
+    """Remove what came and was made, then say so: once the row is `error` it may be checked again from its URL, and what
+    lies there is that check's. An upload cannot be checked again without its archive; if this dies first, it is needed."""
+    archive = storage.object_key("datasets", job.row.uuid, "archive.zip")
+    _discard(job)
+    if job.row.source_url:
+        try:
+            job.update(s3_key="")
+        except ClaimLostError:
+            return
+        with job.kept_alive():
+            storage.delete_object(archive)
+    job.fail(reason, s3_key="", **_issue_columns(issues))
+    refused = Dataset.objects.filter(pk=job.row.pk, status=Dataset.WORDS.failed, s3_key="")
+    if not job.row.source_url and refused.exists():
+        storage.delete_object(archive)
+
+
+def _discard(job: Claim[Dataset]) -> None:
+    """Remove what a check made that did not come to its end, while the row is still its own."""
     prefix = storage.object_key("datasets", job.row.uuid)
-    mine = Dataset.objects.filter(Q(claim_token=job.token) | Q(status="error"), pk=job.row.pk)
+    mine = Dataset.objects.filter(pk=job.row.pk, claim_token=job.token)
     if not mine.exists():
         return
-    Sample.objects.filter(dataset__in=mine).delete()
-    DatasetClass.objects.filter(dataset__in=mine).delete()
-    storage.delete_prefix(f"{prefix}/samples")
-    storage.delete_object(f"{prefix}/samples.jsonl.gz")
-    if archive:
-        storage.delete_object(f"{prefix}/archive.zip")
+    with job.kept_alive():
+        Sample.objects.filter(dataset__in=mine).delete()
+        DatasetClass.objects.filter(dataset__in=mine).delete()
+        storage.delete_prefix(f"{prefix}/samples")
+        storage.delete_object(f"{prefix}/samples.jsonl.gz")
 
 
 def _bring_archive(job: Claim[Dataset], folder: Path) -> Path:

@@ -26,6 +26,7 @@ class Dataset(Job):
 
     WORDS = WORDS
     KIND = "dataset"
+    CANCELLED = "The check was cancelled. “Check again” on the dataset's page starts it anew."
     STORED: ClassVar = Stored(
         "datasets", objects={"s3_key": "checksum"}, parts=("classes", "samples"), taken_from={"family": "uuid"}
     )
@@ -89,6 +90,10 @@ class Dataset(Job):
         if self.based_on is None:
             return None
         return Dataset.objects.filter(family=self.family, version=self.based_on).first()
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.status == WORDS.failed and self.error == self.CANCELLED
 
     def class_dicts(self) -> list[dict[str, Any]]:
         return [{"value": item.value, "name": item.name, "color": item.color} for item in self.classes.all()]

@@ -17,11 +17,14 @@ from datasets.models import Dataset, DatasetClass
 from datasets.tasks import check_dataset
 from datasets.url_import import UrlImportError, check_url
 from medseg_site.shared import manifests, removal, storage
-from medseg_site.shared.catalog import objects_of
+from medseg_site.shared.catalog import objects_of, owner_of
 from medseg_site.shared.errors import MedSegError, WrongStateError
-from medseg_site.shared.jobs import enqueue_on_commit, requeue
+from medseg_site.shared.garbage import remove_remains
+from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
 from medseg_site.shared.text import clean_file_name, clean_name
 from uploads.services import find_upload, mark_used, place_upload
+
+MANY_SAMPLES = 500  # of a dataset: a worker removes them, so that the request need not wait
 
 
 def create_dataset_from_upload(
@@ -193,18 +196,50 @@ def recheck_dataset(*, dataset: Dataset) -> Dataset:
     return dataset
 
 
+def cancel_dataset(*, dataset: Dataset) -> Dataset:
+    """Stop the check, or the download before it. The archive stays, so that it can be checked again."""
+    request_cancel(dataset)
+    return dataset
+
+
 def delete_dataset(*, dataset: Dataset) -> None:
     """Remove the row and every object. Models trained on it stay. Raises WrongStateError while a training reads it."""
     owner = dataset.uuid
     _check_not_in_use(dataset)
+    is_large = _stored_samples(dataset) > MANY_SAMPLES
+    owners, checksums = _traces_of(dataset) if is_large else ([owner], [])
     with removal.deletion({Dataset: [owner]}):
         lock_family(dataset)
         locked = Dataset.objects.get(pk=dataset.pk)
         _check_not_in_use(locked)
-        objects = dict(objects_of(locked))
+        objects = {} if is_large else dict(objects_of(locked))
         locked.delete()
-        removal.remove_on_commit(Dataset, [owner], lambda: _delete_objects(locked, objects))
+        if is_large:
+            removal.remove_on_commit(Dataset, owners, lambda: remove_remains(Dataset, owners), later=True)
+            transaction.on_commit(lambda: storage.forget_copies(checksums), robust=True)
+        else:
+            removal.remove_on_commit(Dataset, owners, lambda: _delete_objects(locked, objects))
         transaction.on_commit(lambda: storage.forget_local(owner), robust=True)
+
+
+def _stored_samples(dataset: Dataset) -> int:
+    """How many there are; of one whose check goes on, how many by now."""
+    going_on = dataset.progress if dataset.progress.get("stage") == "checking" else {}
+    return max(dataset.file_count, int(going_on.get("done", 0)))
+
+
+def _traces_of(dataset: Dataset) -> tuple[list[uuid.UUID], list[str]]:
+    """(its own prefix and those of earlier versions that it names objects of, checksums of which this machine may have copies).
+
+    Read before the transaction, which would keep everybody from writing meanwhile: a dataset that is ready does not change.
+    """
+    owners, checksums = {dataset.uuid}, {dataset.checksum} - {""}
+    columns = ("image_key", "mask_key", "thumbnail_key", "image_sha256", "mask_sha256")
+    for *keys, image, mask in dataset.samples.values_list(*columns).iterator(chunk_size=2000):
+        owners.update(owner for key in keys if (owner := owner_of(key.split("/")[1])))
+        if storage.is_remote():
+            checksums.update((image, mask))
+    return sorted(owners), sorted(checksums)
 
 
 def _check_not_in_use(dataset: Dataset) -> None:

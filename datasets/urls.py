@@ -11,6 +11,7 @@ urlpatterns = [
     path("<int:pk>/versions/new/", views.dataset_version, name="version"),
     path("<int:pk>/live/", views.dataset_live, name="live"),
     path("<int:pk>/recheck/", views.dataset_recheck, name="recheck"),
+    path("<int:pk>/cancel/", views.dataset_cancel, name="cancel"),
     path("<int:pk>/delete/", views.dataset_delete, name="delete"),
     path("<int:pk>/classes/<int:class_pk>/", views.class_edit, name="class"),
     path("<int:pk>/samples/<int:sample_pk>/", views.sample_detail, name="sample"),

@@ -136,6 +136,14 @@ def dataset_recheck(request: HttpRequest, pk: int) -> HttpResponse:
 
 @login_required
 @require_POST
+def dataset_cancel(request: HttpRequest, pk: int) -> HttpResponse:
+    dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
+    tell(request, "The check is stopping.", lambda: services.cancel_dataset(dataset=dataset))
+    return to_page(dataset)
+
+
+@login_required
+@require_POST
 def dataset_delete(request: HttpRequest, pk: int) -> HttpResponse:
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
     done = tell(request, f"{dataset} and its files are deleted.", lambda: services.delete_dataset(dataset=dataset))

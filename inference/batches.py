@@ -16,8 +16,17 @@ from django.utils import timezone
 from datasets.archives import ArchiveError, ArchiveLimits, SafeArchive
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared import manifests, outages, storage
-from medseg_site.shared.job_log import add_to_timeline
-from medseg_site.shared.jobs import LOST_MESSAGE_SECONDS, CancelledError, Claim, ClaimLostError, announce, claim
+from medseg_site.shared.job_log import MOST_EVENTS, add_to_timeline, timeline_entry
+from medseg_site.shared.jobs import (
+    LOST_MESSAGE_SECONDS,
+    CancelledError,
+    Claim,
+    ClaimLostError,
+    announce,
+    claim,
+    is_message_due,
+    waits_since,
+)
 from medseg_site.shared.text import clean_file_name
 from ml_core.io import SUPPORTED_SUFFIXES
 from uploads.verification import UploadDamagedError, check_upload
@@ -27,6 +36,8 @@ log = logging.getLogger(__name__)
 MOST_IMAGES = 10_000
 ACTIVE = ["queued", "running"]
 MOST_MESSAGES = 128  # on their way at once for all batches together: as many workers can be at them
+UNTOLD = {"stage": "cancelling"}  # the progress of a cancelled image whose timeline and manifest do not say so yet
+TOLD_AT_ONCE = 100  # images; then the batch says that somebody is at it
 
 
 def expand(pk: int) -> bool:
@@ -192,37 +203,56 @@ def call_workers(pk: int) -> tuple[str, int]:
 def forgotten_batches() -> list[int]:
     """Batches with work whose workers were called so long ago that the messages may be lost."""
     silent = timezone.now() - timedelta(seconds=LOST_MESSAGE_SECONDS)
-    return list(batches_with_work().filter(enqueued_at__lt=silent).order_by("pk").values_list("pk", flat=True))
+    called = batches_with_work().filter(enqueued_at__lt=silent).order_by("pk")
+    found = []
+    for pk, sent, served, timeline in called.values_list("pk", "enqueued_at", "served_at", "timeline"):
+        since = max((at for at in (served, waits_since(timeline)) if at), default=None)
+        if is_message_due(sent, since):
+            found.append(pk)
+    return found
 
 
-def cancel_images(pk: int) -> None:
-    """Cancel the images of a batch that wait, and ask the workers to stop at those that they have."""
+def cancel_images(pk: int) -> int:
+    """Cancel the images of a batch that wait, and ask the workers to stop at those that they have. How many waited.
+
+    Up to 10,000 end in one UPDATE, so that the user is answered at once; `note_cancelled_images` has to follow.
+    """
     images = InferenceResult.objects.filter(batch=pk)
     # In this order: one that a worker takes in between is still caught.
     waiting = images.filter(status="queued", claim_token=None)
-    waiting.update(status="cancelled", cancel_requested=True, finished_at=timezone.now())
+    count = waiting.update(status="cancelled", cancel_requested=True, finished_at=timezone.now(), progress=UNTOLD)
     images.filter(status="running").update(cancel_requested=True)
+    return count
+
+
+def untold_images() -> QuerySet[InferenceResult]:
+    return InferenceResult.objects.filter(status="cancelled", progress=UNTOLD)
 
 
 def note_cancelled_images(pk: int) -> None:
-    """The timelines and manifests of the images that `cancel_images` ended all at once. A second call changes nothing."""
-    for image in InferenceResult.objects.filter(batch=pk, status="cancelled").iterator(chunk_size=500):
-        if image.timeline and image.timeline[-1]["event"] != "cancelled":
-            with transaction.atomic():
-                mine = InferenceResult.objects.filter(pk=image.pk, status="cancelled")
-                if mine.update(progress={}):
-                    add_to_timeline(mine, "cancelled", detail="The batch was cancelled.")
-            manifests.keep_up(image)
+    """The manifests and timelines of the images that `cancel_images` ended all at once; then the batch can end.
+
+    A second call goes on where the first one stopped: an image is told once its manifest is there.
+    """
+    for number, image in enumerate(untold_images().filter(batch=pk).iterator(chunk_size=500)):
+        if number % TOLD_AT_ONCE == 0:
+            InferenceBatch.objects.filter(pk=pk).update(enqueued_at=timezone.now())
+        entry = timeline_entry("cancelled", detail="The batch was cancelled.")
+        image.progress, image.timeline = {}, [*image.timeline, entry][-MOST_EVENTS:]
+        manifests.store(image)
+        if not untold_images().filter(pk=image.pk).update(progress={}, timeline=image.timeline):
+            manifests.refresh(InferenceResult, image.uuid, anew=True)  # deleted, or tried again meanwhile
+    close_batch_if_done(pk)
 
 
 def close_batch_if_done(pk: int) -> None:
     """End a batch whose last inference has ended: cancelled where that was asked for, completed if any image could be
-    segmented, else failed."""
-    results = InferenceResult.objects.filter(batch=pk)
+    segmented, else failed. A cancelled one stays open until its images are told: only open ones does the reaper look after."""
+    results, untold = InferenceResult.objects.filter(batch=pk), untold_images().filter(batch=OuterRef("pk"))
     if results.filter(status__in=ACTIVE).exists():
         return  # a look, before a write that all but one of its images would ask for in vain
     active = InferenceResult.objects.filter(batch=OuterRef("pk"), status__in=ACTIVE)
-    done = InferenceBatch.objects.filter(~Exists(active), pk=pk, status="running", claim_token=None)
+    done = InferenceBatch.objects.filter(~Exists(active), ~Exists(untold), pk=pk, status="running", claim_token=None)
     ended: dict[str, Any] = {"finished_at": timezone.now()}
     if done.filter(cancel_requested=True).exists():
         status = "cancelled"
@@ -240,12 +270,14 @@ def close_batch_if_done(pk: int) -> None:
 
 def close_finished_batches() -> list[int]:
     """The same for every batch: for those whose worker died between the last inference and the batch's end, and
-    those that were cancelled while they were unpacked, whose images' manifests have to be told; their numbers are returned."""
+    those that were cancelled while they were unpacked. The numbers of those are returned whose images are to be told."""
     unpacked = InferenceBatch.objects.filter(status="running", claim_token=None)
-    cancelled = []
-    for pk, is_cancelled in unpacked.values_list("pk", "cancel_requested"):
-        if is_cancelled:
-            cancel_images(pk)
-            cancelled.append(pk)
+    silent = timezone.now() - timedelta(seconds=LOST_MESSAGE_SECONDS)
+    to_be_told = []
+    for pk, is_cancelled, sent in unpacked.values_list("pk", "cancel_requested", "enqueued_at"):
+        newly_cancelled = is_cancelled and cancel_images(pk)
+        if newly_cancelled or (is_cancelled and sent < silent and untold_images().filter(batch=pk).exists()):
+            InferenceBatch.objects.filter(pk=pk).update(enqueued_at=timezone.now())
+            to_be_told.append(pk)
         close_batch_if_done(pk)
-    return cancelled
+    return to_be_told

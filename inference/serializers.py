@@ -122,6 +122,7 @@ class BatchSerializer(serializers.ModelSerializer[InferenceBatch]):
             "id",
             "model",
             "status",
+            "cancel_requested",
             "created_at",
             "archive_name",
             "total",

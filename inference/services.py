@@ -10,8 +10,9 @@ from typing import Any
 from django.conf import settings
 from django.core.files import File
 from django.db import transaction
+from django.utils import timezone
 
-from inference.batches import cancel_images, close_batch_if_done
+from inference.batches import cancel_images, close_batch_if_done, note_cancelled_images
 from inference.models import InferenceBatch, InferenceResult
 from inference.tasks import expand_batch, note_cancelled, run_inference
 from medseg_site.shared import manifests, removal, storage
@@ -145,11 +146,18 @@ def cancel_inference(*, inference: InferenceResult) -> InferenceResult:
 
 
 def cancel_batch(*, batch: InferenceBatch) -> InferenceBatch:
-    """Stop a batch: what waits is cancelled at once, what runs ends soon; masks that are made stay."""
+    """Stop a batch: what waits is cancelled at once, what runs ends soon; masks that are made stay.
+
+    The batch itself ends when a worker has told the manifests of its images.
+    """
     with transaction.atomic():
         request_cancel(batch)
         cancel_images(batch.pk)
+        InferenceBatch.objects.filter(pk=batch.pk).update(enqueued_at=timezone.now())  # the reaper counts from here
+        manifests.keep_up(batch)  # so that a rebuilt catalogue goes on cancelling
         enqueue_on_commit(note_cancelled, batch.pk)
+    if batch.status == batch.WORDS.cancelled:  # it was queued: at most some images wait that were tried again by hand
+        note_cancelled_images(batch.pk)
     close_batch_if_done(batch.pk)
     batch.refresh_from_db()
     return batch
@@ -159,6 +167,8 @@ def retry_inference(*, inference: InferenceResult) -> InferenceResult:
     if inference.model is None:
         raise WrongStateError("Its model was deleted.")
     batch = inference.batch
+    if batch and batch.status == batch.WORDS.working and batch.cancel_requested:
+        raise WrongStateError("Its batch is being cancelled. Start it again when that has ended.")
     with transaction.atomic():
         requeue(inference)
         enqueue_on_commit(run_inference, inference.pk)

@@ -55,10 +55,11 @@ def reap_inferences() -> None:
     from inference.models import InferenceBatch, InferenceResult
     from medseg_site.shared.jobs import reap
 
-    # The images of a batch that is at work have no messages of their own.
-    reap(InferenceResult, run_inference.delay, waiting=Q(batch=None) | Q(batch__finished_at__isnull=False))
+    # Batches first: however many single images wait, one pass has time for all of them.
     reap(InferenceBatch, expand_batch.delay)
     for pk in close_finished_batches():
         note_cancelled.delay(pk)
     for pk in forgotten_batches():
         send_turns(pk)
+    # The images of a batch that is at work have no messages of their own.
+    reap(InferenceResult, run_inference.delay, waiting=Q(batch=None) | Q(batch__finished_at__isnull=False))

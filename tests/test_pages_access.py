@@ -41,6 +41,7 @@ def test_other_users_see_nothing(client: Client, settings: Any) -> None:
     changes = [
         reverse("datasets:delete", args=[dataset.pk]),
         reverse("datasets:recheck", args=[dataset.pk]),
+        reverse("datasets:cancel", args=[dataset.pk]),
         reverse("datasets:class", args=[dataset.pk, dataset.classes.get(value=255).pk]),
         reverse("models_app:delete", args=[model.pk]),
         reverse("models_app:cancel", args=[model.pk]),

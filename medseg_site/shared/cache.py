@@ -67,10 +67,12 @@ def link(path: Path, target: Path) -> None:
 
 
 def forget(checksums: Iterable[str]) -> None:
-    """Remove this machine's copies of deleted objects."""
-    for checksum in checksums:
-        for path in (objects_folder() / checksum[:2]).glob(f"{checksum}*"):
-            path.unlink(missing_ok=True)
+    """Remove this machine's copies of deleted objects, however many: each folder is read once."""
+    wanted = set(checksums)
+    for folder in {checksum[:2] for checksum in wanted}:
+        for path in (objects_folder() / folder).glob("*"):
+            if path.name[:64] in wanted:
+                path.unlink(missing_ok=True)
 
 
 def _note_added(size: int) -> None:

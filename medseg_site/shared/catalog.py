@@ -18,6 +18,10 @@ from medseg_site.shared import storage
 if TYPE_CHECKING:
     from medseg_site.shared.job_rows import Job
 
+MANY_KEYS = (
+    5_000  # each 500 of fewer are one reading of every table by the database; more are looked up in one reading by us
+)
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -62,6 +66,18 @@ def stored_models() -> list[type[Job]]:
 
 def reserving_models() -> list[Any]:
     return [model for model in apps.get_models() if declared(model).reserves]
+
+
+def unreserved(model: Any) -> Iterator[tuple[int, list[storage.ObjectInfo]]]:
+    """Of a reserving model's own collection: (owners looked at, objects of those without a row), some owners at a time.
+
+    No manifest tells of what is on its way, so a lost database leaves all of it behind.
+    """
+    for some in storage.owners_in_chunks(declared(model).reserves):
+        ids = [owner for name in some if (owner := owner_of(name))]
+        # Asked after the walk: a row that was written meanwhile counts.
+        rows = {str(owner) for owner in model._default_manager.filter(uuid__in=ids).values_list("uuid", flat=True)}
+        yield len(some), [item for name, objects in some.items() if name not in rows for item in objects]
 
 
 def _pointed_to(model: type[models.Model]) -> Iterator[Any]:
@@ -110,10 +126,13 @@ def owner_of(name: str) -> uuid.UUID | None:
 def named_by_any(keys: list[str]) -> set[str]:
     """Those of the keys that some row names, wherever its own prefix is."""
     named: set[str] = set()
+    wanted = set(keys)
     for model in apps.get_models():
         for column in declared(model).objects:
+            rows = model._default_manager.values_list(column, flat=True).order_by()
+            if len(keys) > MANY_KEYS:
+                named.update(key for key in rows.iterator(chunk_size=5000) if key in wanted)
+                continue
             for start in range(0, len(keys), 500):
-                some = keys[start : start + 500]
-                rows = model._default_manager.filter(**{f"{column}__in": some})
-                named.update(rows.values_list(column, flat=True))
+                named.update(rows.filter(**{f"{column}__in": keys[start : start + 500]}))
     return named

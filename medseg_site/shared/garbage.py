@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 from medseg_site.shared import manifests, storage
 from medseg_site.shared.catalog import (
@@ -18,12 +17,12 @@ from medseg_site.shared.catalog import (
     prefix_of,
     reserving_models,
     stored_models,
+    unreserved,
 )
 from medseg_site.shared.job_rows import Job
 from medseg_site.shared.storage import ObjectInfo
 
 LEAST_HOURS = 24.0  # an object is stored before its row: an upload in progress has none yet
-OWNERS_AT_ONCE = 200
 
 
 @dataclass
@@ -47,8 +46,10 @@ def collect(
     known |= {declared(model).reserves for model in reserving_models()}
     report.unknown = [name for name in storage.collections() if name not in known]
     oldest_kept = time.time() - older_than_hours * 3600
-    for model in stored_models():
-        for owners, garbage in _garbage(model):
+    walks = [(declared(model).collection, _garbage(model)) for model in stored_models()]
+    walks += [(declared(model).reserves, unreserved(model)) for model in reserving_models()]
+    for collection, walk in walks:
+        for owners, garbage in walk:
             for item in garbage:
                 if item.modified > oldest_kept:
                     report.too_young += 1
@@ -59,7 +60,7 @@ def collect(
                 if delete:
                     storage.delete_object(item.key)
                     storage.remove_emptied_folders(item.key)
-            on_step(declared(model).collection, owners)
+            on_step(collection, owners)
     return report
 
 
@@ -73,8 +74,7 @@ def remove_remains(model: type[Job], owners: list[uuid.UUID]) -> None:
 
 def _garbage(model: type[Job]) -> Iterator[tuple[int, list[ObjectInfo]]]:
     """(owners looked at, their objects that no row owns), some owners at a time."""
-    walk = storage.objects_by_owner(declared(model).collection)
-    while some := dict(islice(walk, OWNERS_AT_ONCE)):
+    for some in storage.owners_in_chunks(declared(model).collection):
         ids = [owner for name in some if (owner := owner_of(name))]
         # Asked after the walk: a row that was written meanwhile counts.
         rows = {str(row.uuid): row for row in model._default_manager.filter(uuid__in=ids)}

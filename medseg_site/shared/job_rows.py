@@ -44,10 +44,11 @@ class JobQuerySet(OwnedQuerySet):
 
 
 class Job(models.Model):
-    """Columns of every row that is also a job. Subclasses set WORDS and KIND."""
+    """Columns of every row that is also a job. Subclasses set WORDS and KIND, and CANCELLED where WORDS has no word for that."""
 
     WORDS: ClassVar[JobWords]
     KIND: ClassVar[str]
+    CANCELLED: ClassVar[str | None] = None  # the error of a row that was cancelled and is therefore failed
 
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     created_by = models.ForeignKey(

@@ -12,8 +12,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from django.conf import settings
@@ -33,6 +34,8 @@ J = TypeVar("J", bound=Job)
 BEAT_SECONDS = 1.0
 STALE_SECONDS = settings.MEDSEG_STALE_SECONDS
 LOST_MESSAGE_SECONDS = 2 * STALE_SECONDS
+LONGEST_SECONDS_TO_RESEND = 3600.0
+MOST_RESENT = 500  # rows a pass
 CLOCKS_DIFFER_SECONDS = 4.0
 FAR_SECONDS = 10 * STALE_SECONDS  # in the future: such a time was written before a clock was put back
 MAX_ATTEMPTS = 3
@@ -131,8 +134,8 @@ class Claim(Generic[J]):
             log.info("%s is not ours any more; the failure is not recorded: %s", lost, reason)
 
     def cancel(self, **fields: Any) -> None:
-        assert self.row.WORDS.cancelled
-        self._end(self.row.WORDS.cancelled, error=None, **fields)
+        status, error = _cancelled(self.row)
+        self._end(status, error=error, **fields)
 
     def end_attempt(self, reason: str) -> bool:
         """What did the work was killed: queue the row for another attempt, or fail it after the last one. True: send its message."""
@@ -150,6 +153,8 @@ class Claim(Generic[J]):
         return outages.patiently(lambda: self._queue_after_pause(reason))  # it may be the database that is away
 
     def _queue_after_pause(self, reason: str) -> float | None:
+        if self._ended_where_wished():
+            return None
         rows = type(self.row)._default_manager.filter(pk=self.row.pk)
         timeline = rows.values_list("timeline", flat=True).first() or []
         events_ = [entry["event"] for entry in timeline]
@@ -167,14 +172,25 @@ class Claim(Generic[J]):
         }
         with transaction.atomic():
             # The reaper counts from when the message is due.
-            if not self._mine.update(**queued, enqueued_at=timezone.now() + timedelta(seconds=pause)):
-                return None
-            add_to_timeline(
-                rows, "interrupted", detail=f"{reason} It goes on in {pause:.0f} s.", attempt=self.row.attempt
-            )
+            unwished = self._mine.filter(cancel_requested=False)
+            is_queued = unwished.update(**queued, enqueued_at=timezone.now() + timedelta(seconds=pause))
+            if is_queued:
+                detail = f"{reason} It goes on in {pause:.0f} s."
+                add_to_timeline(rows, "interrupted", detail=detail, attempt=self.row.attempt)
+        if not is_queued:
+            self._ended_where_wished()  # a wish that came since the look above
+            return None
         self.log.detach()
         announce(self.row, self.row.WORDS.queued)
         return pause
+
+    def _ended_where_wished(self) -> bool:
+        """End the row as cancelled where its user wished that: what is away may have kept the worker from noticing."""
+        if not self._mine.filter(cancel_requested=True).exists():
+            return False
+        with suppress(ClaimLostError):
+            self.cancel(progress={})
+        return True
 
     def _end(self, status: str, **fields: Any) -> None:
         fields = {"status": status, "finished_at": timezone.now(), "log": self.log.text(), **fields}
@@ -236,20 +252,28 @@ def _is_paused(since: datetime, timeline: list[dict[str, Any]]) -> bool:
 def request_cancel(row: Job) -> None:
     """Cancel a queued row at once; ask the worker of a working one to stop. Raises WrongStateError when it has ended."""
     words, manager = row.WORDS, type(row)._default_manager
-    assert words.cancelled
+    status, error = _cancelled(row)
     now = timezone.now()
     mine = manager.filter(pk=row.pk)
     with transaction.atomic():
         queued = mine.filter(status=words.queued, claim_token=None)
-        if queued.update(status=words.cancelled, finished_at=now, cancel_requested=True):
-            add_to_timeline(mine, words.cancelled)
-            announce(row, words.cancelled)
+        if queued.update(status=status, error=error, finished_at=now, cancel_requested=True):
+            add_to_timeline(mine, status, detail=error)
+            announce(row, status)
         elif mine.filter(status=words.working, cancel_requested=False).update(cancel_requested=True):
             add_to_timeline(mine, "cancel requested")
         elif not mine.filter(status=words.working).exists():
             row.refresh_from_db(fields=["status"])
             raise WrongStateError(f"It is {row.status} already, so there is nothing to cancel.")
     row.refresh_from_db()
+
+
+def _cancelled(row: Job) -> tuple[str, str | None]:
+    """(status, error) of a row that ends because its user wished that."""
+    if row.WORDS.cancelled:
+        return row.WORDS.cancelled, None
+    assert row.CANCELLED
+    return row.WORDS.failed, row.CANCELLED
 
 
 def requeue(row: Job, **fields: Any) -> None:
@@ -268,7 +292,8 @@ def requeue(row: Job, **fields: Any) -> None:
 
 
 def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None) -> None:
-    """Give rows whose worker died back to the queue, fail those that died too often, and send lost messages again.
+    """Give rows whose worker died back to the queue, fail those that died too often, and send lost messages again (of the
+    MOST_RESENT rows at most whose turn it is longest; the others follow in the next passes).
 
     `waiting`: which queued rows have a message of their own that can be lost; all without it.
     """
@@ -291,11 +316,28 @@ def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None
     unheard = Q(enqueued_at__lt=silent) | Q(enqueued_at__gt=far)
     lost = model._default_manager.filter(unheard, status=words.queued, claim_token=None)
     lost = lost.filter(waiting) if waiting is not None else lost
-    for pk, timeline in lost.values_list("pk", "timeline"):
-        if lost.filter(pk=pk).update(enqueued_at=now):
+    rows = lost.order_by("enqueued_at", "pk").values_list("pk", "enqueued_at", "timeline").iterator(chunk_size=500)
+    due = (row for row in rows if row[1] > far or is_message_due(row[1], waits_since(row[2])))
+    for pk, sent, timeline in list(islice(due, MOST_RESENT)):
+        if lost.filter(pk=pk, enqueued_at=sent).update(enqueued_at=now):
             if timeline and timeline[-1]["event"] == "interrupted":  # the pause is over, by whichever clock
                 add_to_timeline(model._default_manager.filter(pk=pk), "sent again")
             enqueue(pk)
+
+
+def is_message_due(sent: datetime, since: datetime | None) -> bool:
+    """Whether the message that was sent last has to be taken as lost, for a row that nobody has taken `since` then.
+
+    The gaps double, up to an hour: the message of a row without a worker is not lost, and more of them only fill the broker.
+    """
+    waited = (sent - since).total_seconds() if since else 0.0
+    gap = min(LONGEST_SECONDS_TO_RESEND, max(LOST_MESSAGE_SECONDS, waited))
+    return (timezone.now() - sent).total_seconds() > gap
+
+
+def waits_since(timeline: list[dict[str, Any]]) -> datetime | None:
+    """Of a queued row: the last that happened to it is what put it there."""
+    return datetime.fromisoformat(timeline[-1]["at"]) if timeline else None
 
 
 def _after_death(row: Job, mine: models.QuerySet[Any], reason: str, last_reason: str) -> str | None:
@@ -306,8 +348,9 @@ def _after_death(row: Job, mine: models.QuerySet[Any], reason: str, last_reason:
     words, now = row.WORDS, timezone.now()
     fields: dict[str, Any] = {"claim_token": None, "finished_at": now}
     wished = type(row)._default_manager.filter(pk=row.pk, cancel_requested=True).exists()
-    if wished and words.cancelled:
-        status, event, fields = words.cancelled, words.cancelled, {**fields, "progress": {}}
+    if wished:
+        status, error = _cancelled(row)
+        event, fields = status, {**fields, "error": error, "progress": {}}
     elif row.attempt < MAX_ATTEMPTS:
         status, event, fields = words.queued, "worker lost", {"claim_token": None, "enqueued_at": now}
     else:

@@ -30,6 +30,7 @@ from django.core.files.storage import FileSystemStorage, default_storage, storag
 from medseg_site.shared import cache, remote
 
 CHUNK = 2**20
+OWNERS_AT_ONCE, OBJECTS_AT_ONCE = 200, 20_000  # of a walk over all that there is
 
 
 class StorageCorruptError(Exception):
@@ -239,6 +240,20 @@ def objects_by_owner(collection: str) -> Iterator[tuple[str, list[ObjectInfo]]]:
     """(second part of the key, its objects), owner by owner, so that memory does not grow with their number."""
     for owner, objects in groupby(objects_below(collection), key=lambda item: item.key.split("/")[1]):
         yield owner, list(objects)
+
+
+def owners_in_chunks(collection: str) -> Iterator[dict[str, list[ObjectInfo]]]:
+    """The same some owners at a time, fewer where each has many objects: a chunk is what is held in memory."""
+    some: dict[str, list[ObjectInfo]] = {}
+    count = 0
+    for owner, objects in objects_by_owner(collection):
+        some[owner] = objects
+        count += len(objects)
+        if len(some) >= OWNERS_AT_ONCE or count >= OBJECTS_AT_ONCE:
+            yield some
+            some, count = {}, 0
+    if some:
+        yield some
 
 
 def objects_below(prefix: str) -> Iterator[ObjectInfo]:

@@ -26,13 +26,14 @@ from medseg_site.shared.catalog import (
     owner_of,
     parts_of,
     prefix_of,
+    reserving_models,
     stored_models,
+    unreserved,
 )
 from medseg_site.shared.job_rows import Job
 from medseg_site.shared.manifests import ManifestError
 from medseg_site.shared.storage import ObjectInfo
 
-OWNERS_AT_ONCE = 200
 READ_AT_ONCE = 8  # objects
 RECENT_ROWS, SETTLED_SECONDS = 500, 60
 MENDABLE = {"missing_manifest", "stale_manifest", "stale_parts"}
@@ -84,6 +85,9 @@ def verify(
                 for row, objects in rows:
                     _verify_row(row, objects, report, pool, quick=quick, repair=repair)
                 on_step(model._meta.db_table, len(rows))
+        for model in reserving_models():
+            for _, objects in unreserved(model):
+                _count_orphans(objects, report)
     return report
 
 
@@ -116,8 +120,7 @@ def find_problems(*, quick: bool = False) -> list[Problem]:
 def _with_objects(model: type[Job], report: Report) -> Iterator[list[tuple[Job, list[ObjectInfo]]]]:
     """Rows with the objects below their prefix, some at a time; objects without a row are counted."""
     seen: set[uuid.UUID] = set()
-    walk = storage.objects_by_owner(declared(model).collection)
-    while some := dict(islice(walk, OWNERS_AT_ONCE)):
+    for some in storage.owners_in_chunks(declared(model).collection):
         owners = {owner: objects for name, objects in some.items() if (owner := owner_of(name))}
         rows = list(model._default_manager.filter(uuid__in=owners))
         seen.update(row.uuid for row in rows)
@@ -125,8 +128,8 @@ def _with_objects(model: type[Job], report: Report) -> Iterator[list[tuple[Job, 
         _count_orphans([item for name, objects in some.items() if name not in known for item in objects], report)
         yield [(row, owners[row.uuid]) for row in rows]
     without = [pk for owner, pk in model._default_manager.values_list("uuid", "pk") if owner not in seen]
-    for start in range(0, len(without), OWNERS_AT_ONCE):
-        rows = list(model._default_manager.filter(pk__in=without[start : start + OWNERS_AT_ONCE]))
+    for start in range(0, len(without), storage.OWNERS_AT_ONCE):
+        rows = list(model._default_manager.filter(pk__in=without[start : start + storage.OWNERS_AT_ONCE]))
         # They may be younger than the walk over storage.
         yield [(row, list(storage.objects_below(prefix_of(row)))) for row in rows]
 

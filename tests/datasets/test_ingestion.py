@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import zipfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pydicom
 import pytest
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.utils import timezone
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from pydicom.dataset import FileMetaDataset
@@ -22,6 +24,7 @@ from datasets.ingestion import check
 from datasets.models import Dataset
 from datasets.services import create_dataset_from_upload
 from medseg_site.demo import draw_cells, png
+from medseg_site.shared import jobs, storage
 from ml_core.splits import split_cases
 
 pytestmark = pytest.mark.django_db
@@ -145,6 +148,52 @@ def test_too_little_good_data_is_one_sentence_and_leaves_nothing(user: Any, own_
     assert dataset.s3_key == ""
     assert objects(own_media) == []
     assert not dataset.samples.exists()
+
+
+def test_a_url_is_checked_again_only_when_the_objects_of_its_refusal_are_gone(
+    user: Any, own_media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second check stores its download under the same key, so nothing may be deleted any more once it can begin."""
+    dataset = create_dataset_from_upload(user=user, name="set", archive=zipped(pairs(1)))
+    Dataset.objects.filter(pk=dataset.pk).update(
+        source_url="https://example.org/set.zip"
+    )  # fetched by an earlier attempt
+    seen: list[tuple[str, bool, str]] = []
+    for name in ("delete_object", "delete_prefix"):
+        real = getattr(storage, name)
+
+        def looked_at(key: str, real: Any = real) -> None:
+            row = Dataset.objects.get(pk=dataset.pk)
+            seen.append((key.rpartition("/")[2], row.is_working, row.s3_key))
+            real(key)
+
+        monkeypatch.setattr(storage, name, looked_at)
+    check(dataset.pk)
+    dataset.refresh_from_db()
+    assert (dataset.status, dataset.s3_key) == ("error", "")
+    assert ("archive.zip", True, "") in seen, "a row never names an archive that is gone"
+    assert all(is_working for _, is_working, _ in seen), seen
+    assert objects(own_media) == []
+
+
+def test_a_refusal_that_is_killed_half_way_can_be_done_again(
+    user: Any, own_media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = create_dataset_from_upload(user=user, name="set", archive=zipped(pairs(1)))
+
+    def killed(*arguments: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.ingestion.storage.delete_object", killed)
+        with pytest.raises(SystemExit):
+            check(dataset.pk)
+    past = timezone.now() - timedelta(seconds=jobs.STALE_SECONDS + 5)
+    Dataset.objects.filter(pk=dataset.pk).update(heartbeat_at=past)
+    jobs.reap(Dataset, check)
+    dataset.refresh_from_db()
+    assert "Only one image" in str(dataset.error), "the archive was there to be read again"
+    assert objects(own_media) == []
 
 
 def test_masks_of_one_value_teach_nothing(user: Any, own_media: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from celery import current_app
 from django.urls import reverse
 from PIL import Image as PILImage
 from rest_framework.test import APIClient
@@ -18,10 +19,12 @@ from datasets import services
 from datasets.ingestion import check
 from datasets.models import Dataset
 from medseg_site.demo import png
+from medseg_site.shared import catalog
 from medseg_site.shared.errors import MedSegError, WrongStateError
 from medseg_site.shared.garbage import collect
 from medseg_site.shared.rebuild import rebuild
 from medseg_site.shared.verification import find_problems
+from medseg_site.tasks import remove_remains
 from tests.datasets.test_ingestion import ingest, objects, pairs, picture, zipped
 from tests.e2e import drawings
 
@@ -209,6 +212,58 @@ def test_deleting_a_version_keeps_what_others_share(user: Any, own_media: Path, 
     assert not (own_media / one.s3_key).exists()
     assert collect(older_than_hours=0).count == 0  # nothing is left of the other one
     services.delete_dataset(dataset=other)
+    assert objects(own_media) == []
+
+
+@pytest.mark.parametrize("order", ["first goes first", "second goes first"])
+def test_a_large_version_is_removed_by_a_worker_but_for_what_others_share(
+    user: Any, own_media: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    first = ingest(user, pairs(5))
+    second = next_version(user, first, others("new"), leave_out=["c0"])
+    one, other = (first, second) if order.startswith("first") else (second, first)
+    monkeypatch.setattr(services, "MANY_SAMPLES", 4)
+    monkeypatch.setattr(catalog, "MANY_KEYS", 3)  # so many names are looked up in another way
+    keys = [
+        *second.samples.values_list("image_key", flat=True),
+        *second.samples.values_list("thumbnail_key", flat=True),
+    ]
+    assert catalog.named_by_any([*keys, "datasets/nobody's"]) == set(keys)
+    sent: list[Any] = []
+    monkeypatch.setattr(current_app, "send_task", lambda name, **more: sent.append((name, more["args"])))
+
+    def deleted(dataset: Dataset) -> None:
+        sent.clear()
+        before = set(objects(own_media))
+        services.delete_dataset(dataset=dataset)
+        assert before - set(objects(own_media)) == {f"datasets/{dataset.uuid}/manifest.json"}
+        [(name, arguments)] = sent
+        assert name == "medseg_site.tasks.remove_remains"
+        remove_remains(*arguments)
+
+    deleted(one)
+    assert not find_problems()
+    assert other.samples.count() == 5
+    for sample in other.samples.all():
+        assert (own_media / sample.image_key).is_file()
+        assert (own_media / sample.mask_key).is_file()
+    assert not (own_media / one.s3_key).exists()
+    assert collect(older_than_hours=0).count == 0
+    deleted(other)
+    assert objects(own_media) == [], "also what the other one lent"
+
+
+def test_a_large_dataset_is_removed_at_once_where_no_worker_can_be_called(
+    user: Any, own_media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = ingest(user, pairs(3))
+    monkeypatch.setattr(services, "MANY_SAMPLES", 2)
+
+    def away(*arguments: Any, **more: Any) -> None:
+        raise OSError("no broker")
+
+    monkeypatch.setattr(current_app, "send_task", away)
+    services.delete_dataset(dataset=dataset)
     assert objects(own_media) == []
 
 

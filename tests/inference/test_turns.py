@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.utils import timezone
 from rest_framework.test import APIClient
 
@@ -115,6 +116,45 @@ def test_the_reaper_calls_workers_again_and_sends_no_message_per_image(queued: A
     assert InferenceResult.objects.get(pk=single.pk).status == "queued"
 
 
+def test_a_batch_without_a_worker_calls_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch(3)
+    start = timezone.now()
+    now = [start]
+    monkeypatch.setattr(timezone, "now", lambda: now[0])
+    called: list[float] = []
+
+    def wait(hours: float) -> None:
+        until = now[0] + timedelta(hours=hours)
+        while now[0] < until:
+            now[0] += timedelta(seconds=60)
+            for pk in batches.forgotten_batches():
+                called.append((now[0] - start).total_seconds())
+                batches.call_workers(pk)
+
+    wait(24)
+    assert called[:4] == [120, 300, 660, 1380], "doubling, and up to one pass more each"
+    assert 24 < len(called) < 32
+    InferenceBatch.objects.filter(pk=batch.pk).update(served_at=now[0])  # a worker is back, and its message is lost
+    before = len(called)
+    wait(0.2)
+    assert len(called) - before >= 2
+
+
+def test_batches_are_not_kept_waiting_by_many_single_images(queued: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch(1)
+    long_ago = timezone.now() - timedelta(seconds=jobs.LOST_MESSAGE_SECONDS + 5)
+    InferenceFactory.create(enqueued_at=long_ago)
+    InferenceBatch.objects.filter(pk=batch.pk).update(enqueued_at=long_ago)
+
+    def out_of_time(pk: int) -> None:
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(tasks.run_inference, "delay", out_of_time)
+    with pytest.raises(SoftTimeLimitExceeded):
+        tasks.reap_inferences()
+    assert queued() == {tasks.work_on_batches.name: 1}
+
+
 def test_a_batch_can_be_cancelled_as_a_whole(api: APIClient) -> None:
     batch = make_batch(5)
     first, second = batch.inferences.order_by("pk")[:2]
@@ -123,7 +163,9 @@ def test_a_batch_can_be_cancelled_as_a_whole(api: APIClient) -> None:
     assert running
     answer = api.post(f"/api/v1/inference-batches/{batch.pk}/cancel/")
     assert answer.status_code == 202
-    assert (answer.json()["status"], answer.json()["failed"]) == ("running", 4)
+    shown = answer.json()
+    assert (shown["status"], shown["cancel_requested"], shown["failed"]) == ("running", True, 4)
+    tasks.note_cancelled(batch.pk)
     with pytest.raises(jobs.CancelledError):
         running.beat(force=True)
     running.cancel()
@@ -136,7 +178,10 @@ def test_a_batch_can_be_cancelled_as_a_whole(api: APIClient) -> None:
 def test_a_batch_cancelled_while_it_is_unpacked_ends_with_its_images(api: APIClient) -> None:
     batch = make_batch(3, cancel_requested=True)  # the wish came after the last look, then the images were made
     assert not batches.batches_with_work().exists()
-    batches.close_finished_batches()
+    assert batches.close_finished_batches() == [batch.pk]
+    batch.refresh_from_db()
+    assert batch.status == "running", "its images' manifests do not say it yet"
+    tasks.note_cancelled(batch.pk)
     batch.refresh_from_db()
     assert batch.status == "cancelled"
     assert set(batch.inferences.values_list("status", flat=True)) == {"cancelled"}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.utils import timezone
+from rest_framework.test import APIClient
 
-from inference import batches, prediction
+from inference import batches, prediction, tasks
 from inference.models import InferenceBatch, InferenceResult
-from inference.services import create_batch, delete_batch, retry_inference
+from inference.services import cancel_batch, create_batch, delete_batch, retry_inference
 from medseg_site.demo import png
-from medseg_site.shared import manifests, storage
+from medseg_site.shared import jobs, manifests, storage
 from medseg_site.shared.errors import WrongStateError
+from medseg_site.shared.progress import redis_client
 from medseg_site.shared.verification import find_problems
 from models_app.services import delete_model
 from tests.shared.conftest import Filled, cell, zipped
@@ -93,3 +97,68 @@ def test_a_model_stays_while_a_batch_waits_for_it_and_a_deleted_one_takes_no_wor
     delete_model(model=type(gone).objects.get(pk=gone.pk))
     with pytest.raises(WrongStateError, match="deleted"):
         create_batch(user=user, model=gone, archive=zipped({"a.png": png(cell(1)[0])}))
+
+
+def said_of(batch: InferenceBatch) -> set[tuple[str, str]]:
+    """Status and last event of each image, as the manifests have them."""
+    documents = [manifests.read(f"inferences/{image.uuid}/manifest.json") for image in batch.inferences.all()]
+    return {(document["row"]["status"], document["row"]["timeline"][-1]["event"]) for document in documents}
+
+
+def test_a_cancellation_whose_message_was_lost_is_told_to_the_manifests_all_the_same(
+    user: Any, filled: Filled, api: APIClient
+) -> None:
+    batch = two_images(user, filled)
+    assert batches.expand(batch.pk)
+    shown = api.post(f"/api/v1/inference-batches/{batch.pk}/cancel/").json()
+    assert (shown["status"], shown["cancel_requested"], shown["failed"]) == ("running", True, 2)
+    assert manifests.read(f"batches/{batch.uuid}/manifest.json")["row"]["cancel_requested"]
+    assert said_of(batch) == {("queued", "queued")}
+    queue = redis_client()
+    queue.delete("housekeeping")  # the broker lost all that it had
+    tasks.reap_inferences()
+    assert queue.llen("housekeeping") == 0, "the message may still be on its way"
+    long_ago = timezone.now() - timedelta(seconds=jobs.LOST_MESSAGE_SECONDS + 5)
+    InferenceBatch.objects.filter(pk=batch.pk).update(enqueued_at=long_ago)
+    for _ in range(2):
+        tasks.reap_inferences()
+    sent = queue.lrange("housekeeping", 0, -1)
+    assert len(sent) == 1
+    assert tasks.note_cancelled.name.encode() in sent[0]
+    queue.delete("housekeeping")
+    tasks.note_cancelled(batch.pk)
+    batch.refresh_from_db()
+    assert (batch.status, batch.timeline[-1]["event"]) == ("cancelled", "cancelled")
+    assert said_of(batch) == {("cancelled", "cancelled")}
+    assert find_problems() == []
+
+
+def test_telling_of_a_cancellation_goes_on_where_it_stopped(
+    user: Any, filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = two_images(user, filled)
+    assert batches.expand(batch.pk)
+    cancel_batch(batch=batch)
+    store = manifests.store
+    told: list[int] = []
+
+    def away_after_the_first(row: Any) -> None:
+        if told:
+            raise OSError("no storage")
+        told.append(row.pk)
+        store(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "store", away_after_the_first)
+        with pytest.raises(OSError, match="no storage"):
+            tasks.note_cancelled(batch.pk)
+    batch.refresh_from_db()
+    assert batch.status == "running"
+    second = batch.inferences.exclude(pk=told[0]).get()
+    with pytest.raises(WrongStateError, match="being cancelled"):
+        retry_inference(inference=second)
+    tasks.note_cancelled(batch.pk)
+    batch.refresh_from_db()
+    assert batch.status == "cancelled"
+    assert [len(image.timeline) for image in batch.inferences.all()] == [2, 2], "queued and cancelled, once each"
+    assert find_problems() == []

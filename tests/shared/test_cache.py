@@ -168,8 +168,10 @@ def test_remote_objects_are_kept_by_their_content(s3_media: Any, small: Path, tm
     assert storage.fetch(two.key, two.sha256) == path, "the same bytes are kept once"
     inside = storage.fetch_into(tmp_path / "job", one.key, one.sha256)
     assert inside.stat().st_ino == path.stat().st_ino
-    storage.forget_copies([one.sha256])
-    assert not path.exists()
+    neighbour = path.with_name(f"{one.sha256[:2]}{'0' * 62}-image.png")  # in the same folder, of another object
+    neighbour.touch()
+    storage.forget_copies([one.sha256, "1" * 64])
+    assert (path.exists(), neighbour.exists()) == (False, True)
     assert inside.read_bytes() == b"voxels"
     assert storage.fetch_into(tmp_path / "job", one.key, one.sha256) == inside
 

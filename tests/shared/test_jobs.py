@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -125,6 +126,61 @@ def test_reaper_sends_a_lost_message_again_once() -> None:
     assert sent == [model.pk]
 
 
+class Clock:
+    """A time that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = timezone.now()
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(timezone, "now", lambda: made.now)
+    return made
+
+
+def test_a_day_without_a_worker_is_few_messages_and_a_fresh_row_waits_two_minutes(clock: Clock) -> None:
+    old = ModelFactory.create()
+    sent: list[float] = []
+    start = clock.now
+    while clock.now < start + timedelta(hours=24):
+        clock.wait(60)
+        jobs.reap(SegmentationModel, lambda pk: sent.append((clock.now - start).total_seconds()))
+    for earlier, later in pairwise([0.0, *sent]):
+        least = min(jobs.LONGEST_SECONDS_TO_RESEND, max(jobs.LOST_MESSAGE_SECONDS, earlier))
+        assert least < later - earlier <= least + 60, "doubling, and up to one pass more"
+    assert 24 < len(sent) < 32
+    fresh = ModelFactory.create()
+    again: list[int] = []
+    clock.wait(jobs.LOST_MESSAGE_SECONDS + 1)
+    jobs.reap(SegmentationModel, again.append)
+    assert fresh.pk in again
+    jobs.request_cancel(old)
+    jobs.requeue(old)  # which begins anew
+    clock.wait(jobs.LOST_MESSAGE_SECONDS + 1)
+    jobs.reap(SegmentationModel, again.append)
+    assert old.pk in again
+
+
+def test_one_pass_sends_the_oldest_rows_only(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "MOST_RESENT", 2)
+    rows = [ModelFactory.create() for _ in range(5)]
+    for age, row in enumerate(rows):
+        past = clock.now - timedelta(seconds=jobs.LOST_MESSAGE_SECONDS + 5 + age)
+        SegmentationModel.objects.filter(pk=row.pk).update(enqueued_at=past)
+    passes: list[list[int]] = []
+    for _ in range(4):
+        sent: list[int] = []
+        jobs.reap(SegmentationModel, sent.append)
+        passes.append(sent)
+    keys = [row.pk for row in rows]
+    assert passes == [[keys[4], keys[3]], [keys[2], keys[1]], [keys[0]], []]
+
+
 @pytest.mark.parametrize(
     "columns",
     [
@@ -158,6 +214,42 @@ def test_interruptions_before_somebody_started_it_again_do_not_count() -> None:
     job = jobs.claim(SegmentationModel, model.pk)
     assert job
     assert job.retry_later("Storage is away.") == 5.0
+
+
+@pytest.mark.parametrize("interruptions", [0, jobs.MAX_INTERRUPTIONS])
+def test_a_cancel_that_meets_an_outage_ends_the_job(interruptions: int) -> None:
+    model = ModelFactory.create()
+    for _ in range(interruptions):
+        SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=timezone.now())
+        job = jobs.claim(SegmentationModel, model.pk)
+        assert job
+        assert job.retry_later("Storage is away.") is not None
+    SegmentationModel.objects.filter(pk=model.pk).update(enqueued_at=timezone.now())
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    jobs.request_cancel(model)
+    assert job.retry_later("Storage is away.") is None
+    model.refresh_from_db()
+    assert (model.status, model.error, model.claim_token) == ("cancelled", None, None)
+    assert model.timeline[-1]["event"] == "cancelled"
+
+
+def test_a_cancel_of_the_last_moment_before_the_pause_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelFactory.create()
+    job = jobs.claim(SegmentationModel, model.pk)
+    assert job
+    look, looks = job._ended_where_wished, []
+
+    def and_then_somebody_cancels() -> bool:
+        looks.append(look())
+        if len(looks) == 1:
+            jobs.request_cancel(model)
+        return looks[-1]
+
+    monkeypatch.setattr(job, "_ended_where_wished", and_then_somebody_cancels)
+    assert job.retry_later("Storage is away.") is None
+    model.refresh_from_db()
+    assert (model.status, looks) == ("cancelled", [False, True])
 
 
 def test_a_second_message_does_not_cut_a_pause_short() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -110,6 +111,48 @@ def test_garbage_is_what_no_row_owns_and_old_enough(filled: Filled, media: str) 
     assert everything() == own - orphaned_image | kept
     assert collect(older_than_hours=0).count == 0
     assert verify(quick=True).orphans == 0
+
+
+def test_a_walk_is_cut_into_chunks_by_owners_and_by_objects(media: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"a": 1, "b": 1, "c": 7, "d": 1, "e": 1, "f": 1}
+    for owner, count in counts.items():
+        for number in range(count):
+            storage.store_bytes(f"things/{owner}/{number}", b"x")
+    monkeypatch.setattr(storage, "OWNERS_AT_ONCE", 3)
+    monkeypatch.setattr(storage, "OBJECTS_AT_ONCE", 5)
+    chunks = list(storage.owners_in_chunks("things"))
+    assert [list(some) for some in chunks] == [["a", "b", "c"], ["d", "e", "f"]]
+    monkeypatch.setattr(storage, "OWNERS_AT_ONCE", 100)
+    chunks = list(storage.owners_in_chunks("things"))
+    assert [list(some) for some in chunks] == [["a", "b", "c"], ["d", "e", "f"]], "closed by the objects of c"
+    assert {owner: len(objects) for some in chunks for owner, objects in some.items()} == counts
+    assert list(storage.owners_in_chunks("nothing")) == []
+
+
+def test_what_is_found_does_not_depend_on_where_chunks_end(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = "11111111-1111-4111-8111-111111111111"
+    garbage = {f"{collection}/{gone}/{number}" for collection in ("datasets", "inferences") for number in range(3)}
+    shared = f"datasets/{gone}/image.png"  # of a version that was deleted: another owner's row names it
+    for key in {*garbage, shared}:
+        storage.store_bytes(key, b"12345678")
+    filled.ready.samples.filter(position=0).update(
+        image_key=shared, image_sha256=hashlib.sha256(b"12345678").hexdigest()
+    )
+
+    def found() -> tuple[Any, Any, set[str]]:
+        keys: list[str] = []
+        collect(older_than_hours=0, on_object=lambda item: keys.append(item.key))
+        assert len(keys) == len(set(keys))
+        report = verify()
+        return (report.rows, report.objects, report.orphans), report.problems, set(keys)
+
+    whole = found()
+    assert garbage < whole[2]
+    assert shared not in whole[2]
+    for owners, objects in ((1, 10_000), (2, 10_000), (200, 1), (200, 4)):
+        monkeypatch.setattr(storage, "OWNERS_AT_ONCE", owners)
+        monkeypatch.setattr(storage, "OBJECTS_AT_ONCE", objects)
+        assert found() == whole
 
 
 @pytest.mark.django_db

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections import namedtuple
 from datetime import timedelta
@@ -23,6 +24,8 @@ from datasets.ingestion import check
 from datasets.models import Dataset
 from medseg_site.shared import storage
 from medseg_site.shared.garbage import collect
+from medseg_site.shared.rebuild import rebuild
+from medseg_site.shared.verification import verify
 from tests.uploads.conftest import PART, Sender, big_zip
 from uploads.cleaning import clean
 from uploads.models import Upload
@@ -289,3 +292,27 @@ def test_garbage_collection_spares_what_an_upload_brought(own_media: Path) -> No
     assert swept == [orphan.key]
     assert "uploads" not in report.unknown
     assert storage.fetch(arrived.key).read_bytes() == b"on its way"
+
+
+def test_uploads_whose_rows_were_lost_with_the_database_are_garbage(sender: Sender, own_media: Path) -> None:
+    """Nothing restores them: a rebuilt catalogue knows of no upload."""
+    sender.create()
+    sender.send([1, 3])
+    lost = Path(f"uploads/{sender.upload['id']}/archive.zip")
+    Upload.objects.all().delete()
+    sender.create()
+    sender.send([2])
+    kept = f"uploads/{sender.upload['id']}/archive.zip"
+    rebuild()
+    assert media(own_media) == {str(lost), kept}
+    assert verify(quick=True).orphans == 1
+    assert (collect().count, collect().too_young) == (0, 1)
+    for name in (lost, kept):
+        os.utime(own_media / name, (time.time() - 25 * 3600,) * 2)
+    looked_at: list[tuple[str, int]] = []
+    report = collect(delete=True, on_step=lambda collection, owners: looked_at.append((collection, owners)))
+    assert (report.count, report.bytes) == (1, len(sender.content))
+    assert ("uploads", 2) in looked_at
+    assert media(own_media) == {kept}, "that of a row stays, however long it rests"
+    assert not (own_media / lost).parent.exists()
+    assert verify(quick=True).orphans == 0
