@@ -131,6 +131,13 @@ class DatasetViewSet(
         dataset = services.cancel_dataset(dataset=self.get_object())
         return Response(self.get_serializer(dataset).data, status=202)
 
+    @extend_schema(request=None, responses={202: DatasetSerializer})
+    @action(detail=True, methods=["post"])
+    def recheck(self, request: Request, pk: str) -> Response:
+        """Check a dataset that ended as `error` once more, for instance after a cancel or when a limit was raised."""
+        dataset = services.recheck_dataset(dataset=self.get_object())
+        return Response(self.get_serializer(dataset).data, status=202)
+
     def perform_destroy(self, instance: Dataset) -> None:
         services.delete_dataset(dataset=instance)
 

@@ -153,3 +153,14 @@ def test_the_page_has_the_button_and_says_what_became_of_the_check(client: Clien
     assert "Check again</button>" in page
     assert "could not be used" not in page
     assert f'action="{url}"' not in page
+
+
+def test_a_cancelled_check_starts_anew_over_the_api(api: APIClient, user: Any) -> None:
+    dataset = uploaded(user)
+    address = reverse("dataset-detail", args=[dataset.pk])
+    assert api.post(f"{address}recheck/").status_code == 409  # it waits still
+    assert api.post(f"{address}cancel/").json()["status"] == "error"
+    answer = api.post(f"{address}recheck/")
+    assert (answer.status_code, answer.json()["status"]) == (202, "uploaded")
+    check(dataset.pk)
+    assert api.get(address).json()["status"] == "ready"
