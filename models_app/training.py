@@ -198,21 +198,22 @@ class _KeptProgress:
     """
 
     def __init__(self, model: SegmentationModel, folder: Path) -> None:
-        self.model, self.folder, self.since = model, folder, time.time()
+        self.model, self.folder, self.begun = model, folder, time.monotonic()
+        self.stored: dict[Path, int] = {}  # by this attempt: an earlier one may have written more than it came to store
         self.thread: threading.Thread | None = None
 
     def after_epoch(self) -> None:
-        passed = time.time() - self.since
+        passed = time.monotonic() - self.begun
         if storage.is_remote():
             busy = self.thread is not None and self.thread.is_alive()
             if not busy and passed > settings.MEDSEG_CHECKPOINT_SECONDS:
+                self.begun = time.monotonic()
                 self.thread = threading.Thread(
-                    target=_store_checkpoints, args=(self.model, self.folder, self.since), daemon=True
+                    target=_store_checkpoints, args=(self.model, self.folder, self.stored), daemon=True
                 )
-                self.since = time.time()
                 self.thread.start()
         elif passed > SECONDS_BETWEEN_MANIFESTS:
-            self.since = time.time()
+            self.begun = time.monotonic()
             manifests.keep_up(self.model)
 
     def wait(self) -> None:
@@ -220,19 +221,24 @@ class _KeptProgress:
             self.thread.join()
 
 
-def _store_checkpoints(model: SegmentationModel, folder: Path, since: float = 0.0) -> None:
-    """Those written after `since` (time.time()): best and latest of one network, or of each member_<number> of several.
+def _store_checkpoints(model: SegmentationModel, folder: Path, stored: dict[Path, int] | None = None) -> None:
+    """Best and latest of one network, or of each member_<number> of several, but for those that are `stored` already.
 
     Of links, since the training goes on replacing them; `latest` is linked first, so that `best` is never older than what it says.
+    `stored`: path → time of change (ns), which is added to: what could not be stored is tried again the next time.
     """
+    stored = {} if stored is None else stored
     try:
         with storage.scratch_folder("checkpoints") as links:
+            changed: dict[Path, int] = {}
             for path in sorted(folder.rglob("*.safetensors"), reverse=True):
-                if path.stat().st_mtime >= since:
+                changed[path] = path.stat().st_mtime_ns
+                if changed[path] != stored.get(path):
                     cache.link(path, links / path.relative_to(folder))
             for link in sorted(links.rglob("*.safetensors")):
-                place = link.relative_to(links).parts
-                storage.store_file(storage.object_key("models", model.uuid, "checkpoints", *place), link)
+                place = link.relative_to(links)
+                storage.store_file(storage.object_key("models", model.uuid, "checkpoints", *place.parts), link)
+                stored[folder / place] = changed[folder / place]
         manifests.keep_up(model)
     except Exception:
         log.exception("checkpoints of model %s are not stored; the training goes on", model.pk)

@@ -65,9 +65,31 @@ def test_checkpoints_of_one_network_or_several_come_back_on_another_machine(
 
 def test_only_checkpoints_that_changed_are_stored_again(tmp_path: Path) -> None:
     model: Any = ModelFactory.create()
+    key = f"models/{model.uuid}/checkpoints/latest.safetensors"
+    stored: dict[Path, int] = {}
     (tmp_path / "latest.safetensors").write_bytes(b"x")
-    training._store_checkpoints(model, tmp_path, since=(tmp_path / "latest.safetensors").stat().st_mtime + 1)
-    assert not default_storage.exists(f"models/{model.uuid}/checkpoints/latest.safetensors")
+    training._store_checkpoints(model, tmp_path, stored)
+    default_storage.delete(key)
+    training._store_checkpoints(model, tmp_path, stored)
+    assert not default_storage.exists(key)
+    (tmp_path / "latest.safetensors").write_bytes(b"y")
+    training._store_checkpoints(model, tmp_path, stored)
+    assert default_storage.open(key).read() == b"y"
+
+
+def test_what_a_failed_round_did_not_store_the_next_one_does(tmp_path: Path, own_media: Path) -> None:
+    """The best weights seldom change: without them another machine would go on with a `latest` that speaks of them."""
+    model: Any = ModelFactory.create()
+    progress = training._KeptProgress(model, tmp_path)
+    (tmp_path / "best.safetensors").write_bytes(b"best")  # perhaps an earlier attempt's, which did not come to store it
+    in_the_way = own_media / f"models/{model.uuid}/checkpoints"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    training._store_checkpoints(model, tmp_path, progress.stored)
+    in_the_way.unlink()
+    (tmp_path / "latest.safetensors").write_bytes(b"latest")
+    training._store_checkpoints(model, tmp_path, progress.stored)
+    assert {path.name for path in in_the_way.iterdir()} == {"best.safetensors", "latest.safetensors"}
 
 
 def test_a_curve_is_that_of_the_checkpoint_whatever_came_to_be_written_before(tmp_path: Path) -> None:
