@@ -77,8 +77,9 @@ def _train(job: Claim[SegmentationModel], folder: Path) -> None:
             if outcome is None:
                 outcome = _salvage(job, folder, document)
     finally:
-        progress.wait()
-        shutil.rmtree(folder / "objects", ignore_errors=True)
+        with job.kept_alive():  # the last checkpoint over a slow line
+            progress.wait()
+            shutil.rmtree(folder / "objects", ignore_errors=True)
     _keep(job, folder, outcome)
 
 
