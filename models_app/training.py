@@ -7,6 +7,7 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from django.core.files.storage import default_storage
 from django.db import connection, transaction
 from django.utils import timezone
 
-from datasets.models import Dataset, Sample
+from datasets.models import Dataset
 from medseg_site.shared import cache, manifests, outages, storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
 from models_app.models import SegmentationModel
@@ -42,8 +43,6 @@ def train(pk: int) -> float | None:
         if not SegmentationModel.objects.filter(pk=pk).exists():
             storage.delete_prefix(storage.object_key("models", job.row.uuid))
             storage.forget_local(job.row.uuid)
-    except CancelledError:  # before the first step
-        job.cancel(progress={})
     except TrainingKilledError as error:
         if error.out_of_memory:
             _lower_batch(job, folder)
@@ -70,10 +69,8 @@ def _train(job: Claim[SegmentationModel], folder: Path) -> None:
     progress = _KeptProgress(job.row, folder)
     try:
         with cache.decoded_in_use(dataset.uuid) as store:
-            with job.kept_alive():  # one large object over a slow line
-                document = _job_document(job, dataset, folder, store)
-            job.log.add(f"{len(document['cases'])} samples are on this machine")
-            outcome = TrainingProcess(job, _write_job(folder, document), progress.after_epoch).outcome()
+            document = _job_document(job, dataset, folder, store)
+            outcome = _outcome(job, dataset, folder, document, progress.after_epoch)
             if outcome is None:
                 outcome = _salvage(job, folder, document)
     finally:
@@ -83,6 +80,26 @@ def _train(job: Claim[SegmentationModel], folder: Path) -> None:
     _keep(job, folder, outcome)
 
 
+def _outcome(
+    job: Claim[SegmentationModel],
+    dataset: Dataset,
+    folder: Path,
+    document: dict[str, Any],
+    after_epoch: Callable[[], None],
+) -> dict[str, Any] | None:
+    """What the training came to; None where somebody wanted an end and it could not keep its best weights itself."""
+    try:
+        with job.kept_alive():  # one large object over a slow line
+            objects = _bring_objects(job, dataset, folder)
+    except CancelledError:  # its process, which would take up the best weights of an earlier attempt, was not started
+        return None
+    job.log.add(f"{len(objects['cases'])} samples are on this machine")
+    outcome = TrainingProcess(job, _write_job(folder, document | objects), after_epoch).outcome()
+    if outcome is None:
+        job.note("note", "The training did not answer and was killed; its best weights so far are kept.")
+    return outcome
+
+
 def _write_job(folder: Path, document: dict[str, Any]) -> Path:
     path = folder / "job.json"
     path.write_text(json.dumps(document))
@@ -90,12 +107,12 @@ def _write_job(folder: Path, document: dict[str, Any]) -> Path:
 
 
 def _salvage(job: Claim[SegmentationModel], folder: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """The process hung and was killed when somebody wanted an end: another one packages the best weights so far."""
-    job.note("note", "The training did not answer and was killed; its best weights so far are kept.")
+    """Another process packages the best weights of the checkpoints, for which it needs no cases."""
     nothing: dict[str, Any] = {"stopped": True, "package": None, "metrics": {}, "decisions": {}, "warnings": []}
     if not any(folder.rglob("best.safetensors")):
         return nothing
-    job_file = _write_job(folder, {**document, "salvage": True, "split": job.row.split})
+    job.row.refresh_from_db(fields=["plan", "split"])  # those that the killed process told of
+    job_file = _write_job(folder, {**document, "salvage": True, "plan": job.row.plan, "split": job.row.split})
     try:
         # It needs longer than a step to load what it needs, and nobody has to ask it to stop.
         return TrainingProcess(job, job_file, patience=SECONDS_TO_PACKAGE).outcome() or nothing
@@ -119,8 +136,32 @@ def _lower_batch(job: Claim[SegmentationModel], folder: Path) -> None:
 
 
 def _job_document(job: Claim[SegmentationModel], dataset: Dataset, folder: Path, store: Path) -> dict[str, Any]:
-    """ml_core.job.TrainingJob, with every object as a local path that stays until the training's process has ended."""
+    """ml_core.job.TrainingJob, but for what has to be brought to this machine."""
     model = job.row
+    return {
+        "cases": [],
+        "split": _stored_split(dataset),
+        "earlier_split": model.split,
+        "classes": dataset.class_dicts(),
+        "fingerprint": dataset.fingerprint,
+        "hyperparameters": model.requested,
+        "folder": str(folder),
+        "store": str(store),
+        "default_seconds": settings.MEDSEG_TRAINING_SECONDS,
+        "plan": model.plan,
+        "batch_limit": _limits(folder).get("batch"),
+        "facts": {
+            "name": str(model),
+            "uuid": str(model.uuid),
+            "dataset": dataset.name,
+            "dataset_version": dataset.version,
+            "dataset_sha256": dataset.checksum,
+        },
+    }
+
+
+def _bring_objects(job: Claim[SegmentationModel], dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """Every object that the training reads, as a local path that stays until its process has ended. Raises CancelledError."""
     cases, samples = [], list(dataset.samples.all())
     for position, sample in enumerate(samples):
         share = position / len(samples)
@@ -150,31 +191,12 @@ def _job_document(job: Claim[SegmentationModel], dataset: Dataset, folder: Path,
                 "key": f"{sample.image_sha256} {sample.mask_sha256}",
             }
         )
-    return {
-        "cases": cases,
-        "split": _stored_split(dataset, samples),
-        "earlier_split": model.split,
-        "warm_start": _warm_start(model, folder),
-        "classes": dataset.class_dicts(),
-        "fingerprint": dataset.fingerprint,
-        "hyperparameters": model.requested,
-        "folder": str(folder),
-        "store": str(store),
-        "default_seconds": settings.MEDSEG_TRAINING_SECONDS,
-        "plan": model.plan,
-        "batch_limit": _limits(folder).get("batch"),
-        "facts": {
-            "name": str(model),
-            "uuid": str(model.uuid),
-            "dataset": dataset.name,
-            "dataset_version": dataset.version,
-            "dataset_sha256": dataset.checksum,
-        },
-    }
+    return {"cases": cases, "warm_start": _warm_start(job.row, folder)}
 
 
-def _stored_split(dataset: Dataset, samples: list[Sample]) -> dict[str, Any] | None:
+def _stored_split(dataset: Dataset) -> dict[str, Any] | None:
     """The dataset's own split, so that every training on it is compared on the same cases; None where the check made none."""
+    samples = list(dataset.samples.only("split"))
     if not all(sample.split for sample in samples):
         return None
     parts = {part: [sample.pk for sample in samples if sample.split == part] for part in ("train", "val", "test")}
