@@ -96,8 +96,13 @@ def _outcome(
     job.log.add(f"{len(objects['cases'])} samples are on this machine")
     outcome = TrainingProcess(job, _write_job(folder, document | objects), after_epoch).outcome()
     if outcome is None:
-        job.note("note", "The training did not answer and was killed; its best weights so far are kept.")
+        kept = "its best weights so far are kept" if _has_best(folder) else "no weights were on the disk yet"
+        job.note("note", f"The training did not answer and was killed; {kept}.")
     return outcome
+
+
+def _has_best(folder: Path) -> bool:
+    return any(folder.rglob("best.safetensors"))
 
 
 def _write_job(folder: Path, document: dict[str, Any]) -> Path:
@@ -109,7 +114,7 @@ def _write_job(folder: Path, document: dict[str, Any]) -> Path:
 def _salvage(job: Claim[SegmentationModel], folder: Path, document: dict[str, Any]) -> dict[str, Any]:
     """Another process packages the best weights of the checkpoints, for which it needs no cases."""
     nothing: dict[str, Any] = {"stopped": True, "package": None, "metrics": {}, "decisions": {}, "warnings": []}
-    if not any(folder.rglob("best.safetensors")):
+    if not _has_best(folder):
         return nothing
     job.row.refresh_from_db(fields=["plan", "split"])  # those that the killed process told of
     job_file = _write_job(folder, {**document, "salvage": True, "plan": job.row.plan, "split": job.row.split})
