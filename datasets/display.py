@@ -46,7 +46,7 @@ _cache = _ArrayCache(CACHE_BYTES)
 
 
 def display_array(key: str, sha256: str) -> NDArray[np.uint8]:
-    """The stored image ready for the screen: uint8 (D, H, W, C), D = 1 for a picture. Raises MedSegError (404) without one."""
+    """The stored image ready for the screen: uint8 (D, H, W, C), D = 1 for a picture. Raises MedSegError (404, 409) without one."""
     return _cache.get(f"image:{sha256}", lambda: display_volume(read_image(_fetch(key, sha256))))
 
 
@@ -72,8 +72,11 @@ def shown_as_volume(shape: list[int], spacing: list[float] | None) -> bool:
 def _fetch(key: str, sha256: str) -> Any:
     try:
         return storage.fetch(key, sha256)
-    except (FileNotFoundError, OSError):
+    except FileNotFoundError:  # other OSErrors are outages, such as a full disk
         raise MedSegError("no_object", "The file is not in storage any more.", http_status=404) from None
+    except storage.StorageCorruptError as error:
+        cure = "Put it back from a backup of the storage; without one, delete what it belongs to and upload it again."
+        raise MedSegError("damaged_object", f"{error} {cure}", http_status=409) from None
 
 
 def slice_index(text: str | None, depth: int) -> int:

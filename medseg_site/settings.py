@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "drf_standardized_errors",
     "rest_framework",
+    "rest_framework.authtoken",
     "medseg_site",
     "uploads",
     "datasets",
@@ -161,6 +163,9 @@ MEDSEG_REQUESTS_AT_ONCE = env.integer("MEDSEG_REQUESTS_AT_ONCE", 8, minimum=1)  
 MEDSEG_DECODED_CACHE_BYTES = env.integer("MEDSEG_DECODED_CACHE_MB", 50_000, minimum=1) * 2**20
 MEDSEG_TRAINING_SECONDS = env.integer("MEDSEG_TRAINING_SECONDS", 300, minimum=10)  # default time budget of a training
 FILE_UPLOAD_TEMP_DIR = str(TMP_DIR)
+tempfile.tempdir = str(
+    TMP_DIR
+)  # where Django keeps a request's body before anything else; /tmp may be small, or memory
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 2**20
 for _folder in (DATA_DIR, TMP_DIR, CACHE_DIR, MEDIA_ROOT, STATIC_ROOT):
@@ -237,6 +242,7 @@ CELERY_BEAT_SCHEDULE = {
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "medseg_site.shared.local_user.LocalUserAuthentication",
+        "rest_framework.authentication.TokenAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],

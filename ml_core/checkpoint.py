@@ -75,6 +75,10 @@ class Keeper:
         ended = time.monotonic()
         self._next = ended + (ended - begun) / SHARE
 
+    def epoch_of_best(self) -> int:
+        """The epoch after which the best weights on the disk were best; 0 where there are none."""
+        return int(load_weights(self.best)[1]["epoch"]) if self.best.exists() else 0
+
     def keep_best(self) -> None:
         if self._waiting is not None:
             save_weights(self.best, *self._waiting)

@@ -92,6 +92,12 @@ def fit(
         best_epoch, curve = facts["best_epoch"], facts.get("curve", [])
         kept = facts["best_score"]  # of a version before it was the Dice alone
         best_score = (kept[0], kept[1]) if isinstance(kept, list) else (kept, -math.inf)
+        if keeper.epoch_of_best() < best_epoch:
+            # The best weights got lost (another machine could not store them), and no later ones might beat their score:
+            # those of the last epoch are the best there is.
+            last = curve[-1] if curve else {}
+            best_score, best_epoch = score_of(last.get("val_dice", math.nan), last.get("val_loss", math.nan)), epoch
+            keeper.better(average, {"epoch": epoch, "val_dice": last.get("val_dice", math.nan)})
         if deadline is not None:
             deadline -= spent  # the time used before the interruption counts
     # With the curve so far: who listened before the interruption may not have come to write all of it down.
@@ -145,8 +151,7 @@ def fit(
             speed = len(losses) * plan.batch_size / (time.monotonic() - epoch_start)
             val_loss, dice, iou = validator.validate(average)
             epoch += 1
-            by_loss = -val_loss if math.isfinite(val_loss) else -math.inf
-            score = (0.0 if math.isnan(dice) else dice, by_loss)  # without foreground, or with none found: by the loss
+            score = score_of(dice, val_loss)
             if score > best_score:
                 best_score, best_epoch = score, epoch
                 keeper.better(average, {"epoch": epoch, "val_dice": dice})
@@ -177,6 +182,11 @@ def fit(
         return TrainResult(None, epoch, 0, stopped, warnings)
     average.load_state_dict(load_weights(keeper.best)[0])
     return TrainResult(average, epoch, best_epoch, stopped, warnings)
+
+
+def score_of(dice: float, val_loss: float) -> tuple[float, float]:
+    """Larger is better: by the Dice; without foreground, or with none found, by the loss."""
+    return (0.0 if math.isnan(dice) else dice, -val_loss if math.isfinite(val_loss) else -math.inf)
 
 
 def steps_of_an_epoch(units: int, validation_pixels: int, plan: Plan) -> int:

@@ -6,9 +6,8 @@ from typing import Any
 
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
-from django.conf import settings
 
-from medseg_site.shared.local_user import local_user
+from medseg_site.shared.local_user import user_of_websocket
 from medseg_site.shared.progress import group_name
 from models_app.models import SegmentationModel
 
@@ -43,10 +42,8 @@ class ModelConsumer(AsyncJsonWebsocketConsumer):
 
     @database_sync_to_async
     def _state(self, pk: int) -> dict[str, Any] | None:
-        user: Any = self.scope.get("user")
-        if settings.MEDSEG_SINGLE_USER and not (user and user.is_authenticated):
-            user = local_user()
-        if not user or not user.is_authenticated:
+        user = user_of_websocket(self.scope)
+        if user is None:
             return None
         model = SegmentationModel.objects.visible_to(user).filter(pk=pk).first()
         if model is None:

@@ -7,6 +7,7 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from django.core.files.storage import default_storage
 from django.db import connection, transaction
 from django.utils import timezone
 
-from datasets.models import Dataset, Sample
+from datasets.models import Dataset
 from medseg_site.shared import cache, manifests, outages, storage
 from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
 from models_app.models import SegmentationModel
@@ -42,8 +43,6 @@ def train(pk: int) -> float | None:
         if not SegmentationModel.objects.filter(pk=pk).exists():
             storage.delete_prefix(storage.object_key("models", job.row.uuid))
             storage.forget_local(job.row.uuid)
-    except CancelledError:  # before the first step
-        job.cancel(progress={})
     except TrainingKilledError as error:
         if error.out_of_memory:
             _lower_batch(job, folder)
@@ -70,16 +69,40 @@ def _train(job: Claim[SegmentationModel], folder: Path) -> None:
     progress = _KeptProgress(job.row, folder)
     try:
         with cache.decoded_in_use(dataset.uuid) as store:
-            with job.kept_alive():  # one large object over a slow line
-                document = _job_document(job, dataset, folder, store)
-            job.log.add(f"{len(document['cases'])} samples are on this machine")
-            outcome = TrainingProcess(job, _write_job(folder, document), progress.after_epoch).outcome()
+            document = _job_document(job, dataset, folder, store)
+            outcome = _outcome(job, dataset, folder, document, progress.after_epoch)
             if outcome is None:
                 outcome = _salvage(job, folder, document)
     finally:
-        progress.wait()
-        shutil.rmtree(folder / "objects", ignore_errors=True)
+        with job.kept_alive():  # the last checkpoint over a slow line
+            progress.wait()
+            shutil.rmtree(folder / "objects", ignore_errors=True)
     _keep(job, folder, outcome)
+
+
+def _outcome(
+    job: Claim[SegmentationModel],
+    dataset: Dataset,
+    folder: Path,
+    document: dict[str, Any],
+    after_epoch: Callable[[], None],
+) -> dict[str, Any] | None:
+    """What the training came to; None where somebody wanted an end and it could not keep its best weights itself."""
+    try:
+        with job.kept_alive():  # one large object over a slow line
+            objects = _bring_objects(job, dataset, folder)
+    except CancelledError:  # its process, which would take up the best weights of an earlier attempt, was not started
+        return None
+    job.log.add(f"{len(objects['cases'])} samples are on this machine")
+    outcome = TrainingProcess(job, _write_job(folder, document | objects), after_epoch).outcome()
+    if outcome is None:
+        kept = "its best weights so far are kept" if _has_best(folder) else "no weights were on the disk yet"
+        job.note("note", f"The training did not answer and was killed; {kept}.")
+    return outcome
+
+
+def _has_best(folder: Path) -> bool:
+    return any(folder.rglob("best.safetensors"))
 
 
 def _write_job(folder: Path, document: dict[str, Any]) -> Path:
@@ -89,12 +112,12 @@ def _write_job(folder: Path, document: dict[str, Any]) -> Path:
 
 
 def _salvage(job: Claim[SegmentationModel], folder: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """The process hung and was killed when somebody wanted an end: another one packages the best weights so far."""
-    job.note("note", "The training did not answer and was killed; its best weights so far are kept.")
+    """Another process packages the best weights of the checkpoints, for which it needs no cases."""
     nothing: dict[str, Any] = {"stopped": True, "package": None, "metrics": {}, "decisions": {}, "warnings": []}
-    if not any(folder.rglob("best.safetensors")):
+    if not _has_best(folder):
         return nothing
-    job_file = _write_job(folder, {**document, "salvage": True, "split": job.row.split})
+    job.row.refresh_from_db(fields=["plan", "split"])  # those that the killed process told of
+    job_file = _write_job(folder, {**document, "salvage": True, "plan": job.row.plan, "split": job.row.split})
     try:
         # It needs longer than a step to load what it needs, and nobody has to ask it to stop.
         return TrainingProcess(job, job_file, patience=SECONDS_TO_PACKAGE).outcome() or nothing
@@ -118,8 +141,32 @@ def _lower_batch(job: Claim[SegmentationModel], folder: Path) -> None:
 
 
 def _job_document(job: Claim[SegmentationModel], dataset: Dataset, folder: Path, store: Path) -> dict[str, Any]:
-    """ml_core.job.TrainingJob, with every object as a local path that stays until the training's process has ended."""
+    """ml_core.job.TrainingJob, but for what has to be brought to this machine."""
     model = job.row
+    return {
+        "cases": [],
+        "split": _stored_split(dataset),
+        "earlier_split": model.split,
+        "classes": dataset.class_dicts(),
+        "fingerprint": dataset.fingerprint,
+        "hyperparameters": model.requested,
+        "folder": str(folder),
+        "store": str(store),
+        "default_seconds": settings.MEDSEG_TRAINING_SECONDS,
+        "plan": model.plan,
+        "batch_limit": _limits(folder).get("batch"),
+        "facts": {
+            "name": str(model),
+            "uuid": str(model.uuid),
+            "dataset": dataset.name,
+            "dataset_version": dataset.version,
+            "dataset_sha256": dataset.checksum,
+        },
+    }
+
+
+def _bring_objects(job: Claim[SegmentationModel], dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """Every object that the training reads, as a local path that stays until its process has ended. Raises CancelledError."""
     cases, samples = [], list(dataset.samples.all())
     for position, sample in enumerate(samples):
         share = position / len(samples)
@@ -149,31 +196,12 @@ def _job_document(job: Claim[SegmentationModel], dataset: Dataset, folder: Path,
                 "key": f"{sample.image_sha256} {sample.mask_sha256}",
             }
         )
-    return {
-        "cases": cases,
-        "split": _stored_split(dataset, samples),
-        "earlier_split": model.split,
-        "warm_start": _warm_start(model, folder),
-        "classes": dataset.class_dicts(),
-        "fingerprint": dataset.fingerprint,
-        "hyperparameters": model.requested,
-        "folder": str(folder),
-        "store": str(store),
-        "default_seconds": settings.MEDSEG_TRAINING_SECONDS,
-        "plan": model.plan,
-        "batch_limit": _limits(folder).get("batch"),
-        "facts": {
-            "name": str(model),
-            "uuid": str(model.uuid),
-            "dataset": dataset.name,
-            "dataset_version": dataset.version,
-            "dataset_sha256": dataset.checksum,
-        },
-    }
+    return {"cases": cases, "warm_start": _warm_start(job.row, folder)}
 
 
-def _stored_split(dataset: Dataset, samples: list[Sample]) -> dict[str, Any] | None:
+def _stored_split(dataset: Dataset) -> dict[str, Any] | None:
     """The dataset's own split, so that every training on it is compared on the same cases; None where the check made none."""
+    samples = list(dataset.samples.only("split"))
     if not all(sample.split for sample in samples):
         return None
     parts = {part: [sample.pk for sample in samples if sample.split == part] for part in ("train", "val", "test")}
@@ -198,21 +226,22 @@ class _KeptProgress:
     """
 
     def __init__(self, model: SegmentationModel, folder: Path) -> None:
-        self.model, self.folder, self.since = model, folder, time.time()
+        self.model, self.folder, self.begun = model, folder, time.monotonic()
+        self.stored: dict[Path, int] = {}  # by this attempt: an earlier one may have written more than it came to store
         self.thread: threading.Thread | None = None
 
     def after_epoch(self) -> None:
-        passed = time.time() - self.since
+        passed = time.monotonic() - self.begun
         if storage.is_remote():
             busy = self.thread is not None and self.thread.is_alive()
             if not busy and passed > settings.MEDSEG_CHECKPOINT_SECONDS:
+                self.begun = time.monotonic()
                 self.thread = threading.Thread(
-                    target=_store_checkpoints, args=(self.model, self.folder, self.since), daemon=True
+                    target=_store_checkpoints, args=(self.model, self.folder, self.stored), daemon=True
                 )
-                self.since = time.time()
                 self.thread.start()
         elif passed > SECONDS_BETWEEN_MANIFESTS:
-            self.since = time.time()
+            self.begun = time.monotonic()
             manifests.keep_up(self.model)
 
     def wait(self) -> None:
@@ -220,19 +249,24 @@ class _KeptProgress:
             self.thread.join()
 
 
-def _store_checkpoints(model: SegmentationModel, folder: Path, since: float = 0.0) -> None:
-    """Those written after `since` (time.time()): best and latest of one network, or of each member_<number> of several.
+def _store_checkpoints(model: SegmentationModel, folder: Path, stored: dict[Path, int] | None = None) -> None:
+    """Best and latest of one network, or of each member_<number> of several, but for those that are `stored` already.
 
     Of links, since the training goes on replacing them; `latest` is linked first, so that `best` is never older than what it says.
+    `stored`: path → time of change (ns), which is added to: what could not be stored is tried again the next time.
     """
+    stored = {} if stored is None else stored
     try:
         with storage.scratch_folder("checkpoints") as links:
+            changed: dict[Path, int] = {}
             for path in sorted(folder.rglob("*.safetensors"), reverse=True):
-                if path.stat().st_mtime >= since:
+                changed[path] = path.stat().st_mtime_ns
+                if changed[path] != stored.get(path):
                     cache.link(path, links / path.relative_to(folder))
             for link in sorted(links.rglob("*.safetensors")):
-                place = link.relative_to(links).parts
-                storage.store_file(storage.object_key("models", model.uuid, "checkpoints", *place), link)
+                place = link.relative_to(links)
+                storage.store_file(storage.object_key("models", model.uuid, "checkpoints", *place.parts), link)
+                stored[folder / place] = changed[folder / place]
         manifests.keep_up(model)
     except Exception:
         log.exception("checkpoints of model %s are not stored; the training goes on", model.pk)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SYSTEM_TMP = tempfile.gettempdir()  # the settings move temporary files into the data folder, which is its owner's alone
 
 
 def free_port() -> int:
@@ -53,6 +54,7 @@ def _prepare() -> None:
         "DEBUG",
     ):
         os.environ.pop(name, None)
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", SYSTEM_TMP)  # stays to be looked at; the data folder goes at the end
     os.environ.update(
         MEDSEG_DATA_DIR=folder,
         REDIS_URL=f"redis://127.0.0.1:{port}/0",

@@ -22,8 +22,13 @@ def failure(request: HttpRequest) -> HttpResponse:
     if reason is None:
         return server_error(request)
     log.warning("%s %s: %s (%s)", request.method, request.path, reason, error)
+    return outage(request.path, reason)
+
+
+def outage(path: str, reason: str) -> HttpResponse:
+    """503 with the reason, as JSON or as a page."""
     headers = {"Retry-After": str(SECONDS_TO_TRY_AGAIN)}
-    if request.path.startswith("/api/"):
+    if path.startswith("/api/"):
         detail = {"code": "unavailable", "detail": f"{reason} Try again in a moment.", "attr": None}
         return JsonResponse({"type": "server_error", "errors": [detail]}, status=503, headers=headers)
     return HttpResponse(render_to_string("503.html", {"reason": reason}), status=503, headers=headers)

@@ -7,13 +7,14 @@ something must come from the platform's own pages or from a program, not from an
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, User
 from django.http import HttpRequest, HttpResponse
-from rest_framework.authentication import BaseAuthentication
-from rest_framework.exceptions import PermissionDenied
+from rest_framework.authentication import BaseAuthentication, TokenAuthentication
+from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
 from rest_framework.request import Request
 
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
@@ -68,4 +69,21 @@ class LocalUserAuthentication(BaseAuthentication):
         return (user, None) if user is not None and user.is_authenticated else None
 
     def authenticate_header(self, request: Request) -> str:
-        return "Session"
+        """What a 401 asks for."""
+        return "Session" if settings.MEDSEG_SINGLE_USER else TokenAuthentication.keyword
+
+
+def user_of_websocket(scope: dict[str, Any]) -> Any:
+    """The user of the session, the single one, or that of a program's token; None without any. Asks the database."""
+    user = scope.get("user")
+    if user and user.is_authenticated:
+        return user
+    if settings.MEDSEG_SINGLE_USER:
+        return local_user()
+    words = dict(scope["headers"]).get(b"authorization", b"").decode("latin1").split()
+    if len(words) != 2 or words[0].lower() != TokenAuthentication.keyword.lower():
+        return None
+    try:
+        return TokenAuthentication().authenticate_credentials(words[1])[0]
+    except AuthenticationFailed:
+        return None

@@ -85,9 +85,10 @@ def test_a_killed_training_process_is_named_and_after_three_attempts_the_trainin
 
 @pytest.mark.long
 def test_a_hanging_batch_is_killed_when_the_training_is_cancelled(platform: Platform, dataset: Json) -> None:
+    earlier = set(platform.folder.glob("trainings/*/best.safetensors"))
     started = platform.start_training("Hanging", dataset, **drawings.TINY, epochs=10_000)
     path = f"models/{started['id']}/"
-    platform.wait_for_epoch(started, 2)
+    platform.wait_for(path, lambda row: set(platform.folder.glob("trainings/*/best.safetensors")) > earlier)
     (training,) = platform.processes_of("ml_core train")
     training.suspend()
     platform.request("POST", f"{path}cancel/", expect=202)

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from tests.e2e.walk import delete_all, walk
-from tests.environment import free_port
+from tests.environment import SYSTEM_TMP, free_port
 from tests.platform import Platform, running_platform
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
@@ -39,7 +39,7 @@ def database_url() -> Iterator[str]:
     initdb, pg_ctl = program("initdb"), program("pg_ctl")
     if not initdb or not pg_ctl:
         pytest.skip("Postgres is not installed here: no initdb in /usr/lib/postgresql/*/bin or on the PATH")
-    folder = Path(tempfile.mkdtemp(prefix="medseg-postgres-"))
+    folder = Path(tempfile.mkdtemp(prefix="medseg-postgres-", dir=SYSTEM_TMP))
     data, port = str(folder / "data"), free_port()
     try:
         if os.geteuid() == 0:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image as PILImage
 
 from ml_core.augmentation import PRESETS, augment
+from ml_core.checkpoint import load_weights, save_weights
 from ml_core.config import Hyperparameters
 from ml_core.data import Case, PatchSampler, label_indices, open_store
 from ml_core.errors import ConfigError, TrainingError
@@ -138,6 +139,37 @@ def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_
     assert (start["epoch"], [(point["epoch"], point["train_loss"]) for point in start["curve"]]) == (2, told)
     assert [event["epoch"] for event in curve(resumed)] == [3, 4]
     assert losses(stopped) + losses(resumed) == pytest.approx(losses(whole), rel=1e-4)
+
+
+@pytest.mark.parametrize("epochs", [4, 3])  # one is left, or none
+@pytest.mark.parametrize("lost", ["all", "the last"])
+def test_a_training_goes_on_where_its_best_weights_were_lost(tmp_path: Path, epochs: int, lost: str) -> None:
+    """Another machine may have stored `latest` and not `best`, whose score no later epoch need reach."""
+    cases, folder = draw(tmp_path, 4), tmp_path / "run"
+    train(folder, cases, epochs=4, stop_after=3)
+    tensors, facts = load_weights(folder / "latest.safetensors")
+    assert facts["best_epoch"] > 1
+    save_weights(folder / "latest.safetensors", tensors, {**facts, "best_score": [2.0, 0.0]})  # out of reach
+    best = folder / "best.safetensors"
+    if lost == "all":
+        best.unlink()
+    else:
+        save_weights(best, load_weights(best)[0], {"epoch": 1, "val_dice": 0.1})
+    done = train(folder, cases, epochs=epochs)[-1]
+    assert not done["stopped"]
+    assert load_weights(best)[1]["epoch"] in {3, epochs}  # of which the package is made
+
+
+def test_best_weights_that_are_newer_than_the_rest_stay(tmp_path: Path) -> None:
+    """A kill came between the two: they are better than what `latest` knows of."""
+    cases, folder = draw(tmp_path, 4), tmp_path / "run"
+    train(folder, cases, epochs=4, stop_after=3)
+    tensors, facts = load_weights(folder / "latest.safetensors")
+    save_weights(folder / "latest.safetensors", tensors, {**facts, "best_epoch": 1, "best_score": [2.0, 0.0]})
+    best = folder / "best.safetensors"
+    before = best.read_bytes()
+    assert not train(folder, cases, epochs=4)[-1]["stopped"]
+    assert best.read_bytes() == before
 
 
 def test_a_stop_before_the_first_step_leaves_no_model(tmp_path: Path) -> None:

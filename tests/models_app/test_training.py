@@ -9,10 +9,16 @@ import pytest
 from django.core.files.storage import default_storage
 
 from medseg_site.shared import jobs, manifests, storage
+from ml_core.checkpoint import save_weights
+from ml_core.config import Hyperparameters
+from ml_core.package import read_package
+from ml_core.plan import Machine
+from ml_core.planning import make_plan
+from ml_core.predictor import network_of
 from models_app import training
 from models_app.models import Epoch, SegmentationModel
 from models_app.training_process import TrainingProcess
-from tests.factories import ModelFactory
+from tests.factories import ModelFactory, SampleFactory
 from tests.pages import DECISIONS, ESTIMATE, METRICS
 
 pytestmark = pytest.mark.django_db
@@ -65,9 +71,61 @@ def test_checkpoints_of_one_network_or_several_come_back_on_another_machine(
 
 def test_only_checkpoints_that_changed_are_stored_again(tmp_path: Path) -> None:
     model: Any = ModelFactory.create()
+    key = f"models/{model.uuid}/checkpoints/latest.safetensors"
+    stored: dict[Path, int] = {}
     (tmp_path / "latest.safetensors").write_bytes(b"x")
-    training._store_checkpoints(model, tmp_path, since=(tmp_path / "latest.safetensors").stat().st_mtime + 1)
-    assert not default_storage.exists(f"models/{model.uuid}/checkpoints/latest.safetensors")
+    training._store_checkpoints(model, tmp_path, stored)
+    default_storage.delete(key)
+    training._store_checkpoints(model, tmp_path, stored)
+    assert not default_storage.exists(key)
+    (tmp_path / "latest.safetensors").write_bytes(b"y")
+    training._store_checkpoints(model, tmp_path, stored)
+    assert default_storage.open(key).read() == b"y"
+
+
+def test_what_a_failed_round_did_not_store_the_next_one_does(tmp_path: Path, own_media: Path) -> None:
+    """The best weights seldom change: without them another machine would go on with a `latest` that speaks of them."""
+    model: Any = ModelFactory.create()
+    progress = training._KeptProgress(model, tmp_path)
+    (tmp_path / "best.safetensors").write_bytes(b"best")  # perhaps an earlier attempt's, which did not come to store it
+    in_the_way = own_media / f"models/{model.uuid}/checkpoints"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    training._store_checkpoints(model, tmp_path, progress.stored)
+    in_the_way.unlink()
+    (tmp_path / "latest.safetensors").write_bytes(b"latest")
+    training._store_checkpoints(model, tmp_path, progress.stored)
+    assert {path.name for path in in_the_way.iterdir()} == {"best.safetensors", "latest.safetensors"}
+
+
+def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the objects are brought, of which packaging needs none: this dataset's are not even in storage."""
+    monkeypatch.setattr(jobs, "BEAT_SECONDS", 0.0)  # the wish is read with the first sample
+    model = ModelFactory.create(requested={"encoder": "plain-16", "patch_size": 32, "epochs": 3})
+    SampleFactory.create_batch(4, dataset=model.dataset)
+    assert model.dataset
+    wanted = Hyperparameters.from_dict(model.requested)
+    plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
+    split = {"train": [1, 2], "val": [3], "test": [4]}
+    SegmentationModel.objects.filter(pk=model.pk).update(plan=plan.to_dict(), split=split, cancel_requested=True)
+    folder = storage.training_folder(model.uuid)
+    folder.mkdir(parents=True)
+    save_weights(folder / "best.safetensors", network_of(plan).state_dict(), {"epoch": 2, "val_dice": 0.5})
+    assert training.train(model.pk) is None
+    model.refresh_from_db()
+    assert (model.status, model.is_usable, model.progress) == ("cancelled", True, {})
+    package = read_package(storage.fetch(model.s3_key, model.checksum))
+    assert (package.facts["best_epoch"], package.split) == (2, split)
+
+
+def test_a_cancel_before_the_first_step_of_all_leaves_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "BEAT_SECONDS", 0.0)
+    model = ModelFactory.create()
+    SampleFactory.create_batch(4, dataset=model.dataset)
+    SegmentationModel.objects.filter(pk=model.pk).update(cancel_requested=True)
+    assert training.train(model.pk) is None
+    model.refresh_from_db()
+    assert (model.status, model.is_usable) == ("cancelled", False)
 
 
 def test_a_curve_is_that_of_the_checkpoint_whatever_came_to_be_written_before(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def full(folder: Path) -> Iterator[None]:
         ballast.unlink()
 
 
-def try_to_upload(platform: Platform) -> tuple[int, str]:
-    files = {"archive": ("x.zip", drawings.png_dataset(12), "application/zip")}
+def try_to_upload(platform: Platform, archive: bytes) -> tuple[int, str]:
+    files = {"archive": ("x.zip", archive, "application/zip")}
     answer = platform.http.post(f"{platform.url}/api/v1/datasets/", data={"name": "Late"}, files=files, timeout=300)
     return answer.status_code, answer.text
 
@@ -64,9 +64,10 @@ def test_a_full_disk_costs_nothing_but_time(small_disk: Path) -> None:
         started = platform.start_training("Through it", dataset, **TRAINING)
         platform.wait_for_epoch(started, 1)
         with full(small_disk):
-            status, text = try_to_upload(platform)
-            assert status == 503, text
-            assert "disk" in text, text
+            for archive in (drawings.png_dataset(12), bytes(4 * 2**20)):  # spooled in memory, and on the disk
+                status, text = try_to_upload(platform, archive)
+                assert status == 503, text
+                assert "disk" in text, text
             time.sleep(SECONDS)
         invariants.wait_for_rest(platform)  # a process that could not write at all may be on its way up again
         model = platform.get(f"models/{started['id']}/")
@@ -86,7 +87,7 @@ def test_a_database_that_is_locked_costs_nothing_but_time(stage: Stage) -> None:
     try:
         begun = time.monotonic()
         assert platform.get("datasets/")["count"] >= 1  # reading goes on under WAL
-        status, text = try_to_upload(platform)
+        status, text = try_to_upload(platform, drawings.png_dataset(12))
         assert status in {202, 503}, text
         assert status == 202 or "database" in text, text
         time.sleep(max(0.0, SECONDS - (time.monotonic() - begun)))

@@ -33,7 +33,7 @@ KILLS = int(os.environ.get("MEDSEG_KILLS", "3"))
 SEED = int(os.environ.get("MEDSEG_KILL_SEED", "1"))
 TABLE = os.environ.get("MEDSEG_KILL_TABLE", "")
 IMAGES = 300  # of a batch
-PAIRS = 250  # of a dataset that is checked
+PAIRS = 1000  # of a dataset that is checked: some six seconds after the first word of its progress
 UPLOAD_SECONDS = 1.5  # that a slow line takes
 NOISE = 0.05  # of the Dice between two trainings on so few pictures of which one changed its batches' timing
 VICTIMS = {
@@ -45,7 +45,7 @@ VICTIMS = {
     "Redis": "redis-server",
 }
 STEPS: dict[str, tuple[list[str], float]] = {
-    # step: (who can be killed in it, seconds within which it happens)
+    # step: (who can be killed in it, seconds within which it happens). The first three need a worker: a short run takes these.
     "training": (["training process", "worker of trainings", "web", "Redis"], 6.0),
     "inference": (["worker of inferences", "web", "Redis"], 5.0),
     "check": (["worker of checks", "web", "Redis"], 3.0),
@@ -73,28 +73,41 @@ def kills() -> list[Kill]:
 
 @pytest.mark.parametrize("kill", kills(), ids=lambda kill: f"{kill.step}-{kill.victim}-{kill.after}")
 def test_a_kill_loses_nothing(kill: Kill, stage: Stage) -> None:
-    platform = stage.platform
+    platform, blow = stage.platform, Blow(stage.platform, kill)
     begun = time.monotonic()
-    happened = WORK[kill.step](stage, lambda: strike(platform, kill))
+    happened = WORK[kill.step](stage, blow)
     wait_until_up(platform)
     invariants.wait_for_rest(platform)
     outcome = happened()
     seconds = round(time.monotonic() - begun, 1)
     problems = invariants.broken(platform)
     if TABLE:
-        row = {**asdict(kill), **outcome, "seconds": seconds, "problems": problems}
+        row = {**asdict(kill), "at_work": blow.at_work, **outcome, "seconds": seconds, "problems": problems}
         with Path(TABLE).open("a") as out:
             out.write(json.dumps(row) + "\n")
     assert not problems
     assert outcome["end"] == "as undisturbed", outcome
+    if kill.step == "check":
+        assert blow.at_work, "the check was over before the blow: it needs more pairs"
+        assert "worker lost" in outcome["timeline"] or kill.victim != "worker of checks", outcome
 
 
-def strike(platform: Platform, kill: Kill) -> None:
-    """Wait the kill's moment, then end its victim (all processes of it, the youngest first)."""
-    time.sleep(kill.after)
-    for process in reversed(platform.processes_of(VICTIMS[kill.victim])):
-        with suppress(psutil.Error):
-            process.kill()
+class Blow:
+    """A kill. `at_work`: whether it came while a worker was at the row (None for what needs no worker)."""
+
+    def __init__(self, platform: Platform, kill: Kill) -> None:
+        self.platform, self.kill = platform, kill
+        self.at_work: bool | None = None
+
+    def __call__(self, path: str = "") -> None:
+        """Wait the kill's moment, then end its victim (all processes of it, the youngest first). `path`: of the row."""
+        time.sleep(self.kill.after)
+        if path:
+            row = self.platform.get(path)
+            self.at_work = row["status"] in invariants.ACTIVE and row["timeline"][-1]["event"] == "claimed"
+        for process in reversed(self.platform.processes_of(VICTIMS[self.kill.victim])):
+            with suppress(psutil.Error):
+                process.kill()
 
 
 def wait_until_up(platform: Platform) -> None:
@@ -119,11 +132,11 @@ def again(work: Callable[[], Any]) -> Any:
             time.sleep(0.5)
 
 
-def training(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
+def training(stage: Stage, blow: Blow) -> Callable[[], Json]:
     platform = stage.platform
     started = platform.start_training("Disturbed", stage.dataset, **TRAINING)
     platform.wait_for_epoch(started, 1)
-    blow()
+    blow(f"models/{started['id']}/")
 
     def look() -> Json:
         model = platform.get(f"models/{started['id']}/")
@@ -138,7 +151,7 @@ def training(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
     return look
 
 
-def inference(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
+def inference(stage: Stage, blow: Blow) -> Callable[[], Json]:
     platform = stage.platform
     archive = drawings.zip_of(
         {f"{seed}.png": drawings.png(drawings.disc(seed, faint=True)[0]) for seed in range(300, 300 + IMAGES)}
@@ -147,7 +160,7 @@ def inference(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
     batch = platform.request(
         "POST", "inference-batches/", data={"model": stage.model["id"]}, files=files, expect=202
     ).json()
-    blow()
+    blow(f"inference-batches/{batch['id']}/")
 
     def look() -> Json:
         row = platform.get(f"inference-batches/{batch['id']}/")
@@ -164,14 +177,16 @@ def inference(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
     return look
 
 
-def check(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
+def check(stage: Stage, blow: Blow) -> Callable[[], Json]:
     platform = stage.platform
     files = {"archive": ("more.zip", drawings.png_dataset(PAIRS), "application/zip")}
     row = platform.request("POST", "datasets/", data={"name": "Disturbed"}, files=files, expect=202).json()
-    blow()
+    path = f"datasets/{row['id']}/"
+    platform.wait_for(path, lambda dataset: bool(dataset["progress"]) or dataset["status"] != "uploaded")
+    blow(path)
 
     def look() -> Json:
-        dataset = platform.get(f"datasets/{row['id']}/")
+        dataset = platform.get(path)
         same = (dataset["status"], dataset["file_count"]) == ("ready", PAIRS)
         return {"end": "as undisturbed" if same else f"{dataset['status']}, {dataset['error']}",
                 "timeline": [entry["event"] for entry in dataset["timeline"]]}  # fmt: skip
@@ -179,7 +194,7 @@ def check(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
     return look
 
 
-def upload(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
+def upload(stage: Stage, blow: Blow) -> Callable[[], Json]:
     """The answer may be lost with the connection; what is there is whole, and a second upload goes through."""
     platform = stage.platform
     archive = drawings.png_dataset(20)
@@ -225,7 +240,7 @@ def slowly_upload(platform: Platform, archive: bytes) -> None:
     assert answer.status_code == 202, answer.text[:500]
 
 
-def export(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
+def export(stage: Stage, blow: Blow) -> Callable[[], Json]:
     platform = stage.platform
     path = f"models/{stage.model['id']}/download/"
     whole = platform.request("GET", path).content
@@ -251,7 +266,7 @@ def export(stage: Stage, blow: Callable[[], None]) -> Callable[[], Json]:
     return look
 
 
-WORK: dict[str, Callable[[Stage, Callable[[], None]], Callable[[], Json]]] = {
+WORK: dict[str, Callable[[Stage, Blow], Callable[[], Json]]] = {
     "training": training,
     "inference": inference,
     "check": check,

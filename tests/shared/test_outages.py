@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import os
+import tempfile
 import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from asgiref.testing import ApplicationCommunicator
 from botocore.exceptions import ClientError, EndpointConnectionError
+from django.core.handlers.asgi import ASGIHandler
 from django.db import OperationalError
 from django.test import Client
 from django.utils import timezone
@@ -18,6 +25,7 @@ from datasets import ingestion
 from datasets.models import Dataset
 from inference import prediction
 from inference.models import InferenceResult
+from medseg_site.asgi import application
 from medseg_site.shared import jobs, outages, storage
 from medseg_site.shared.job_rows import JobQuerySet
 from tests.factories import DatasetFactory, InferenceFactory
@@ -108,3 +116,42 @@ def test_requests_are_answered_with_503_and_the_reason(monkeypatch: pytest.Monke
     assert "database does not answer" in page.content.decode()
     assert page["Retry-After"] == "15"
     assert Dataset.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"), [("/api/v1/datasets/", "application/json"), ("/datasets/", "text/html")]
+)
+def test_a_body_that_the_disk_has_no_room_for_is_answered_with_503(
+    path: str, content_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django spools it before it asks anything of ours; /dev/full refuses every byte, as a full disk does."""
+    monkeypatch.setattr(
+        tempfile, "SpooledTemporaryFile", lambda **options: os.fdopen(os.open("/dev/full", os.O_RDWR), "r+b", 0)
+    )
+
+    async def ask() -> list[Any]:
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+        connection = ApplicationCommunicator(application, scope)
+        await connection.send_input({"type": "http.request", "body": b"PK", "more_body": True})
+        return [await connection.receive_output(), await connection.receive_output()]
+
+    start, body = asyncio.run(ask())
+    headers = dict(start["headers"])
+    assert (start["status"], headers[b"retry-after"], headers[b"connection"]) == (503, b"15", b"close")
+    assert headers[b"content-type"].decode().startswith(content_type)
+    assert int(headers[b"content-length"]) == len(body["body"])
+    assert "The disk is full. Make room on the disk of MEDSEG_DATA_DIR." in body["body"].decode()
+
+
+def test_bodies_are_spooled_to_the_disk_of_the_data(settings: Any) -> None:
+    body = asyncio.run(ASGIHandler().read_body(sent(bytes(settings.FILE_UPLOAD_MAX_MEMORY_SIZE + 1))))
+    with body:
+        (place,) = {Path(os.readlink(f"/proc/self/fd/{body.fileno()}")).parent}
+    assert place == settings.TMP_DIR
+
+
+def sent(content: bytes) -> Callable[[], Awaitable[dict[str, Any]]]:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": content}
+
+    return receive

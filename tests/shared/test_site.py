@@ -90,6 +90,7 @@ def test_no_migration_is_missing(db: None) -> None:
     call_command("makemigrations", "--check", "--dry-run", verbosity=0)
 
 
+@pytest.mark.django_db  # Channels looks after the connection that an earlier test's WebSocket left in its thread
 @pytest.mark.parametrize("origin", [b"http://[", b"http://other.example"])
 def test_a_websocket_of_another_site_is_refused(origin: bytes) -> None:
     async def answer() -> str:
