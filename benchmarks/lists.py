@@ -133,7 +133,6 @@ class Filled:
             result = {"status": "completed", "output_image_s3_key": "x", "output_sha256": "0" * 64, "classes": classes}
             result |= {"seconds": random.random(), "confidence": random.random(), "certainty_key": "x"}
             result |= {"certainty_sha256": "0" * 64}
-        result["finished_at"] = self.dataset.uploaded_at
         return self.results_of(
             model=self.models[number % MODELS],
             batch=self.batches[number // 2 % BATCHES] if number % 2 else None,

@@ -1,13 +1,18 @@
 """Pages of long lists: which rows a page has is found on an index alone, and only those rows are read.
 
-With OFFSET and LIMIT a database reads, and sorts, whole rows that it then throws away; here it does so with keys only.
+With OFFSET and LIMIT a database reads, and sorts, whole rows that it then throws away; here it does so with keys only. A long list is
+counted every some seconds: its total may be that old, its rows never are.
 """
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import EmptyResultSet
 from django.core.paginator import Page, Paginator
 from django.db.models import Count, Model, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
@@ -19,11 +24,47 @@ else:
     _Paginator = Paginator  # it takes a type in its stubs only
 
 
+MANY = 10_000  # rows; counting them takes longer than reading a page of them
+SECONDS_KNOWN = 10.0
+MOST_KNOWN = 1_000  # lists
+
+
+class _Counts:
+    """How many rows long lists had some seconds ago: who leafs through one has it counted once, and not for each page."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[Any, ...], tuple[float, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, rows: QuerySet[Any]) -> int:
+        try:
+            query = (rows.db, *rows.query.sql_with_params())
+        except EmptyResultSet:
+            return 0
+        with self._lock:
+            until, count = self._known.get(query, (0.0, 0))
+        if time.monotonic() < until:
+            return count
+        count = rows.count()
+        with self._lock:
+            self._known.pop(query, None)
+            if count > MANY:
+                self._known[query] = (time.monotonic() + SECONDS_KNOWN, count)
+            while len(self._known) > MOST_KNOWN:
+                self._known.popitem(last=False)
+        return count
+
+
+_counts = _Counts()
+
+
 class KeyPaginator(_Paginator):
     @cached_property
     def count(self) -> int:
         known: int | None = getattr(self.object_list, "known_count", None)
-        return super().count if known is None else known
+        if known is not None:
+            return known
+        return _counts.of(self.object_list) if isinstance(self.object_list, QuerySet) else super().count
 
     def page(self, number: int | str) -> Page[Any]:
         number = self.validate_number(number)
