@@ -1,6 +1,7 @@
 """The one web process: HTTP by Django, WebSockets by Channels."""
 
 import os
+import tempfile
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,10 @@ from django.conf import settings  # noqa: E402
 
 from medseg_site.routing import websocket_urlpatterns  # noqa: E402
 from medseg_site.shared.upload_limit import UploadLimit  # noqa: E402
+
+# Where Django keeps a request's body before it asks anything of ours; /tmp may be small, or memory. Not in the workers, whose
+# processes leave folders in it when they are killed.
+tempfile.tempdir = str(settings.TMP_DIR)
 
 
 class OwnPagesAndPrograms(OriginValidator):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +162,6 @@ MEDSEG_REQUESTS_AT_ONCE = env.integer("MEDSEG_REQUESTS_AT_ONCE", 8, minimum=1)  
 MEDSEG_DECODED_CACHE_BYTES = env.integer("MEDSEG_DECODED_CACHE_MB", 50_000, minimum=1) * 2**20
 MEDSEG_TRAINING_SECONDS = env.integer("MEDSEG_TRAINING_SECONDS", 300, minimum=10)  # default time budget of a training
 FILE_UPLOAD_TEMP_DIR = str(TMP_DIR)
-tempfile.tempdir = str(
-    TMP_DIR
-)  # where Django keeps a request's body before anything else; /tmp may be small, or memory
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 2**20
 for _folder in (DATA_DIR, TMP_DIR, CACHE_DIR, MEDIA_ROOT, STATIC_ROOT):

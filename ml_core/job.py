@@ -357,6 +357,7 @@ class _Run:
         learnt_from = sorted(self.learnt_from) or None
         write_package(path, Package(self.plan, weights, metrics, self.split, facts, decisions, converted, learnt_from))
         read_package(path)  # done means: it loads
+        (self.job.folder / LEARNT_FROM).unlink(missing_ok=True)
         self.emit(
             {
                 "type": "done",

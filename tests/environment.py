@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SYSTEM_TMP = tempfile.gettempdir()  # the settings move temporary files into the data folder, which is its owner's alone
+SYSTEM_TMP = tempfile.gettempdir()  # the web process keeps its own in the data folder, which is its owner's alone
 
 
 def free_port() -> int:

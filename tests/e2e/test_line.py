@@ -96,7 +96,15 @@ def test_the_model_package_holds_tensors_and_documents_but_no_pickle(platform: P
     assert hashlib.sha256(content).hexdigest() == model["checksum"]
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = set(archive.namelist())
-        documents = {"package.json", "plan.json", "metrics.json", "split.json", "decisions.json", "README.md"}
+        documents = {
+            "package.json",
+            "plan.json",
+            "metrics.json",
+            "split.json",
+            "decisions.json",
+            "learnt_from.json",
+            "README.md",
+        }
         converted = (
             {"openvino_0.xml", "openvino_0.bin"} if model["decisions"]["serving"]["runtime"] == "openvino" else set()
         )

@@ -20,7 +20,6 @@ from ml_core.fingerprint import FingerprintBuilder
 from ml_core.io import Image, read_image, read_mask
 from ml_core.io.image import Grid
 from ml_core.job import TrainingJob, run
-from ml_core.job_split import as_document, same_again, split_job
 from ml_core.package import read_package
 from ml_core.plan import Machine, Plan
 from ml_core.planning import make_plan
@@ -392,27 +391,3 @@ def test_an_evaluation_that_would_not_end_in_time_takes_fewer_cases_and_says_so(
     metrics = events[-1]["metrics"]
     assert (metrics["n_cases"], metrics["held_out"], len(metrics["per_case"])) == (1, 4, 1)
     assert any(text.startswith("1 of the 4 held-out cases were evaluated") for text in events[-1]["warnings"])
-
-
-def test_other_shares_leave_the_locked_test_part_as_it_is(tmp_path: Path) -> None:
-    cases = draw(tmp_path, 8)
-    stored = {"train": [4, 5, 6, 7, 8], "val": [3], "test": [1, 2]}
-    asked: list[dict[str, Any]] = [{"validation_fraction": 0.4}, {"folds": 3}]
-    for wanted in asked:
-        plan = plan_for(cases, **wanted)
-        for split in split_job(cases, plan, Hyperparameters.from_dict(wanted), stored, tmp_path / "store"):
-            assert split.test == [0, 1]
-            assert sorted(split.train + split.val) == [2, 3, 4, 5, 6, 7]
-
-
-def test_splits_are_the_same_again_from_their_document(tmp_path: Path) -> None:
-    cases = draw(tmp_path, 8)
-    stored = {"train": [4, 5, 6, 7, 8], "val": [3], "test": [1, 2]}
-    for folds in (1, 3):
-        wanted = {"folds": folds, "seed": 5}
-        splits = split_job(
-            cases, plan_for(cases, **wanted), Hyperparameters.from_dict(wanted), stored, tmp_path / "store"
-        )
-        document = json.loads(json.dumps(as_document(cases, splits)))
-        assert same_again(cases, document) == splits
-        assert same_again(cases[:-1], document) is None
