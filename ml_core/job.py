@@ -166,9 +166,9 @@ class _Run:
         splits = splits or split_job(self.job.cases, self.plan, self.wanted, self.job.split, self.job.store)
         self.split = as_document(self.job.cases, splits)
         self.learnt_from = {self.job.cases[index].mark for split in splits for index in split.train}
-        (self.job.folder / LEARNT_FROM).write_text(
-            json.dumps(sorted(self.learnt_from))
-        )  # for a salvage, which has no cases
+        part = self.job.folder / f".{LEARNT_FROM}.part"  # for a salvage, which has no cases; whole or not at all
+        part.write_text(json.dumps(sorted(self.learnt_from)))
+        part.replace(self.job.folder / LEARNT_FROM)
         self.emit(
             {
                 "type": "plan",
