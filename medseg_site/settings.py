@@ -206,6 +206,7 @@ CELERY_TASK_ROUTES = {
     "medseg_site.tasks.restore_manifests": {"queue": "ingest"},
     "medseg_site.tasks.mend_recent_manifests": {"queue": "ingest"},
     "models_app.tasks.train_model": {"queue": "train"},
+    "models_app.tasks.keep_weights": {"queue": "infer"},  # has PyTorch at hand, and is not busy for hours
     "inference.tasks.run_inference": {"queue": "infer"},
     "inference.tasks.work_on_batches": {"queue": "infer"},
 }

@@ -18,6 +18,16 @@ def train_model(pk: int) -> None:
 @shared_task(soft_time_limit=60, time_limit=90)
 def reap_models() -> None:
     from medseg_site.shared.jobs import reap
+    from models_app.late_weights import without_weights
     from models_app.models import SegmentationModel
 
     reap(SegmentationModel, train_model.delay)
+    for pk in without_weights():  # asked for again in the next pass, until it is done
+        keep_weights.apply_async(args=(pk,), expires=60)
+
+
+@shared_task(soft_time_limit=600, time_limit=660)
+def keep_weights(pk: int) -> None:
+    from models_app.late_weights import keep_weights as keep
+
+    keep(pk)

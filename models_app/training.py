@@ -65,11 +65,11 @@ def _train(job: Claim[SegmentationModel], folder: Path) -> None:
         raise TrainingFailedError("The dataset was deleted. Upload it again and train on that.")
     folder.mkdir(parents=True, exist_ok=True)
     with job.kept_alive():
-        _bring_checkpoints(job.row, folder)
+        bring_checkpoints(job.row, folder)
     progress = _KeptProgress(job.row, folder)
     try:
         with cache.decoded_in_use(dataset.uuid) as store:
-            document = _job_document(job, dataset, folder, store)
+            document = job_document(job.row, dataset, folder, store)
             outcome = _outcome(job, dataset, folder, document, progress.after_epoch)
             if outcome is None:
                 outcome = _salvage(job, folder, document)
@@ -94,7 +94,7 @@ def _outcome(
     except CancelledError:  # its process, which would take up the best weights of an earlier attempt, was not started
         return None
     job.log.add(f"{len(objects['cases'])} samples are on this machine")
-    outcome = TrainingProcess(job, _write_job(folder, document | objects), after_epoch).outcome()
+    outcome = TrainingProcess(job, write_job(folder, document | objects), after_epoch).outcome()
     if outcome is None:
         kept = "its best weights so far are kept" if _has_best(folder) else "no weights were on the disk yet"
         job.note("note", f"The training did not answer and was killed; {kept}.")
@@ -105,7 +105,7 @@ def _has_best(folder: Path) -> bool:
     return any(folder.rglob("best.safetensors"))
 
 
-def _write_job(folder: Path, document: dict[str, Any]) -> Path:
+def write_job(folder: Path, document: dict[str, Any]) -> Path:
     path = folder / "job.json"
     path.write_text(json.dumps(document))
     return path
@@ -117,7 +117,7 @@ def _salvage(job: Claim[SegmentationModel], folder: Path, document: dict[str, An
     if not _has_best(folder):
         return nothing
     job.row.refresh_from_db(fields=["plan", "split"])  # those that the killed process told of
-    job_file = _write_job(folder, {**document, "salvage": True, "plan": job.row.plan, "split": job.row.split})
+    job_file = write_job(folder, {**document, "salvage": True, "plan": job.row.plan, "split": job.row.split})
     try:
         # It needs longer than a step to load what it needs, and nobody has to ask it to stop.
         return TrainingProcess(job, job_file, patience=SECONDS_TO_PACKAGE).outcome() or nothing
@@ -140,9 +140,8 @@ def _lower_batch(job: Claim[SegmentationModel], folder: Path) -> None:
         part.replace(folder / "limits.json")
 
 
-def _job_document(job: Claim[SegmentationModel], dataset: Dataset, folder: Path, store: Path) -> dict[str, Any]:
+def job_document(model: SegmentationModel, dataset: Dataset, folder: Path, store: Path) -> dict[str, Any]:
     """ml_core.job.TrainingJob, but for what has to be brought to this machine."""
-    model = job.row
     return {
         "cases": [],
         "split": _stored_split(dataset),
@@ -275,7 +274,7 @@ def _store_checkpoints(model: SegmentationModel, folder: Path, stored: dict[Path
             connection.close()  # of this thread
 
 
-def _bring_checkpoints(model: SegmentationModel, folder: Path) -> None:
+def bring_checkpoints(model: SegmentationModel, folder: Path) -> None:
     """What an earlier attempt on another machine stored."""
     if not storage.is_remote():
         return
@@ -288,7 +287,7 @@ def _bring_checkpoints(model: SegmentationModel, folder: Path) -> None:
         shutil.move(storage.fetch(key), target)  # moved: the cache must not keep an old one under this key
 
 
-def _store_package(model: SegmentationModel, path: Path) -> storage.StoredObject:
+def store_package(model: SegmentationModel, path: Path) -> storage.StoredObject:
     """Under a key of its own content: a model that was used before it went on training is there until its row says otherwise."""
     with path.open("rb") as file:
         sha256, _ = storage.sha256_of(file)
@@ -301,7 +300,7 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
     columns: dict[str, Any] = {"warnings": outcome["warnings"], "progress": {}}
     with job.kept_alive():
         if outcome["package"]:
-            stored = _store_package(model, Path(outcome["package"]))
+            stored = store_package(model, Path(outcome["package"]))
             for picture in sorted((folder / "cases").glob("*.png")):
                 storage.store_file(storage.object_key("models", model.uuid, "cases", picture.name), picture)
             columns |= {"s3_bucket": storage.bucket_name(), "s3_key": stored.key, "checksum": stored.sha256}

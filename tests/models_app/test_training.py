@@ -65,7 +65,7 @@ def test_checkpoints_of_one_network_or_several_come_back_on_another_machine(
     training._store_checkpoints(model, here)
     monkeypatch.setattr(storage, "is_remote", lambda: True)
     monkeypatch.setattr(storage, "fetch", lambda key: Path(default_storage.path(key)))
-    training._bring_checkpoints(model, there)
+    training.bring_checkpoints(model, there)
     assert {str(path.relative_to(there)): path.read_bytes() for path in there.rglob("*.safetensors")} == files
 
 

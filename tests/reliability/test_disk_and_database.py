@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import drawings
-from tests.platform import Platform, running
+from tests.platform import Json, Platform, running
 from tests.reliability import invariants
-from tests.reliability.conftest import EPOCHS, QUICKLY, TRAINING, Stage
+from tests.reliability.conftest import EPOCHS, QUICKLY, Stage, set_up
+from tests.reliability.steps import begin
 
 pytestmark = pytest.mark.reliability
 
@@ -60,42 +61,55 @@ def try_to_upload(platform: Platform, archive: bytes) -> tuple[int, str]:
 @pytest.mark.long
 def test_a_full_disk_costs_nothing_but_time(small_disk: Path) -> None:
     with running(Platform(small_disk / "data", QUICKLY)) as platform:
-        dataset = platform.upload("Before", drawings.png_dataset(12))
-        started = platform.start_training("Through it", dataset, **TRAINING)
-        platform.wait_for_epoch(started, 1)
-        with full(small_disk):
-            for archive in (drawings.png_dataset(12), bytes(4 * 2**20)):  # spooled in memory, and on the disk
-                status, text = try_to_upload(platform, archive)
-                assert status == 503, text
-                assert "disk" in text, text
-            time.sleep(SECONDS)
-        invariants.wait_for_rest(platform)  # a process that could not write at all may be on its way up again
-        model = platform.get(f"models/{started['id']}/")
-        assert model["status"] == "completed", model["error"]
-        assert [row["epoch"] for row in platform.epochs(model)] == list(range(1, EPOCHS + 1))
+        stage = set_up(platform)
+        for steps in (["training"], ["check", "inference"]):
+            begun = [begin(step, stage) for step in steps]
+            with full(small_disk):
+                for archive in (drawings.png_dataset(12), bytes(4 * 2**20)):  # spooled in memory, and on the disk
+                    status, text = try_to_upload(platform, archive)
+                    assert status == 503, text
+                    assert "disk" in text, text
+                time.sleep(SECONDS)
+            for row in begun:
+                expect_whole(platform, row)
         assert platform.upload("After", drawings.png_dataset(12))["status"] == "ready"
         assert not invariants.broken(platform)
+
+
+def expect_whole(platform: Platform, row: Json | None) -> None:
+    """A row that was at work during the fault: done, and a training with every epoch once."""
+    assert row
+    invariants.wait_for_rest(platform)  # a process that could not write at all may be on its way up again
+    ended = platform.get(row["path"])
+    assert ended["status"] in invariants.DONE, ended["error"]
+    if row["path"].startswith("models/"):
+        assert [item["epoch"] for item in platform.epochs(ended)] == list(range(1, EPOCHS + 1))
 
 
 @pytest.mark.long
 def test_a_database_that_is_locked_costs_nothing_but_time(stage: Stage) -> None:
     platform = stage.platform
-    started = platform.start_training("Through the lock", stage.dataset, **TRAINING)
-    platform.wait_for_epoch(started, 1)
-    other = sqlite3.connect(platform.folder / "medseg.sqlite3", isolation_level=None, timeout=60)
+    for steps in (["training"], ["check", "inference"]):
+        begun = [begin(step, stage) for step in steps]
+        with locked(platform.folder / "medseg.sqlite3"):
+            since = time.monotonic()
+            assert platform.get("datasets/")["count"] >= 1  # reading goes on under WAL
+            status, text = try_to_upload(platform, drawings.png_dataset(12))
+            assert status in {202, 503}, text
+            assert status == 202 or "database" in text, text
+            time.sleep(max(0.0, SECONDS - (time.monotonic() - since)))
+        for row in begun:
+            expect_whole(platform, row)
+    assert not invariants.broken(platform)
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Somebody else is writing, and does not come to an end."""
+    other = sqlite3.connect(database, isolation_level=None, timeout=60)
     other.execute("BEGIN IMMEDIATE")
     try:
-        begun = time.monotonic()
-        assert platform.get("datasets/")["count"] >= 1  # reading goes on under WAL
-        status, text = try_to_upload(platform, drawings.png_dataset(12))
-        assert status in {202, 503}, text
-        assert status == 202 or "database" in text, text
-        time.sleep(max(0.0, SECONDS - (time.monotonic() - begun)))
+        yield
     finally:
         other.execute("ROLLBACK")
         other.close()
-    model = platform.wait_until_ended(f"models/{started['id']}/")
-    assert model["status"] == "completed", model["error"]
-    assert [row["epoch"] for row in platform.epochs(model)] == list(range(1, EPOCHS + 1))
-    invariants.wait_for_rest(platform)
-    assert not invariants.broken(platform)

@@ -22,6 +22,7 @@ from tests.platform import Json, running_platform
 from tests.reliability import invariants
 from tests.reliability.conftest import EPOCHS, QUICKLY, TRAINING, Stage, set_up
 from tests.reliability.faulty_store import FaultyStore
+from tests.reliability.steps import begin
 
 pytestmark = pytest.mark.reliability
 
@@ -79,26 +80,6 @@ def test_storage_that_fails_for_a_while_costs_nothing(
     assert not invariants.broken(platform)
     if step == "training":
         assert [item["epoch"] for item in platform.epochs(ended)] == list(range(1, EPOCHS + 1))
-
-
-def begin(step: str, stage: Stage) -> Json | None:
-    platform = stage.platform
-    if step == "check":
-        files = {"archive": ("x.zip", drawings.png_dataset(40), "application/zip")}
-        row = platform.request("POST", "datasets/", data={"name": "Faulty"}, files=files, expect=202).json()
-        return {"path": f"datasets/{row['id']}/"}
-    if step == "training":
-        row = platform.start_training("Faulty", stage.dataset, **TRAINING)
-        platform.wait_for_epoch(row, 1)
-        return {"path": f"models/{row['id']}/"}
-    if step == "inference":
-        archive = drawings.zip_of({f"{seed}.png": drawings.png(drawings.disc(seed)[0]) for seed in range(300, 312)})
-        files = {"archive": ("x.zip", archive, "application/zip")}
-        row = platform.request(
-            "POST", "inference-batches/", data={"model": stage.model["id"]}, files=files, expect=202
-        ).json()
-        return {"path": f"inference-batches/{row['id']}/"}
-    return None
 
 
 def upload_during_the_fault(stage: Stage) -> Json | None:

@@ -1,0 +1,88 @@
+"""What a training had learnt when it was cancelled while nobody was at work on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.files.storage import default_storage
+
+from medseg_site.shared import jobs, manifests, storage
+from ml_core.checkpoint import save_weights
+from ml_core.config import Hyperparameters
+from ml_core.package import read_package
+from ml_core.plan import Machine
+from ml_core.planning import make_plan
+from ml_core.predictor import network_of
+from models_app import late_weights, tasks
+from models_app.models import Epoch, SegmentationModel
+from tests.factories import ModelFactory
+
+pytestmark = pytest.mark.django_db
+
+
+def cancelled_between_attempts(**values: Any) -> SegmentationModel:
+    """Its worker died after two epochs, and it was cancelled while it waited for another."""
+    model: SegmentationModel = ModelFactory.create(requested={"encoder": "plain-16", "patch_size": 32}, **values)
+    assert model.dataset
+    wanted = Hyperparameters.from_dict(model.requested)
+    plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
+    claim = jobs.claim(SegmentationModel, model.pk)
+    assert claim
+    claim.update(plan=plan.to_dict(), split={"train": [1, 2], "val": [3], "test": [4]})
+    Epoch.objects.create(model=model, epoch=2, val_dice=0.5, learning_rate=0.1, seconds=1, images_per_second=1)
+    folder = storage.training_folder(model.uuid)
+    folder.mkdir(parents=True)
+    save_weights(folder / "best.safetensors", network_of(plan).state_dict(), {"epoch": 2, "val_dice": 0.5})
+    assert claim.end_attempt("The worker died.")
+    model.refresh_from_db()
+    jobs.request_cancel(model)
+    return model
+
+
+def test_a_training_cancelled_between_two_attempts_keeps_its_best_weights(
+    django_capture_on_commit_callbacks: Any,
+) -> None:
+    model = cancelled_between_attempts()
+    assert (model.status, model.is_usable) == ("cancelled", False)  # at once, whoever is busy
+    assert list(late_weights.without_weights()) == [model.pk]
+    before = sorted(storage.training_folder(model.uuid).iterdir())
+    with django_capture_on_commit_callbacks(execute=True):
+        late_weights.keep_weights(model.pk)
+    model.refresh_from_db()
+    assert (model.status, model.is_usable) == ("cancelled", True)
+    package = read_package(storage.fetch(model.s3_key, model.checksum))
+    assert (package.facts["best_epoch"], package.split) == (2, model.split)
+    assert model.timeline[-1]["event"] == late_weights.KEPT
+    assert list(late_weights.without_weights()) == []
+    assert sorted(storage.training_folder(model.uuid).iterdir()) == before  # it can still be resumed
+    assert manifests.differences(model, manifests.read(f"models/{model.uuid}/manifest.json")) == []
+
+
+def test_weights_of_a_training_that_goes_on_meanwhile_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cancelled_between_attempts()
+    package = late_weights._package
+
+    def resumed_meanwhile(model: SegmentationModel, folder: Any) -> Any:
+        made = package(model, folder)
+        jobs.requeue(model)
+        return made
+
+    monkeypatch.setattr(late_weights, "_package", resumed_meanwhile)
+    late_weights.keep_weights(model.pk)
+    model.refresh_from_db()
+    assert (model.status, model.is_usable) == ("queued", False)
+    assert [name for name in default_storage.listdir(f"models/{model.uuid}")[1] if name.startswith("model-")] == []
+
+
+def test_where_there_is_nothing_to_keep_nobody_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cancelled_between_attempts()
+    (storage.training_folder(model.uuid) / "best.safetensors").unlink()
+    sent: list[Any] = []
+    monkeypatch.setattr(tasks.keep_weights, "apply_async", lambda args, **_: sent.append(args))
+    tasks.reap_models()
+    late_weights.keep_weights(model.pk)
+    tasks.reap_models()
+    assert sent == [(model.pk,)]
+    model.refresh_from_db()
+    assert (model.is_usable, model.timeline[-1]["event"]) == (False, late_weights.NONE)
