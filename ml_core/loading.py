@@ -14,16 +14,19 @@ from ml_core.data import PatchSampler
 from ml_core.plan import Plan
 
 AHEAD = 2  # batches
+FEW_THREADS = 2  # beside so few, changing a batch takes one from the network for longer than the network would take to do it between steps
 
 
 class BatchLoader:
     """`next()` gives the batch of the next step: images (B, C, *patch) float32 channels-last and labels int64, on the device.
 
-    A thread draws and, on a CPU, augments; a GPU augments by itself. Each step has random numbers of its own.
+    A thread draws and, on a CPU of many cores, augments; who has few, or a GPU, augments between its steps. Each step has random numbers
+    of its own.
     """
 
     def __init__(self, sampler: PatchSampler, plan: Plan, device: torch.device, *, first_step: int) -> None:
         self._sampler, self._plan, self._device, self._step = sampler, plan, device, first_step
+        self._beside = device.type == "cpu" and torch.get_num_threads() > FEW_THREADS
         self._ready: queue.Queue[tuple[Tensor, Tensor] | BaseException] = queue.Queue(AHEAD)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(first_step,), daemon=True)
@@ -47,7 +50,7 @@ class BatchLoader:
         if isinstance(batch, BaseException):
             raise batch
         images, labels = batch
-        if self._device.type != "cpu":
+        if not self._beside:
             images, labels = self._augment(
                 images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True), self._step
             )
@@ -59,9 +62,9 @@ class BatchLoader:
         try:
             while not self._over.is_set():
                 images, labels = self._sampler.batch(step)
-                if self._device.type == "cpu":
+                if self._beside:
                     images, labels = self._augment(images, labels, step)
-                else:
+                elif self._device.type != "cpu":
                     images, labels = images.pin_memory(), labels.pin_memory()
                 self._ready.put((images, labels))
                 step += 1

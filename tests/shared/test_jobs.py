@@ -187,7 +187,7 @@ def test_one_pass_sends_the_oldest_rows_only(clock: Clock, monkeypatch: pytest.M
         {"status": "failed", "error": None},
         {"status": "failed", "error": ""},
         {"status": "completed", "s3_key": ""},
-        {"status": "training somewhere"},
+        {"status": "half trained"},
         {"status": "queued", "claim_token": "00000000-0000-0000-0000-000000000001"},
     ],
 )
