@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ml_core.checkpoint import pack, unpack
 from ml_core.errors import TrainingError
-from ml_core.optimization import KernelMuon, make_optimizers, set_learning_rate
+from ml_core.optimization import KernelMuon, clip_gradients, make_optimizers, set_learning_rate
 from ml_core.plan import Plan
 from ml_core.predictor import network_of
+from ml_core.trainer import update_average
 from tests.ml_core.test_planning import plan
 
 RATE = 0.01
@@ -105,3 +106,31 @@ def test_a_plan_of_before_there_was_a_choice_speaks_of_adamw() -> None:
     assert values["optimizer"] == "muon"
     del values["optimizer"]
     assert Plan.from_dict(values).optimizer == "adamw"
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0, float("nan")])
+def test_gradients_are_clipped_as_by_torch(scale: float) -> None:
+    torch.manual_seed(0)
+    ours, theirs, unused = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(2, 2)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        one.grad = torch.randn_like(one) * scale
+        other.grad = one.grad.clone()
+    clip_gradients(nn.ModuleList([ours, unused]), 5.0)
+    nn.utils.clip_grad_norm_(theirs.parameters(), 5.0)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_average_of_every_fourth_step_is_near_that_of_all() -> None:
+    average, exact, network = (nn.Linear(1, 1, bias=False) for _ in range(3))
+    for one in (average, exact):
+        nn.init.zeros_(one.weight)
+    followed = []
+    for step in range(1, 1201):
+        with torch.no_grad():
+            network.weight.fill_(step / 1000 + (step % 7 - 3) / 10)  # it moves on, and shakes
+            exact.weight.lerp_(network.weight, 1 - min(0.99, (1 + step) / (10 + step)))
+        update_average(average, network, step, 0.99)
+        followed.append(abs(float(average.weight.detach() - exact.weight.detach())))
+    assert max(followed[:100]) < 1e-6  # there each counts
+    assert max(followed[900:]) < 0.02  # of a shaking by 0.6
