@@ -33,6 +33,11 @@ def without_weights() -> Iterator[int]:
             yield pk
 
 
+def is_due(model: SegmentationModel) -> bool:
+    """Whether this is one of them."""
+    return model.status == SegmentationModel.WORDS.cancelled and not model.s3_key and model.pk in without_weights()
+
+
 def keep_weights(pk: int) -> None:
     """Package what the checkpoints hold. It is dropped where the training goes on meanwhile, or was deleted."""
     model = _cancelled().filter(pk=pk).first()

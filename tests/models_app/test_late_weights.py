@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from django.core.files.storage import default_storage
+from django.test import Client
+from django.urls import reverse
 
 from medseg_site.shared import jobs, manifests, storage
 from ml_core.checkpoint import save_weights
@@ -17,6 +19,7 @@ from ml_core.predictor import network_of
 from models_app import late_weights, tasks
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import ModelFactory
+from tests.pages import HTMX, text
 
 pytestmark = pytest.mark.django_db
 
@@ -57,6 +60,16 @@ def test_a_training_cancelled_between_two_attempts_keeps_its_best_weights(
     assert list(late_weights.without_weights()) == []
     assert sorted(storage.training_folder(model.uuid).iterdir()) == before  # it can still be resumed
     assert manifests.differences(model, manifests.read(f"models/{model.uuid}/manifest.json")) == []
+
+
+def test_the_page_waits_for_the_weights(client: Client) -> None:
+    model = cancelled_between_attempts()
+    live = reverse("models_app:live", args=[model.pk])
+    assert "are being packed" in text(client, model.get_absolute_url())
+    assert "are being packed" in text(client, live, headers=HTMX)
+    late_weights.keep_weights(model.pk)
+    assert "are kept and can be used" in text(client, live, headers=HTMX)
+    assert "are being packed" not in text(client, model.get_absolute_url())
 
 
 def test_weights_of_a_training_that_goes_on_meanwhile_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
