@@ -302,6 +302,9 @@ def test_batch_page_lists_its_images(client: Client) -> None:
         assert shown in page, shown
     assert failed.get_absolute_url() in page
     assert "2 of 2 images done" in text(client, live, headers=HTMX)
+    assert "1 done, 1 failed" in page
+    InferenceBatch.objects.update(cancel_requested=True)
+    assert "1 done, 1 cancelled or failed" in text(client, row.get_absolute_url())
     InferenceBatch.objects.update(status="completed", finished_at=timezone.now())
     assert reverse("inference-batch-download", args=[row.pk]) in client.get(live, headers=HTMX).content.decode()
     assert row.get_absolute_url() in text(client, reverse("inference:list"))
