@@ -12,10 +12,9 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from medseg_site.shared import cache, storage
+from medseg_site.shared import cache, outages, storage
 from medseg_site.shared.job_log import add_to_timeline
 from medseg_site.shared.jobs import announce
-from ml_core.errors import MLError
 from models_app.models import SegmentationModel
 from models_app.training import bring_checkpoints, job_document, store_package, write_job
 
@@ -25,9 +24,9 @@ KEPT, NONE = "weights kept", "no weights"
 LOOKED_BACK = timedelta(days=1)
 
 
-def without_weights() -> Iterator[int]:
-    """Models that were cancelled after an epoch, and whose weights nobody has looked for yet."""
-    lately = _cancelled().filter(finished_at__gt=timezone.now() - LOOKED_BACK, dataset__isnull=False)
+def without_weights(**only: Any) -> Iterator[int]:
+    """Models that were cancelled after an epoch, and whose weights nobody has looked for yet. `only`: as for a filter."""
+    lately = _cancelled().filter(finished_at__gt=timezone.now() - LOOKED_BACK, dataset__isnull=False, **only)
     for pk, timeline in lately.filter(epochs__isnull=False).distinct().values_list("pk", "timeline"):
         if timeline and timeline[-1]["event"] not in (KEPT, NONE):
             yield pk
@@ -35,16 +34,26 @@ def without_weights() -> Iterator[int]:
 
 def is_due(model: SegmentationModel) -> bool:
     """Whether this is one of them."""
-    return model.status == SegmentationModel.WORDS.cancelled and not model.s3_key and model.pk in without_weights()
+    cancelled = model.status == SegmentationModel.WORDS.cancelled and not model.s3_key  # most are not: no query
+    return cancelled and any(without_weights(pk=model.pk))
 
 
 def keep_weights(pk: int) -> None:
-    """Package what the checkpoints hold. It is dropped where the training goes on meanwhile, or was deleted."""
+    """Package what the checkpoints hold. It is dropped where the training goes on meanwhile, or was deleted.
+
+    What an outage kept from being done is raised, for the reaper asks again; what cannot be packed at all is given up.
+    """
     model = _cancelled().filter(pk=pk).first()
     if model is None or model.dataset is None:
         return
     with storage.scratch_folder(f"weights-{pk}") as folder:
-        package = _package(model, folder)
+        try:
+            package = _package(model, folder)
+        except Exception as error:
+            if outages.reason_of(error):
+                raise
+            log.exception("model %s: its weights could not be kept", pk)
+            package = None
         stored = store_package(model, package) if package else None
     columns: dict[str, Any] = {}
     if stored:
@@ -79,9 +88,5 @@ def _package(model: SegmentationModel, folder: Path) -> Path | None:
         return None
     assert model.dataset
     document = job_document(model, model.dataset, folder, folder / "store") | {"split": model.split, "salvage": True}
-    try:
-        run(TrainingJob.read(write_job(folder, document)), on_event=lambda event: None, should_stop=lambda: False)
-    except MLError:
-        log.exception("model %s: its weights could not be kept", model.pk)
-        return None
+    run(TrainingJob.read(write_job(folder, document)), on_event=lambda event: None, should_stop=lambda: False)
     return folder / "model.zip"

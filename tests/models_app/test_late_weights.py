@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.core.files.storage import default_storage
@@ -88,9 +90,22 @@ def test_weights_of_a_training_that_goes_on_meanwhile_are_dropped(monkeypatch: p
     assert [name for name in default_storage.listdir(f"models/{model.uuid}")[1] if name.startswith("model-")] == []
 
 
-def test_where_there_is_nothing_to_keep_nobody_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_outage_kept_from_being_packed_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = cancelled_between_attempts()
-    (storage.training_folder(model.uuid) / "best.safetensors").unlink()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(late_weights, "_package", Mock(side_effect=full))
+    with pytest.raises(OSError, match="No space"):
+        late_weights.keep_weights(model.pk)
+    assert list(late_weights.without_weights()) == [model.pk]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_where_there_is_nothing_to_keep_nobody_looks_again(monkeypatch: pytest.MonkeyPatch, damaged: bool) -> None:
+    model = cancelled_between_attempts()
+    best = storage.training_folder(model.uuid) / "best.safetensors"
+    best.unlink()
+    if damaged:
+        best.write_bytes(b"cut off")
     sent: list[Any] = []
     monkeypatch.setattr(tasks.keep_weights, "apply_async", lambda args, **_: sent.append(args))
     tasks.reap_models()
