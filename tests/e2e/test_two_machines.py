@@ -19,8 +19,8 @@ import psycopg
 import pytest
 
 from tests.e2e import drawings
-from tests.e2e.test_postgres import database_url  # noqa: F401
-from tests.e2e.test_s3 import CREDENTIALS, bucket, endpoint  # noqa: F401
+from tests.e2e.test_postgres import database_url  # noqa: F401 (a fixture)
+from tests.e2e.test_s3 import CREDENTIALS, bucket, endpoint  # noqa: F401 (fixtures)
 from tests.environment import REPOSITORY
 from tests.platform import WORK_SECONDS, Json, Platform, running_platform
 
@@ -30,7 +30,7 @@ IMAGES = 300
 
 
 @pytest.fixture(scope="module")
-def shared(database_url: str, endpoint: str, bucket: Any) -> dict[str, str]:  # noqa: F811
+def shared(database_url: str, endpoint: str, bucket: Any) -> dict[str, str]:  # noqa: F811 (fixtures)
     """What all machines are told."""
     return {
         **CREDENTIALS,

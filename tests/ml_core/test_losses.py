@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812 (everybody's name for it)
 
 from ml_core.config import LOSSES
 from ml_core.errors import ConfigError

@@ -95,7 +95,7 @@ def test_an_answer_that_is_cut_is_an_outage_and_no_object(s3_media: Any, setting
             with pytest.raises(Exception) as caught:  # noqa: PT011 (which of them, outages knows)
                 storage.fetch("batches/x/archive.zip")
             assert outages.reason_of(caught.value) == "The object storage does not answer."
-            with pytest.raises(Exception) as caught:  # noqa: PT011
+            with pytest.raises(Exception) as caught:  # noqa: PT011 (the same)
                 storage.fetch("datasets/x/archive.zip", "0" * 64)
             assert outages.reason_of(caught.value) == "The object storage does not answer."
         finally:
