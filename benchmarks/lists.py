@@ -1,50 +1,110 @@
-"""Lists, details and pages with few and with very many rows: 95th percentile in ms and number of queries.
+"""Lists, details and pages with few and with very many rows: median and 95th percentile in ms, and number of queries.
 
-    python -m benchmarks.lists [--samples 1000 1000000] [--inferences 1000 100000] [--rounds 30]
+    python -m benchmarks.lists [--samples 1000 1000000] [--inferences 1000 100000] [--rounds 40] [--databases URL URL]
 
-In a temporary folder with the real migrations, on SQLite, or on the database of DATABASE_URL (an empty one: it is filled). The
-requests go through all of Django but no network. Prints Markdown; a ratio above 2 is marked.
+Two platforms, each a process with a temporary folder and the real migrations, on SQLite or on two empty databases. Each request goes to one
+and the other in turn, so that what else the machine does meets both; through all of Django but no network. Prints Markdown; a
+ratio above 2 is marked.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from typing import Any
 
 MODELS, BATCHES = 20, 5
 MOST_RATIO = 2.0
+WARM_UP = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, nargs=2, default=[1_000, 1_000_000])
     parser.add_argument("--inferences", type=int, nargs=2, default=[1_000, 100_000])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--databases", nargs=2, default=["", ""], help="DATABASE_URL of each; default: SQLite")
     options = parser.parse_args()
+    spawn, pipes = multiprocessing.get_context("spawn"), []
+    for size in zip(options.samples, options.inferences, options.databases, strict=True):
+        ours, theirs = spawn.Pipe()
+        spawn.Process(target=platform, args=(theirs, *size), daemon=True).start()
+        pipes.append(ours)
+        print(ours.recv(), flush=True)
+    few, many = pipes
+    print(f"\nload of the machine {os.getloadavg()[0]:.1f}, {options.rounds} requests each, in turn\n")
+    print(
+        f"| request | median, ms: {options.samples[0]:,} / {options.inferences[0]:,} rows "
+        f"| {options.samples[1]:,} / {options.inferences[1]:,} | ratio | p95 | p95 | ratio of p95 | queries |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    names = few.recv()
+    assert many.recv() == names
+    for name in names:
+        measure(name, few, many, options.rounds)
+
+
+def measure(name: str, few: Connection, many: Connection, rounds: int) -> None:
+    """A line of the table."""
+    times: tuple[list[float], list[float]] = ([], [])
+    queries: list[int] = []
+    for number in range(WARM_UP + rounds):
+        for pipe, kept in zip((few, many), times, strict=True):
+            pipe.send((name, number == 0))
+            milliseconds, count = pipe.recv()
+            if number >= WARM_UP:
+                kept.append(milliseconds)
+            elif number == 0:
+                queries.append(count)
+    medians = [statistics.median(kept) for kept in times]
+    p95 = [statistics.quantiles(kept, n=20)[18] for kept in times]
+
+    def ratio(pair: list[float]) -> str:
+        found = pair[1] / pair[0]
+        return f"**{found:.2f}**" if found > MOST_RATIO else f"{found:.2f}"
+
+    count_of = f"{queries[0]}" if queries[0] == queries[1] else f"**{queries[0]} → {queries[1]}**"
+    print(
+        f"| {name} | {medians[0]:.1f} | {medians[1]:.1f} | {ratio(medians)} | {p95[0]:.1f} | {p95[1]:.1f} | {ratio(p95)} | {count_of} |",
+        flush=True,
+    )
+
+
+def platform(pipe: Connection, samples: int, inferences: int, database: str) -> None:
+    """A process of its own: fills its database, then makes each request that it is sent the name of."""
     with tempfile.TemporaryDirectory(prefix="medseg-lists-") as folder:
         os.environ.update(MEDSEG_DATA_DIR=folder, DJANGO_SETTINGS_MODULE="medseg_site.settings", LOG_LEVEL="ERROR")
-        os.environ["ALLOWED_HOSTS"] = "testserver"
+        os.environ |= {"ALLOWED_HOSTS": "testserver", "DATABASE_URL": database}
         import django
 
         django.setup()
         from django.core.management import call_command
         from django.db import connection
+        from django.test import Client
+        from django.test.utils import CaptureQueriesContext
 
         call_command("migrate", verbosity=0)
-        filled = Filled()
-        tables = []
-        for samples, inferences in zip(options.samples, options.inferences, strict=True):
-            started = time.perf_counter()
-            filled.fill(samples, inferences)
-            print(f"filled {samples:,} samples and {inferences:,} inferences in {time.perf_counter() - started:.0f} s")
-            tables.append(measure(requests_of(filled), options.rounds))
-        print(f"\n{connection.vendor}, load of the machine {os.getloadavg()[0]:.1f}, {options.rounds} requests each\n")
-        show(tables, options)
+        started, filled, client = time.perf_counter(), Filled(), Client()
+        filled.fill(samples, inferences)
+        seconds = time.perf_counter() - started
+        pipe.send(f"{connection.vendor}: {samples:,} samples and {inferences:,} inferences, filled in {seconds:.0f} s")
+        requests = requests_of(filled)
+        pipe.send(list(requests))
+        while True:
+            name, is_counted = pipe.recv()
+            with CaptureQueriesContext(connection) if is_counted else nullcontext() as queries:
+                started = time.perf_counter()
+                answer = client.get(requests[name])
+                milliseconds = (time.perf_counter() - started) * 1e3
+            assert answer.status_code == 200, f"{requests[name]}: {answer.status_code}"
+            pipe.send((milliseconds, len(queries) if queries else 0))
 
 
 class Filled:
@@ -95,13 +155,11 @@ class Filled:
 
         from datasets.models import Dataset, Sample
 
-        there = Sample.objects.count()
-        for start in range(there, samples, 20_000):
+        for start in range(0, samples, 20_000):
             positions = range(start, min(start + 20_000, samples))
             Sample.objects.bulk_create([self._sample(position) for position in positions], batch_size=1_000)
         Dataset.objects.filter(pk=self.dataset.pk).update(file_count=samples)
-        there = self.results_of.objects.count()
-        for start in range(there, inferences, 5_000):
+        for start in range(0, inferences, 5_000):
             numbers = range(start, min(start + 5_000, inferences))
             self.results_of.objects.bulk_create([self._inference(number) for number in numbers], batch_size=500)
         with connection.cursor() as cursor:
@@ -190,41 +248,6 @@ def requests_of(filled: Filled) -> dict[str, str]:
         "page of all models": "/models/",
         "home": "/",
     }
-
-
-def measure(requests: dict[str, str], rounds: int) -> dict[str, tuple[float, float, int]]:
-    """What is asked for → (median, 95th percentile, both in ms, number of queries)."""
-    from django.db import connection
-    from django.test import Client
-    from django.test.utils import CaptureQueriesContext
-
-    client, found = Client(), {}
-    for name, address in requests.items():
-        with CaptureQueriesContext(connection) as queries:  # and a warm-up
-            answer = client.get(address)
-            assert answer.status_code == 200, f"{address}: {answer.status_code}"
-        count, times = len(queries.captured_queries), []
-        for _ in range(rounds):
-            started = time.perf_counter()
-            client.get(address)
-            times.append((time.perf_counter() - started) * 1e3)
-        found[name] = (statistics.median(times), statistics.quantiles(times, n=20)[18], count)
-    return found
-
-
-def show(tables: list[dict[str, tuple[float, float, int]]], options: argparse.Namespace) -> None:
-    few, many = tables
-    print(
-        f"| request | median, ms: {options.samples[0]:,} / {options.inferences[0]:,} rows "
-        f"| {options.samples[1]:,} / {options.inferences[1]:,} | p95 | p95 | ratio of p95 | queries |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for name, (median, p95, queries) in few.items():
-        median_many, p95_many, queries_many = many[name]
-        ratio = p95_many / p95
-        mark = f"**{ratio:.2f}**" if ratio > MOST_RATIO else f"{ratio:.2f}"
-        count = f"{queries}" if queries == queries_many else f"**{queries} → {queries_many}**"
-        print(f"| {name} | {median:.1f} | {median_many:.1f} | {p95:.1f} | {p95_many:.1f} | {mark} | {count} |")
 
 
 if __name__ == "__main__":

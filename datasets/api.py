@@ -29,7 +29,7 @@ from datasets.serializers import (
     VersionCreateSerializer,
 )
 from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
-from medseg_site.shared.downloads import object_response
+from medseg_site.shared.downloads import object_response, part_response
 from medseg_site.shared.job_api import JobLogMixin
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
@@ -212,4 +212,12 @@ class DatasetViewSet(
     def sample_thumbnail(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """A small picture of the image with its mask over it."""
         sample = self._sample(sample_id)
-        return object_response(request, sample.thumbnail_key, content_type="image/jpeg", name="thumbnail.jpg")
+        if sample.thumbnail_offset is None or sample.thumbnail_size is None:
+            return object_response(request, sample.thumbnail_key, content_type="image/jpeg", name="thumbnail.jpg")
+        return part_response(
+            sample.thumbnail_key,
+            sample.thumbnail_offset,
+            sample.thumbnail_size,
+            content_type="image/jpeg",
+            name="thumbnail.jpg",
+        )

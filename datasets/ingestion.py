@@ -144,6 +144,8 @@ def _sample_rows(dataset: Dataset, samples: list[CheckedSample], split: Split) -
             mask_key=sample.mask.key,
             mask_sha256=sample.mask.sha256,
             thumbnail_key=sample.thumbnail_key,
+            thumbnail_offset=sample.thumbnail_offset,
+            thumbnail_size=sample.thumbnail_size,
         )
 
 
@@ -265,10 +267,10 @@ def _check_items(
         checked.samples.append(sample)
 
     # Kept alive, for one large volume can take longer to read, or slow storage to take, than a heartbeat may be silent.
-    with job.kept_alive(), PairPipeline(archive, folder, min(len(items), MOST_COMPARED)) as pipeline:
+    prefix = storage.object_key("datasets", job.row.uuid, "samples")
+    with job.kept_alive(), PairPipeline(archive, folder, prefix, min(len(items), MOST_COMPARED)) as pipeline:
         for position, item, read in pipeline.read(items):
             job.beat({"stage": "checking", "done": position, "total": len(items), "fraction": position / len(items)})
-            prefix = storage.object_key("datasets", job.row.uuid, "samples", f"{position:06d}")
             earlier = merged.instead_of.get(item.name[:300])
             try:
                 known = pipeline.know(read, checked.classes, checked.builders, earlier, merged.dimensions)
@@ -280,7 +282,7 @@ def _check_items(
                 known = pipeline.know(partial(read_kept, earlier), checked.classes, checked.builders)
             finally:
                 del read  # its pixels
-            for sample in pipeline.store(known, prefix):
+            for sample in pipeline.store(known, position):
                 note(sample)
             if len(checked.classes) > MOST_CLASSES:
                 cure = "Store every class as one number in the mask, without smoothing or lossy compression."

@@ -137,6 +137,9 @@ class Sample(models.Model):
     mask_key = models.CharField(max_length=300, editable=False)
     mask_sha256 = models.CharField(max_length=64, editable=False)
     thumbnail_key = models.CharField(max_length=300, editable=False)
+    # Where in that object it lies, in bytes; None where the object is this one thumbnail, as it was in earlier versions.
+    thumbnail_offset = models.PositiveIntegerField(null=True, editable=False)
+    thumbnail_size = models.PositiveIntegerField(null=True, editable=False)
 
     class Meta:
         db_table = "samples"

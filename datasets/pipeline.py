@@ -31,6 +31,7 @@ from datasets.samples import (
     read_pair,
     store_sample,
 )
+from datasets.thumbnails import ThumbnailWriter
 from datasets.versions import ReadKept, as_stored, is_unchanged, know_kept, read_kept
 from medseg_site.shared import storage
 from ml_core.errors import ImageError
@@ -47,12 +48,13 @@ WAITING_TO_BE_STORED = 64  # pairs, as files in the scratch folder
 class PairPipeline:
     """A context manager. On leaving it, also by an error, no thread reads or stores any more."""
 
-    def __init__(self, archive: SafeArchive | None, folder: Path, compared: int) -> None:
-        """compared: how many pairs' signatures are kept, to be compared when all are read."""
-        self._archive, self._folder = archive, folder
+    def __init__(self, archive: SafeArchive | None, folder: Path, prefix: str, compared: int) -> None:
+        """prefix: of the samples' keys. compared: how many pairs' signatures are kept, to be compared when all are read."""
+        self._archive, self._folder, self._prefix = archive, folder, prefix
         self._signatures = _SignatureFile(folder / "signatures", compared)
         self._readers = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "read")
         self._writers = ThreadPoolExecutor(STORED_AT_ONCE if storage.is_remote() else 2, "store")
+        self._thumbnails = ThumbnailWriter(self._writers, f"{prefix}/thumbnails")
         self._being_stored: deque[Future[CheckedSample]] = deque()
         self._free: SimpleQueue[Path] = SimpleQueue()  # folders are used again: making one takes longer than a file
         self._folders = 0
@@ -148,28 +150,30 @@ class PairPipeline:
             path.unlink()
         self._free.put(folder)
 
-    def _store(self, known: KnownSample, prefix: str) -> CheckedSample:
-        sample = store_sample(known, prefix)
+    def _store(self, known: KnownSample, position: int) -> CheckedSample:
+        sample = store_sample(known, f"{self._prefix}/{position:06d}")
         self._give_back(known.folder)
         return sample
 
-    def store(self, known: KnownSample | CheckedSample, prefix: str) -> list[CheckedSample]:
+    def store(self, known: KnownSample | CheckedSample, position: int) -> list[CheckedSample]:
         """Store a pair beside all else. Gives those that are stored by now, in order."""
         if isinstance(known, CheckedSample):
             stays: Future[CheckedSample] = Future()
             stays.set_result(known)
             self._being_stored.append(stays)
         else:
-            self._being_stored.append(self._writers.submit(self._store, known, prefix))
+            self._thumbnails.add(known.sample, known.thumbnail)
+            self._being_stored.append(self._writers.submit(self._store, known, position))
         stored = []
         while self._being_stored and (self._being_stored[0].done() or len(self._being_stored) > WAITING_TO_BE_STORED):
             stored.append(self._being_stored.popleft().result())
         return stored
 
     def rest(self) -> Iterator[CheckedSample]:
-        """Those that were still being stored, in order."""
+        """Those that were still being stored, in order; after the last one all is stored."""
         while self._being_stored:
             yield self._being_stored.popleft().result()
+        self._thumbnails.finish()
 
 
 class _SignatureFile:

@@ -1,4 +1,4 @@
-"""One pair of a dataset: read, checked, and stored with its normalised mask and a thumbnail."""
+"""One pair of a dataset: read, checked, and stored with its normalised mask; and its thumbnail."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ class CheckedSample:
     image: storage.StoredObject
     mask: storage.StoredObject
     thumbnail_key: str
+    thumbnail_offset: int | None
+    thumbnail_size: int | None
     signature: NDArray[np.float16]  # of ml_core.near_duplicates
     issues: list[Issue] = field(default_factory=list)
 
@@ -211,6 +213,8 @@ def know_pair(read: ReadPair, classes: ClassTable, builders: dict[int, Fingerpri
         image=storage.StoredObject("", 0, ""),
         mask=storage.StoredObject("", 0, ""),
         thumbnail_key="",
+        thumbnail_offset=None,
+        thumbnail_size=None,
         signature=read.signature,
         issues=issues,
     )
@@ -225,11 +229,10 @@ def mixed_dimensions(wanted: int) -> ImageError:
 
 
 def store_sample(known: KnownSample, prefix: str) -> CheckedSample:
-    """Store image, mask and thumbnail."""
+    """Store image and mask."""
     image_path, labels_path, sample = known.image_path, known.labels_path, known.sample
     sample.image = storage.store_file(f"{prefix}/image{_suffix(image_path.name)}", image_path)
     sample.mask = storage.store_file(f"{prefix}/mask{_suffix(labels_path.name)}", labels_path)
-    sample.thumbnail_key = storage.store_bytes(f"{prefix}/thumbnail.jpg", known.thumbnail).key
     return sample
 
 

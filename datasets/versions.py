@@ -122,6 +122,8 @@ def as_stored(sample: Sample, seen: NDArray[np.float16]) -> CheckedSample:
         image=storage.StoredObject(sample.image_key, 0, sample.image_sha256),
         mask=storage.StoredObject(sample.mask_key, 0, sample.mask_sha256),
         thumbnail_key=sample.thumbnail_key,
+        thumbnail_offset=sample.thumbnail_offset,
+        thumbnail_size=sample.thumbnail_size,
         signature=seen,
     )
 

@@ -22,6 +22,7 @@ from medseg_site.shared import remote, storage
 from medseg_site.shared.errors import MedSegError
 
 SENT_AT_ONCE = 2**18  # bytes
+KEPT_BY_BROWSERS = "private, max-age=3600"
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -100,7 +101,26 @@ def object_response(
             return HttpResponseRedirect(address, headers={"Cache-Control": "private, no-store"})
         return _streamed(request, key, size, content_type=content_type, name=name, sha256=sha256, download=download)
     except OSError:
-        raise MedSegError("no_object", "The file is not in storage any more.", http_status=404) from None
+        raise _gone() from None
+
+
+def part_response(key: str, start: int, size: int, *, content_type: str, name: str) -> HttpResponse:
+    """A small file that lies in an object among others: `size` bytes from `start`."""
+    try:
+        with storage.open_range(key, start, start + size) as source:
+            content = source.read()
+    except OSError:
+        raise _gone() from None
+    if len(content) != size:
+        raise _gone()
+    response = HttpResponse(content, content_type=content_type)
+    response["Cache-Control"] = KEPT_BY_BROWSERS
+    response["Content-Disposition"] = content_disposition_header(False, name)
+    return response
+
+
+def _gone() -> MedSegError:
+    return MedSegError("no_object", "The file is not in storage any more.", http_status=404)
 
 
 def _streamed(
@@ -115,7 +135,7 @@ def _streamed(
     response: Any = StreamedFileResponse(source, status=206 if asked else 200, content_type=content_type)
     response["Content-Length"] = str(last - first + 1)
     response["Accept-Ranges"] = "bytes"
-    response["Cache-Control"] = "private, max-age=3600"
+    response["Cache-Control"] = KEPT_BY_BROWSERS
     response["Content-Disposition"] = content_disposition_header(download, name)
     if asked:
         response["Content-Range"] = f"bytes {first}-{last}/{size}"
