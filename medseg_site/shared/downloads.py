@@ -104,7 +104,7 @@ def object_response(
         raise _gone() from None
 
 
-def part_response(key: str, start: int, size: int, *, content_type: str, name: str) -> HttpResponse:
+def part_response(key: str, start: int, size: int, *, content_type: str, name: str) -> HttpResponseBase:
     """A small file that lies in an object among others: `size` bytes from `start`."""
     try:
         with storage.open_range(key, start, start + size) as source:
@@ -113,10 +113,11 @@ def part_response(key: str, start: int, size: int, *, content_type: str, name: s
         raise _gone() from None
     if len(content) != size:
         raise _gone()
-    response = HttpResponse(content, content_type=content_type)
+    response: Any = HttpResponse(content, content_type=content_type)
     response["Cache-Control"] = KEPT_BY_BROWSERS
     response["Content-Disposition"] = content_disposition_header(False, name)
-    return response
+    answer: HttpResponseBase = response
+    return answer
 
 
 def _gone() -> MedSegError:

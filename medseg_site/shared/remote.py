@@ -27,7 +27,7 @@ def _missing_is_file_not_found(key: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 416):  # 416: it has no such range
             raise FileNotFoundError(key) from None
         raise
 

@@ -12,7 +12,7 @@ import requests
 from django.test import RequestFactory
 
 from medseg_site.shared import storage
-from medseg_site.shared.downloads import StreamedFileResponse, object_response
+from medseg_site.shared.downloads import StreamedFileResponse, object_response, part_response
 from medseg_site.shared.errors import MedSegError
 
 DATA = bytes(range(256)) * 40
@@ -104,6 +104,20 @@ def test_a_part_that_is_not_there_is_416(media: str, asked: str) -> None:
     storage.store_bytes(KEY, DATA)
     answer = ask({"Range": asked})
     assert (answer.status_code, answer["Content-Range"]) == (416, f"bytes */{len(DATA)}")
+
+
+def test_a_file_among_others_in_one_object(media: str) -> None:
+    storage.store_bytes(KEY, DATA)
+    answer: Any = part_response(KEY, 300, 50, content_type="image/jpeg", name="a.jpg")
+    assert (answer.status_code, answer.content, answer["Content-Type"]) == (200, DATA[300:350], "image/jpeg")
+
+
+@pytest.mark.parametrize(("key", "start"), [("models/x/none", 0), (KEY, len(DATA) - 10), (KEY, len(DATA) + 10)])
+def test_one_that_its_object_does_not_hold_is_missing(media: str, key: str, start: int) -> None:
+    storage.store_bytes(KEY, DATA)
+    with pytest.raises(MedSegError) as raised:
+        part_response(key, start, 50, content_type="image/jpeg", name="a.jpg")
+    assert (raised.value.code, raised.value.http_status) == ("no_object", 404)
 
 
 def test_what_is_empty_or_gone(media: str) -> None:
