@@ -32,10 +32,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--databases", nargs=2, default=["", ""], help="DATABASE_URL of each; default: SQLite")
     options = parser.parse_args()
-    spawn, pipes = multiprocessing.get_context("spawn"), []
+    spawn, pipes, processes = multiprocessing.get_context("spawn"), [], []
     for size in zip(options.samples, options.inferences, options.databases, strict=True):
         ours, theirs = spawn.Pipe()
-        spawn.Process(target=platform, args=(theirs, *size), daemon=True).start()
+        processes.append(spawn.Process(target=platform, args=(theirs, *size), daemon=True))
+        processes[-1].start()
+        theirs.close()  # or nobody would notice that it ended
         pipes.append(ours)
         print(ours.recv(), flush=True)
     few, many = pipes
@@ -49,6 +51,9 @@ def main() -> None:
     assert many.recv() == names
     for name in names:
         measure(name, few, many, options.rounds)
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(None)
+        process.join()  # it removes its folder
 
 
 def measure(name: str, few: Connection, many: Connection, rounds: int) -> None:
@@ -78,7 +83,7 @@ def measure(name: str, few: Connection, many: Connection, rounds: int) -> None:
 
 
 def platform(pipe: Connection, samples: int, inferences: int, database: str) -> None:
-    """A process of its own: fills its database, then makes each request that it is sent the name of."""
+    """A process of its own: fills its database, then makes each request that it is sent the name of, until it is sent None."""
     with tempfile.TemporaryDirectory(prefix="medseg-lists-") as folder:
         os.environ.update(MEDSEG_DATA_DIR=folder, DJANGO_SETTINGS_MODULE="medseg_site.settings", LOG_LEVEL="ERROR")
         os.environ |= {"ALLOWED_HOSTS": "testserver", "DATABASE_URL": database}
@@ -97,8 +102,8 @@ def platform(pipe: Connection, samples: int, inferences: int, database: str) -> 
         pipe.send(f"{connection.vendor}: {samples:,} samples and {inferences:,} inferences, filled in {seconds:.0f} s")
         requests = requests_of(filled)
         pipe.send(list(requests))
-        while True:
-            name, is_counted = pipe.recv()
+        while asked := pipe.recv():
+            name, is_counted = asked
             with CaptureQueriesContext(connection) if is_counted else nullcontext() as queries:
                 started = time.perf_counter()
                 answer = client.get(requests[name])

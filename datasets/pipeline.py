@@ -25,6 +25,7 @@ from datasets.samples import (
     CheckedSample,
     ClassTable,
     KnownSample,
+    PairFiles,
     ReadPair,
     know_pair,
     mixed_dimensions,
@@ -120,16 +121,16 @@ class PairPipeline:
         builders: dict[int, FingerprintBuilder],
         earlier: Sample | None = None,
         dimensions: int | None = None,
-    ) -> KnownSample | CheckedSample:
+    ) -> KnownSample:
         """In order: see know_pair. Raises what was wrong with the pair.
 
-        A CheckedSample is stored already: one that stays, or a pair that is the same as the `earlier` sample of its name.
+        It has no files where it is stored already: one that stays, or a pair that is the same as the `earlier` sample of its name.
         dimensions: 2 or 3 where nothing else may join.
         """
         found = read()
         if isinstance(found, ReadKept):
-            kept = know_kept(found, builders)
-            kept.signature = self._signatures.keep(kept.signature)
+            kept = know_kept(found, classes, builders)
+            kept.sample.signature = self._signatures.keep(kept.sample.signature)
             return kept
         try:
             if dimensions not in (None, found.image.dimensions):
@@ -139,9 +140,9 @@ class PairPipeline:
             self._give_back(found.folder)
             raise
         known.sample.signature = self._signatures.keep(known.sample.signature)
-        if earlier is not None and is_unchanged(known, earlier):
-            self._give_back(known.folder)
-            return as_stored(earlier, known.sample.signature)
+        if earlier is not None and known.files and is_unchanged(known.files, earlier):
+            self._give_back(found.folder)
+            return KnownSample(as_stored(earlier, known.sample.signature), known.thumbnail, None)
         return known
 
     def _give_back(self, folder: Path) -> None:
@@ -150,20 +151,20 @@ class PairPipeline:
             path.unlink()
         self._free.put(folder)
 
-    def _store(self, known: KnownSample, position: int) -> CheckedSample:
-        sample = store_sample(known, f"{self._prefix}/{position:06d}")
-        self._give_back(known.folder)
+    def _store(self, sample: CheckedSample, files: PairFiles, position: int) -> CheckedSample:
+        store_sample(sample, files, f"{self._prefix}/{position:06d}")
+        self._give_back(files.folder)
         return sample
 
-    def store(self, known: KnownSample | CheckedSample, position: int) -> list[CheckedSample]:
-        """Store a pair beside all else. Gives those that are stored by now, in order."""
-        if isinstance(known, CheckedSample):
+    def store(self, known: KnownSample, position: int) -> list[CheckedSample]:
+        """Store a pair beside all else. Gives those that are stored by now, in order; where their thumbnails lie is known after `rest`."""
+        self._thumbnails.add(known.sample, known.thumbnail)
+        if known.files is None:
             stays: Future[CheckedSample] = Future()
-            stays.set_result(known)
+            stays.set_result(known.sample)
             self._being_stored.append(stays)
         else:
-            self._thumbnails.add(known.sample, known.thumbnail)
-            self._being_stored.append(self._writers.submit(self._store, known, position))
+            self._being_stored.append(self._writers.submit(self._store, known.sample, known.files, position))
         stored = []
         while self._being_stored and (self._being_stored[0].done() or len(self._being_stored) > WAITING_TO_BE_STORED):
             stored.append(self._being_stored.popleft().result())

@@ -183,10 +183,17 @@ class KnownSample:
     """A good pair whose values are known to the class table, ready to be stored. It holds no pixels any more."""
 
     sample: CheckedSample
-    folder: Path
-    image_path: Path
-    labels_path: Path
     thumbnail: bytes
+    files: PairFiles | None  # None: image and mask are stored already
+
+
+@dataclass
+class PairFiles:
+    """The files of a pair, in a folder of their own."""
+
+    folder: Path
+    image: Path
+    labels: Path
 
 
 def know_pair(read: ReadPair, classes: ClassTable, builders: dict[int, FingerprintBuilder]) -> KnownSample:
@@ -219,7 +226,7 @@ def know_pair(read: ReadPair, classes: ClassTable, builders: dict[int, Fingerpri
         issues=issues,
     )
     thumbnail = thumbnail_jpeg(image, values, classes.colors())
-    return KnownSample(sample, read.folder, read.image_path, labels_path, thumbnail)
+    return KnownSample(sample, thumbnail, PairFiles(read.folder, read.image_path, labels_path))
 
 
 def mixed_dimensions(wanted: int) -> ImageError:
@@ -228,12 +235,10 @@ def mixed_dimensions(wanted: int) -> ImageError:
     return ImageError("mixed_dimensions", f"It is {kinds[0]} among {kinds[1]}.", "Put it into a dataset of its own.")
 
 
-def store_sample(known: KnownSample, prefix: str) -> CheckedSample:
+def store_sample(sample: CheckedSample, files: PairFiles, prefix: str) -> None:
     """Store image and mask."""
-    image_path, labels_path, sample = known.image_path, known.labels_path, known.sample
-    sample.image = storage.store_file(f"{prefix}/image{_suffix(image_path.name)}", image_path)
-    sample.mask = storage.store_file(f"{prefix}/mask{_suffix(labels_path.name)}", labels_path)
-    return sample
+    sample.image = storage.store_file(f"{prefix}/image{_suffix(files.image.name)}", files.image)
+    sample.mask = storage.store_file(f"{prefix}/mask{_suffix(files.labels.name)}", files.labels)
 
 
 def _suffix(name: str) -> str:

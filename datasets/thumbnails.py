@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from concurrent.futures import Executor, Future
 
@@ -12,29 +13,37 @@ TOGETHER = 64  # some 500 KB
 
 
 class ThumbnailWriter:
-    """Gathers thumbnails and stores them by `pool`. One thread calls it, in the samples' order: the same samples give the same objects."""
+    """Gathers thumbnails and stores them by `pool`. One thread calls it, in the samples' order.
+
+    An object is named by its content: a check that lost its claim and still writes cannot change what another one wrote.
+    """
 
     def __init__(self, pool: Executor, prefix: str) -> None:
         self._pool, self._prefix = pool, prefix
-        self._gathered = bytearray()
-        self._key, self._count = "", 0
+        self._content = bytearray()
+        self._gathered: list[CheckedSample] = []
+        self._objects = 0
         self._being_stored: deque[Future[storage.StoredObject]] = deque()
 
     def add(self, sample: CheckedSample, jpeg: bytes) -> None:
-        """Tells the sample where its thumbnail will be. Raises what kept an earlier object from being stored."""
-        self._key = f"{self._prefix}/{self._count // TOGETHER:06d}.mjpeg"
-        sample.thumbnail_key = self._key
-        sample.thumbnail_offset, sample.thumbnail_size = len(self._gathered), len(jpeg)
-        self._gathered += jpeg
-        self._count += 1
-        if self._count % TOGETHER == 0:
+        """The sample is told where its thumbnail lies, by `finish` at the latest. Raises what kept an earlier object from being stored."""
+        sample.thumbnail_offset, sample.thumbnail_size = len(self._content), len(jpeg)
+        self._content += jpeg
+        self._gathered.append(sample)
+        if len(self._gathered) == TOGETHER:
             self._store()
         while self._being_stored and self._being_stored[0].done():
             self._being_stored.popleft().result()
 
     def _store(self) -> None:
-        self._being_stored.append(self._pool.submit(storage.store_bytes, self._key, bytes(self._gathered)))
+        content = bytes(self._content)
+        key = f"{self._prefix}/{self._objects:06d}-{hashlib.sha256(content).hexdigest()[:16]}.mjpeg"
+        for sample in self._gathered:
+            sample.thumbnail_key = key
+        self._being_stored.append(self._pool.submit(storage.store_bytes, key, content))
+        self._objects += 1
         self._gathered.clear()
+        self._content.clear()
 
     def finish(self) -> None:
         """Returns when all of them are stored; raises what kept one from it."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from datasets.archives import Pair
 from datasets.models import Dataset, Sample
-from datasets.samples import CheckedSample, ClassTable, KnownSample
+from datasets.samples import CheckedSample, ClassTable, KnownSample, PairFiles, thumbnail_jpeg
 from medseg_site.shared import storage
 from ml_core.errors import ConfigError, ImageError, MLError
 from ml_core.fingerprint import FingerprintBuilder, count_values
@@ -103,16 +103,18 @@ def read_kept(sample: Sample) -> ReadKept:
     return ReadKept(sample, image, mask, signature(image))
 
 
-def know_kept(read: ReadKept, builders: dict[int, FingerprintBuilder]) -> CheckedSample:
-    """Its mask is stored in label values already, so the class table has nothing to add."""
+def know_kept(read: ReadKept, classes: ClassTable, builders: dict[int, FingerprintBuilder]) -> KnownSample:
+    """Its mask is stored in label values already, so the class table has nothing to learn from it."""
     present, counts = count_values(read.mask.values)
     by_value = dict(zip((int(v) for v in present), (int(c) for c in counts), strict=True))
     builders[read.image.dimensions].add(read.image, read.mask.values, by_value)
-    return as_stored(read.sample, read.signature)
+    thumbnail = thumbnail_jpeg(read.image, read.mask.values, classes.colors())
+    return KnownSample(as_stored(read.sample, read.signature), thumbnail, None)
 
 
 def as_stored(sample: Sample, seen: NDArray[np.float16]) -> CheckedSample:
-    """seen: its signature."""
+    """seen: its signature. Its thumbnail is made and stored again: one object holds those of many, and what is left out of a
+    version must be able to go."""
     return CheckedSample(
         name=sample.name,
         file=sample.name,
@@ -121,16 +123,16 @@ def as_stored(sample: Sample, seen: NDArray[np.float16]) -> CheckedSample:
         spacing=sample.spacing,
         image=storage.StoredObject(sample.image_key, 0, sample.image_sha256),
         mask=storage.StoredObject(sample.mask_key, 0, sample.mask_sha256),
-        thumbnail_key=sample.thumbnail_key,
-        thumbnail_offset=sample.thumbnail_offset,
-        thumbnail_size=sample.thumbnail_size,
+        thumbnail_key="",
+        thumbnail_offset=None,
+        thumbnail_size=None,
         signature=seen,
     )
 
 
-def is_unchanged(known: KnownSample, earlier: Sample) -> bool:
+def is_unchanged(files: PairFiles, earlier: Sample) -> bool:
     """Whether a pair that came again is the same, byte by byte, as it would be stored."""
-    for path, sha256 in ((known.image_path, earlier.image_sha256), (known.labels_path, earlier.mask_sha256)):
+    for path, sha256 in ((files.image, earlier.image_sha256), (files.labels, earlier.mask_sha256)):
         with path.open("rb") as file:
             if storage.sha256_of(file)[0] != sha256:
                 return False

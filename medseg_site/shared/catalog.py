@@ -100,12 +100,15 @@ def prefix_of(row: Job) -> str:
 
 
 def objects_of(row: Job) -> Iterator[tuple[str, str]]:
-    """(key, SHA-256 or "") of every object that the row and its parts name."""
+    """(key, SHA-256 or "") of every object that the row and its parts name; once where parts that follow one another share it."""
     yield from _named(row)
     for name, part, _ in parts_of(type(row)):
         if declared(part).objects:
+            before: list[tuple[str, str]] = []
             for item in getattr(row, name).iterator(chunk_size=2000):
-                yield from _named(item)
+                named = list(_named(item))
+                yield from (one for one in named if one not in before)
+                before = named
 
 
 def _named(row: models.Model) -> Iterator[tuple[str, str]]:

@@ -237,7 +237,10 @@ def _apart_differs(row: Job, name: str, owner: str, key: str) -> str:
     said = manifests.read_apart(key)
     true = map(json.loads, manifests.lines_apart(row, name, owner))
     try:
-        same = all(one == other for one, other in zip_longest(said, true))
+        same = all(
+            one is not None and other is not None and dict.fromkeys(other) | one == other  # null: younger than the file
+            for one, other in zip_longest(said, true)
+        )
     except ManifestError as error:
         return f"{str(error).capitalize()}."
     return "" if same else f"It says otherwise than the {name} of the row."

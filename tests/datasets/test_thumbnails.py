@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from medseg_site.shared.verification import find_problems
 from tests.datasets.test_ingestion import ingest, objects, pairs
 from tests.datasets.test_versions import next_version
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 GREYS = [20, 60, 100, 140, 180, 220]
+YOUNGER = ("thumbnail_offset", "thumbnail_size")  # than the first manifests
 
 
 def grey_pairs(*left_out: int) -> dict[str, bytes]:
@@ -55,20 +58,29 @@ def test_each_is_found_among_those_of_its_object(
     client.force_login(user)
     dataset = ingest(user, grey_pairs())
     kept = [path for path in objects(own_media) if "/thumbnails/" in path]
-    assert [path.rpartition("/")[2] for path in sorted(kept)] == ["000000.mjpeg", "000001.mjpeg"]  # four and two
+    assert [path.rpartition("/")[2].partition("-")[0] for path in sorted(kept)] == ["000000", "000001"]  # four and two
     assert [seen(client, sample) for sample in dataset.samples.all()] == pytest.approx(GREYS, abs=4)
     assert not find_problems()
 
 
-def test_those_of_samples_that_stay_are_not_stored_again(user: Any, client: Any, own_media: Path) -> None:
+def test_nothing_of_a_sample_that_was_left_out_outlives_its_version(user: Any, client: Any, own_media: Path) -> None:
     client.force_login(user)
     first = ingest(user, grey_pairs(5))
-    second = next_version(user, first, grey_pairs(0, 1, 2, 3, 4))
-    assert [seen(client, sample) for sample in second.samples.all()] == pytest.approx(GREYS, abs=4)
-    assert len({sample.thumbnail_key for sample in second.samples.all()}) == 2
+    second = next_version(user, first, grey_pairs(0, 1, 2, 3, 4), leave_out=["c0"])
+    assert second.changes == {"kept": 4, "added": 1, "replaced": 0, "left_out": 1}
     assert client.delete(reverse("dataset-detail", args=[first.pk])).status_code == 204
-    assert [seen(client, sample) for sample in second.samples.all()] == pytest.approx(GREYS, abs=4)
+    assert [seen(client, sample) for sample in second.samples.all()] == pytest.approx(GREYS[1:], abs=4)
+    [together] = [path for path in objects(own_media) if "/thumbnails/" in path]
+    assert (own_media / together).stat().st_size == sum(sample.thumbnail_size or 0 for sample in second.samples.all())
     assert not find_problems()
+
+
+def test_a_pair_that_came_again_unchanged_has_its_thumbnail_too(user: Any, client: Any, own_media: Path) -> None:
+    client.force_login(user)
+    first = ingest(user, grey_pairs(5))
+    second = next_version(user, first, grey_pairs())
+    assert second.changes == {"kept": 5, "added": 1, "replaced": 0, "left_out": 0}
+    assert [seen(client, sample) for sample in second.samples.all()] == pytest.approx(GREYS, abs=4)
 
 
 def test_one_of_an_earlier_version_of_the_platform_is_an_object_of_its_own(
@@ -101,9 +113,30 @@ def test_an_object_that_is_gone_or_cut_off_is_said_to_be_missing(
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (404, "no_object")
 
 
+def test_a_manifest_that_knows_of_no_offsets_yet_says_the_same(user: Any, own_media: Path) -> None:
+    dataset = ingest(user, pairs(4))
+    Sample.objects.filter(dataset=dataset).update(thumbnail_offset=None, thumbnail_size=None)
+    path = own_media / f"datasets/{dataset.uuid}/samples.jsonl.gz"
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    earlier = [{name: said for name, said in line.items() if name not in YOUNGER} for line in lines]
+    path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in earlier).encode()))
+    assert not find_problems()
+    path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in earlier[:-1]).encode()))
+    assert [problem.code for problem in find_problems()] == ["stale_parts"]
+
+
+def test_an_object_that_is_gone_is_one_problem(user: Any, own_media: Path) -> None:
+    dataset = ingest(user, pairs(4))
+    [key] = set(dataset.samples.values_list("thumbnail_key", flat=True))
+    (own_media / key).unlink()
+    assert [(problem.code, problem.key) for problem in find_problems()] == [("missing_object", key)]
+
+
+@pytest.mark.parametrize("together", [2, 64])  # noticed on the way, or in the end
 def test_a_check_whose_thumbnails_cannot_be_stored_is_not_ready(
-    user: Any, own_media: Path, monkeypatch: pytest.MonkeyPatch
+    user: Any, own_media: Path, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
+    monkeypatch.setattr(thumbnails, "TOGETHER", together)
     store = storage.store_bytes
 
     def refuse(key: str, data: bytes) -> storage.StoredObject:
@@ -112,7 +145,7 @@ def test_a_check_whose_thumbnails_cannot_be_stored_is_not_ready(
         return store(key, data)
 
     monkeypatch.setattr(storage, "store_bytes", refuse)
-    dataset = ingest(user, pairs(4))
+    dataset = ingest(user, pairs(8))
     assert dataset.status == Dataset.WORDS.failed
     assert "RuntimeError" in (dataset.error or "")
     assert not dataset.samples.exists()

@@ -89,7 +89,7 @@ def test_the_same_archive_with_one_mask_mended_stores_only_that_pair(user: Any, 
     second = next_version(user, first, mended)
     assert second.changes == {"kept": 4, "added": 0, "replaced": 1, "left_out": 0}
     added = set(objects(own_media)) - set(before)
-    # Image and mask of the one, and the object of its thumbnail.
+    # Image and mask of the one, and one object for the thumbnails of all.
     assert sum("/samples/" in path for path in added) == 3, added
 
 
