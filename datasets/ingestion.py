@@ -266,8 +266,8 @@ def _check_items(
             issues.append(Issue("warning", "duplicate_image", sample.file, text))
         checked.samples.append(sample)
 
-    # Kept alive, for one large volume can take longer to read, or slow storage to take, than a heartbeat may be silent.
     prefix = storage.object_key("datasets", job.row.uuid, "samples")
+    # Kept alive, for one large volume can take longer to read, or slow storage to take, than a heartbeat may be silent.
     with job.kept_alive(), PairPipeline(archive, folder, prefix, min(len(items), MOST_COMPARED)) as pipeline:
         for position, item, read in pipeline.read(items):
             job.beat({"stage": "checking", "done": position, "total": len(items), "fraction": position / len(items)})

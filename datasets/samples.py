@@ -63,11 +63,11 @@ class CheckedSample:
     spacing: list[float] | None
     image: storage.StoredObject
     mask: storage.StoredObject
-    thumbnail_key: str
-    thumbnail_offset: int | None
-    thumbnail_size: int | None
     signature: NDArray[np.float16]  # of ml_core.near_duplicates
     issues: list[Issue] = field(default_factory=list)
+    thumbnail_key: str = ""  # these three are told by ThumbnailWriter
+    thumbnail_offset: int = 0
+    thumbnail_size: int = 0
 
 
 class ClassTable:
@@ -219,9 +219,6 @@ def know_pair(read: ReadPair, classes: ClassTable, builders: dict[int, Fingerpri
         spacing=[float(step) for step in image.spacing] if image.spacing else None,
         image=storage.StoredObject("", 0, ""),
         mask=storage.StoredObject("", 0, ""),
-        thumbnail_key="",
-        thumbnail_offset=None,
-        thumbnail_size=None,
         signature=read.signature,
         issues=issues,
     )

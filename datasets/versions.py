@@ -123,9 +123,6 @@ def as_stored(sample: Sample, seen: NDArray[np.float16]) -> CheckedSample:
         spacing=sample.spacing,
         image=storage.StoredObject(sample.image_key, 0, sample.image_sha256),
         mask=storage.StoredObject(sample.mask_key, 0, sample.mask_sha256),
-        thumbnail_key="",
-        thumbnail_offset=None,
-        thumbnail_size=None,
         signature=seen,
     )
 
