@@ -20,12 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bad_inputs_files as files  # noqa: E402
-from benchmarks import bad_inputs_protocol as protocol  # noqa: E402
-from benchmarks import bad_inputs_requests as requests  # noqa: E402
-from benchmarks.bad_files import good_image, good_pairs, zipped  # noqa: E402
-from benchmarks.bad_inputs_client import Answer, Case, HttpClient, Platform  # noqa: E402
-from benchmarks.bad_inputs_site import bad_site  # noqa: E402
+from benchmarks import bad_inputs_files as files  # noqa: E402 (needs the path above)
+from benchmarks import bad_inputs_protocol as protocol  # noqa: E402 (needs the path above)
+from benchmarks import bad_inputs_requests as requests  # noqa: E402 (needs the path above)
+from benchmarks.bad_files import good_image, good_pairs, zipped  # noqa: E402 (needs the path above)
+from benchmarks.bad_inputs_client import Answer, Case, HttpClient, Platform  # noqa: E402 (needs the path above)
+from benchmarks.bad_inputs_site import bad_site  # noqa: E402 (needs the path above)
 
 KINDS = ("inferences", "inference-batches", "models", "datasets")  # in the order in which they can be deleted
 OBJECTS = ("datasets", "models", "inferences", "batches")

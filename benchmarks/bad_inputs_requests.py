@@ -70,7 +70,7 @@ def urls() -> list[Case]:
         ("error", "a server that answers 500", "cannot deliver"),
     ]
     for path, what, says in served:
-        send = lambda platform, path=path: _import(platform.address + path)(platform)  # noqa: E731
+        send = lambda platform, path=path: _import(platform.address + path)(platform)  # noqa: E731 (of this turn of the loop)
         cases.append(Case("URL", what, send, (201,), "error", says, setting="private"))
     return cases
 
@@ -120,7 +120,7 @@ def hyperparameters() -> list[Case]:
     ]
     cases = []
     for values, says in bad:
-        send: Send = lambda platform, values=values: platform.train(values)  # type: ignore[misc]  # noqa: E731
+        send: Send = lambda platform, values=values: platform.train(values)  # type: ignore[misc]  # noqa: E731 (of this turn of the loop)
         cases.append(Case("hyperparameters", _shown(json.dumps(values)), send, (400,), "", says))
     numbers = [("NaN", "JSON"), ("Infinity", "JSON"), ("1e400", "finite"), ("1" * 5000, "JSON")]
     for number, says in numbers:
@@ -211,7 +211,7 @@ def bodies() -> list[Case]:
     for value, says in ids:
         cases.append(case(f"dataset: {_shown(value)}", _model(dataset=value), says))
         if isinstance(value, int | str):
-            send = lambda p, value=value: p.post_parts(  # noqa: E731
+            send = lambda p, value=value: p.post_parts(  # noqa: E731 (of this turn of the loop)
                 "inferences/", [("model", None, str(value).encode()), ("image", "a.png", good_image())]
             )
             cases.append(case(f"inference with model: {_shown(value)}", send, "Incorrect" if value is True else says))

@@ -80,7 +80,7 @@ def bare_loop(plan: Plan, train: list[StoredCase], steps: int) -> float:
         classes=len(plan.class_values),
         arguments=plan.network,
     )
-    network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]  # torch types no memory_format here
     optimizers = make_optimizers(network, plan)
     loss_of = make_loss(plan.loss).to(device)
     sampler = PatchSampler(train, plan)

@@ -170,7 +170,7 @@ def _check_directory(path: Path, limits: ArchiveLimits) -> None:
     too_many = ArchiveError("too_many_files", f"The ZIP holds more than {limits.max_entries} files.", SPLIT)
     with path.open("rb") as file:
         # Private, but the same in every Python 3: the guard has to see the very record that zipfile will use.
-        record: list[Any] | None = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        record: list[Any] | None = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # private: see above
         if record is None or record[5] > record[9]:
             raise zipfile.BadZipFile
         size, location = record[5], record[9] - (76 if record[0] == b"PK\x06\x06" else 0)

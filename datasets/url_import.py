@@ -229,7 +229,7 @@ def _follow(
             times = (limits.connect_timeout, limits.read_timeout)
             # Not session.send: that would read the body of a redirect into memory, however long.
             response = session.get_adapter(url).send(request, stream=True, timeout=times)
-        extract_cookies_to_jar(session.cookies, request, response.raw)  # type: ignore[no-untyped-call]
+        extract_cookies_to_jar(session.cookies, request, response.raw)  # type: ignore[no-untyped-call]  # requests does not type it
         location = session.get_redirect_target(response)
         if location is None:
             try:

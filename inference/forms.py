@@ -36,7 +36,7 @@ class AgainForm(forms.Form):
     def __init__(self, *args: Any, user: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.user = user
-        self.fields["model"].queryset = usable_models(user)  # type: ignore[attr-defined]
+        self.fields["model"].queryset = usable_models(user)  # type: ignore[attr-defined]  # of a ModelChoiceField
         self.fields["model"].widget.attrs["class"] = "form-select"
 
     def run(self, earlier: InferenceResult) -> InferenceResult:

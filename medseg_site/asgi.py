@@ -11,13 +11,13 @@ from django.core.asgi import get_asgi_application
 
 django_application = get_asgi_application()
 
-from channels.auth import AuthMiddlewareStack  # noqa: E402
-from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
-from channels.security.websocket import OriginValidator, WebsocketDenier  # noqa: E402
-from django.conf import settings  # noqa: E402
+from channels.auth import AuthMiddlewareStack  # noqa: E402 (needs Django's apps)
+from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402 (needs Django's apps)
+from channels.security.websocket import OriginValidator, WebsocketDenier  # noqa: E402 (needs Django's apps)
+from django.conf import settings  # noqa: E402 (needs Django's apps)
 
-from medseg_site.routing import websocket_urlpatterns  # noqa: E402
-from medseg_site.shared.upload_limit import UploadLimit  # noqa: E402
+from medseg_site.routing import websocket_urlpatterns  # noqa: E402 (needs Django's apps)
+from medseg_site.shared.upload_limit import UploadLimit  # noqa: E402 (needs Django's apps)
 
 # Where Django keeps a request's body before it asks anything of ours; /tmp may be small, or memory. Not in the workers, whose
 # processes leave folders in it when they are killed.

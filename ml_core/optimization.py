@@ -55,7 +55,7 @@ class KernelMuon(torch.optim.Muon):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         for kernel, matrix in zip(self._kernels, self.param_groups[0]["params"], strict=True):
             matrix.grad = None if kernel.grad is None else _matrix(kernel.grad)
-        result = super().step(closure)  # type: ignore[no-untyped-call]
+        result = super().step(closure)  # type: ignore[no-untyped-call]  # torch does not type it
         self.zero_grad()  # else these gradients would be held in memory while the next ones are made
         return result
 

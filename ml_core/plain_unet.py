@@ -57,7 +57,7 @@ class PlainUNet(nn.Module):
         supervised = max(1, len(features) - 2) if deep_supervision else 1
         for stage in reversed(range(len(features) - 1)):
             own, stride = features[stage], tuple(strides[stage + 1])
-            self.ups.append(_TRANSPOSED[dimensions](width, own, stride, stride))  # type: ignore[arg-type]
+            self.ups.append(_TRANSPOSED[dimensions](width, own, stride, stride))  # type: ignore[arg-type]  # ints or tuples of any length
             self.decoder.append(ConvBlock(2 * own, own, kernels[stage], [1] * dimensions, norm))
             width = own
         # Coarse to fine, like the decoder's last stages, which they read.

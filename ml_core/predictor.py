@@ -185,8 +185,8 @@ def _mirrored(which: str, dimensions: int) -> Iterator[tuple[Callable[[Tensor], 
         yield (flip, flip) if flipped else (keep, keep)
         if which == "flips and turns":
             yield (
-                lambda item, flip=flip: flip(item).transpose(-1, -2),  # type: ignore[misc]
-                lambda item, flip=flip: flip(item.transpose(-1, -2)),  # type: ignore[misc]
+                lambda item, flip=flip: flip(item).transpose(-1, -2),  # type: ignore[misc]  # a lambda's default has no type
+                lambda item, flip=flip: flip(item.transpose(-1, -2)),  # type: ignore[misc]  # a lambda's default has no type
             )
 
 

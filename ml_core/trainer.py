@@ -75,7 +75,7 @@ def fit(
     if warm_start is not None:
         warnings += begin_with(network, warm_start)
     layout = torch.channels_last_3d if len(plan.patch) == 3 else torch.channels_last
-    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch types no memory_format here
     average = copy.deepcopy(network).eval()
     optimizers = make_optimizers(network, plan)
     loss_of = make_loss(plan.loss, class_weights=plan.balanced_weights or None).to(device)

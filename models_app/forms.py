@@ -38,7 +38,7 @@ class TrainForm(forms.Form):
         super().__init__(*args, **kwargs)
         self.user = user
         self.model: SegmentationModel | None = None
-        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(status="ready")  # type: ignore[attr-defined]
+        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(status="ready")  # type: ignore[attr-defined]  # of a ModelChoiceField
         self.plan: Plan | None = None
         for name, spec in specs().items():
             self.fields[name] = self._warm_start(spec) if name == "warm_start" else _field(name, spec)

@@ -69,7 +69,7 @@ def _choices(form: TrainForm) -> dict[str, Any]:
     networks = {
         name: {"encoders": item.encoders, "dimensions": item.dimensions} for name, item in ARCHITECTURES.items()
     }
-    datasets = form.fields["dataset"].queryset.values_list("pk", "dimensions")  # type: ignore[attr-defined]
+    datasets = form.fields["dataset"].queryset.values_list("pk", "dimensions")  # type: ignore[attr-defined]  # of a ModelChoiceField
     return {"architectures": networks, "dimensions": dict(datasets)}
 
 

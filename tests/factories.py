@@ -53,7 +53,7 @@ class DatasetFactory(DjangoModelFactory[Dataset]):
     modality = "greyscale"
     fingerprint = FINGERPRINT
 
-    @post_generation  # type: ignore[untyped-decorator]
+    @post_generation  # type: ignore[untyped-decorator]  # factory_boy has no types
     def with_classes(self: Any, create: bool, extracted: Any, **kwargs: Any) -> None:
         if create:
             for value, name, color in ((0, "background", "#495057"), (255, "cell", "#f59f00")):

@@ -30,9 +30,9 @@ def main() -> None:
         os.environ[f"nnUNet_{name}"] = str(given.folder / folder)
 
     import torch
-    from nnunetv2.experiment_planning import plan_and_preprocess_api as api  # type: ignore[import-not-found]
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # type: ignore[import-not-found]
-    from nnunetv2.run.run_training import get_trainer_from_args  # type: ignore[import-not-found]
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as api  # type: ignore[import-not-found]  # in nnU-Net's own environment
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # type: ignore[import-not-found]  # in nnU-Net's own environment
+    from nnunetv2.run.run_training import get_trainer_from_args  # type: ignore[import-not-found]  # in nnU-Net's own environment
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)

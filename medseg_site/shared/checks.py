@@ -79,7 +79,7 @@ def check_single_user(**kwargs: Any) -> list[CheckMessage]:
 
 @register("database", deploy=False)
 def check_sqlite_wal(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
-    if connection.vendor != "sqlite" or not databases or connection.is_in_memory_db():  # type: ignore[attr-defined]
+    if connection.vendor != "sqlite" or not databases or connection.is_in_memory_db():  # type: ignore[attr-defined]  # of SQLite's connection
         return []
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA journal_mode")

@@ -21,7 +21,7 @@ def check_database() -> None:
 
 def check_storage() -> None:
     if storage.is_remote():
-        default_storage.connection.meta.client.head_bucket(Bucket=storage.bucket_name())  # type: ignore[attr-defined]
+        default_storage.connection.meta.client.head_bucket(Bucket=storage.bucket_name())  # type: ignore[attr-defined]  # of the S3 storage
         return
     key = f"readyz-{uuid.uuid4().hex}"
     storage.store_bytes(key, b"ready")

@@ -89,7 +89,7 @@ def counted(rows: QuerySet[Any], count: int, *, numbered_by: str = "") -> QueryS
 
     To be called last: what is filtered afterwards knows nothing of it.
     """
-    rows.known_count, rows.numbered_by = count, numbered_by  # type: ignore[attr-defined]
+    rows.known_count, rows.numbered_by = count, numbered_by  # type: ignore[attr-defined]  # a queryset takes them along
     return rows
 
 

@@ -245,7 +245,7 @@ def test_header_that_lies_about_the_size_cannot_fill_the_disk(path: Path) -> Non
     """A million zeros that call themselves ten bytes, with the checksum of those ten."""
     make_zip(path, {"images/a.bmp": bytes(1_000_000)})
     for signature, crc in ((ENTRY, 16), (LOCAL, 14)):
-        patch(path, signature, crc, struct.pack("<L", zipfile.crc32(bytes(10))))  # type: ignore[attr-defined]
+        patch(path, signature, crc, struct.pack("<L", zipfile.crc32(bytes(10))))  # type: ignore[attr-defined]  # zlib's, by zipfile
         patch(path, signature, crc + 8, struct.pack("<L", 10))
     with SafeArchive(path) as archive:
         archive.extract("images/a.bmp", path.parent / "out")

@@ -333,7 +333,7 @@ def test_over_the_api(client: Any, user: Any, own_media: Path) -> None:
     assert bad.status_code == 400
     assert bad.json()["errors"][0]["attr"] == "leave_out"
     whole = api.get(reverse("dataset-download", args=[made["id"]]))
-    with zipfile.ZipFile(io.BytesIO(b"".join(whole.streaming_content))) as archive:  # type: ignore[attr-defined]
+    with zipfile.ZipFile(io.BytesIO(b"".join(whole.streaming_content))) as archive:  # type: ignore[attr-defined]  # of a streaming answer
         assert sorted(archive.namelist()) == ["images/c2.png", "images/new.png", "masks/c2.png", "masks/new.png"]
         assert archive.read("images/new.png") == others("new")["images/new.png"]
     as_it_came = api.get(reverse("dataset-download", args=[first.pk]))

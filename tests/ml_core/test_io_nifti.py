@@ -49,7 +49,7 @@ def test_every_orientation_reads_the_same_and_writes_back_on_its_own_grid(
 
     path = write_label_map(LABELS, image, tmp_path)
     written: Any = nib.load(path)
-    np.testing.assert_array_equal(written.affine, nib.load(tmp_path / "a.nii.gz").affine)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(written.affine, nib.load(tmp_path / "a.nii.gz").affine)  # type: ignore[attr-defined]  # nibabel types the image loosely
     np.testing.assert_array_equal(np.asarray(written.dataobj), stored_as(LABELS.transpose(), spacing, order, signs)[0])
     mask = read_mask(path)
     assert np.array_equal(mask.values, LABELS)

@@ -89,8 +89,8 @@ def test_volumes_go_out_as_nifti_where_they_were_in_space(tmp_path: Path) -> Non
     for source, copy, factor in (("images/a", "imagesTr/a_0000", 1), ("masks/a", "labelsTr/a", 2)):
         before, after = (nib.load(path) for path in (tmp_path / f"{source}.nii.gz", out / f"{copy}.nii.gz"))
         turned: Any = nib.as_closest_canonical(before)
-        assert np.array_equal(np.asarray(turned.dataobj), np.asarray(after.dataobj) * factor)  # type: ignore[attr-defined]
-        assert np.allclose(turned.affine, after.affine)  # type: ignore[attr-defined]
+        assert np.array_equal(np.asarray(turned.dataobj), np.asarray(after.dataobj) * factor)  # type: ignore[attr-defined]  # nibabel types the image loosely
+        assert np.allclose(turned.affine, after.affine)  # type: ignore[attr-defined]  # nibabel types the image loosely
 
 
 @pytest.mark.parametrize(
