@@ -95,8 +95,8 @@ def augment(
     """images float (B, C, *spatial), normalised; labels of integers (B, *spatial) → the same shapes and dtypes, changed; the arguments
     stay as they are.
 
-    `generator` lives on the CPU: the same state gives the same changes on every device. modality: "CT", "colour", or anything else.
-    anisotropic: the slices of these volumes lie far apart, so nothing turns or moves out of its slice.
+    `generator` lives on the CPU: the same state gives the same changes on every device, but for the noise. modality: "CT", "colour",
+    or anything else. anisotropic: the slices of these volumes lie far apart, so nothing turns or moves out of its slice.
     Volumes are mirrored along every axis, left and right too, as nnU-Net does: in a long training it helps more than the sides'
     difference tells.
     """
@@ -138,8 +138,8 @@ def _warp(
     if len(spatial) == 3 and not anisotropic:
         matrix[:, 0, :] *= zoom[:, 0]
         matrix[:, 1:, 0] *= zoom[:, 0]
-    grid = _grid(matrix, spatial, preset.elastic, generator, anisotropic)
-    grid, chosen = grid.to(images.device, images.dtype), chosen.to(images.device)
+    grid = _grid(matrix, spatial, preset.elastic, generator, anisotropic, images.device).to(images.dtype)
+    chosen = chosen.to(images.device)
     picked = labels.index_select(0, chosen).unsqueeze(1).to(images.dtype)
     moved = F.grid_sample(images.index_select(0, chosen), grid, "bilinear", "reflection", align_corners=False)
     found = F.grid_sample(picked, grid, "nearest", "reflection", align_corners=False).squeeze(1)
@@ -163,23 +163,33 @@ def _rotations(count: int, axes: int, degrees: float, generator: torch.Generator
     return matrix
 
 
-def _grid(matrix: Tensor, spatial: torch.Size, elastic: float, generator: torch.Generator, anisotropic: bool) -> Tensor:
-    """Places for grid_sample, (count, *spatial, axes): worked out on a coarse mesh, since between its points they are near linear."""
+def _grid(
+    matrix: Tensor,
+    spatial: torch.Size,
+    elastic: float,
+    generator: torch.Generator,
+    anisotropic: bool,
+    device: torch.device,
+) -> Tensor:
+    """Places for grid_sample, (count, *spatial, axes): worked out on a coarse mesh, since between its points they are near linear.
+
+    What is drawn is small and comes from the CPU; the places themselves are as many as pixels and are made on `device`.
+    """
     count, axes = matrix.shape[:2]
     mesh = [ELASTIC_KNOTS if axes == 3 else MESH] * axes
     length = torch.tensor(spatial, dtype=torch.float32)
     # Turns are turns in pixels, while grid_sample counts in halves of the image, x first; the mesh ends on pixels' centres.
     theta = (matrix * length / length[:, None] * (1 - 1 / length)).flip(1, 2)
-    theta = torch.cat([theta, torch.zeros(count, axes, 1)], 2)
+    theta = torch.cat([theta, torch.zeros(count, axes, 1)], 2).to(device)
     grid = F.affine_grid(theta, [count, 1, *mesh], align_corners=True).movedim(-1, 1).contiguous()
     if elastic:
-        knots = torch.randn(count, axes, *[ELASTIC_KNOTS] * axes, generator=generator)
+        knots = torch.randn(count, axes, *[ELASTIC_KNOTS] * axes, generator=generator).to(device)
         if axes == 2:
             knots = F.interpolate(knots, mesh, mode="bicubic", align_corners=True)
         reach = (2 * elastic / length).flip(0)
         if axes == 3 and anisotropic:
             reach[-1] = 0.0
-        grid = grid + knots * reach.reshape(-1, *[1] * axes)
+        grid = grid + knots * reach.reshape(-1, *[1] * axes).to(device)
     mode = "bilinear" if axes == 2 else "trilinear"
     return F.interpolate(grid, spatial, mode=mode, align_corners=True).movedim(1, -1)
 
@@ -210,9 +220,17 @@ def _recolour(images: Tensor, preset: Preset, generator: torch.Generator, anisot
         power = torch.exp(draw(preset.gamma, len(chosen)))
         images.index_copy_(0, chosen, picked.sub_(low).div_(span).clamp_min_(1e-6).pow_(power).mul_(span).add_(low))
     if preset.noise and len(chosen := _choose(count, preset.noise_share, generator)):
-        noise = torch.randn([len(chosen), *images.shape[1:]], generator=generator).to(images.device, images.dtype)
+        noise = _noise([len(chosen), *images.shape[1:]], generator, images.device).to(images.dtype)
         images.index_add_(0, chosen.to(images.device), noise.mul_(draw(preset.noise, len(chosen)).abs()))
     return images
+
+
+def _noise(shape: list[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Standard normal. A GPU draws it itself, from a seed: a CPU would take longer for so many numbers than the training's step."""
+    if device.type != "cuda":
+        return torch.randn(shape, generator=generator).to(device)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 def _soften(images: Tensor, preset: Preset, generator: torch.Generator, anisotropic: bool) -> Tensor:

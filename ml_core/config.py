@@ -196,9 +196,15 @@ class Hyperparameters:
         str,
         choices={"bf16": "bfloat16", "fp32": "float32"},
     )
+    torch_compile: str | None = _parameter(
+        "Compile",
+        "Let PyTorch turn the network into code for this machine first. It takes about a minute, and each step is shorter then.",
+        str,
+        choices=SWITCH,
+    )
     seed: int | None = _parameter(
         "Seed",
-        "Start of all random numbers: the same seed gives the same split, and with a fixed number of epochs the same curve.",
+        "Start of all random numbers: the same seed gives the same split, and on a CPU, with a fixed number of epochs, the same curve.",
         int,
         minimum=0,
         maximum=2**31 - 2,

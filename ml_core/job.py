@@ -232,6 +232,8 @@ class _Run:
         for number, (split, seed) in enumerate(runs):
             folder = self.job.folder if len(runs) == 1 else self.job.folder / f"member_{number}"
             folder.mkdir(exist_ok=True)
+            if self.plan.torch_compile == "on" and number == 0:  # PyTorch remembers it for the others
+                self._report("compiling", 0, 1)
             now = time.monotonic()
             deadline = None if end is None else now + (end - now) / (len(runs) - number)
             train, val = ([stored[index] for index in part if index in stored] for part in (split.train, split.val))
@@ -374,7 +376,7 @@ class _Run:
         if self.should_stop():
             raise _StoppedError
         event = {"type": "progress", "stage": stage, "done": done, "total": total, "step": 0, "epoch": self.epochs,
-                 "epochs": self.epochs or self.plan.epochs, "fraction": 0.0 if stage == "preparing" else 1.0,
+                 "epochs": self.epochs or self.plan.epochs, "fraction": 0.0 if stage in ("preparing", "compiling") else 1.0,
                  "eta_seconds": None}  # fmt: skip
         self.emit({**event, "prepared": done / total} if stage == "preparing" else event)
 

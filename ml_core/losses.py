@@ -80,10 +80,10 @@ class SegmentationLoss(nn.Module):
         return loss
 
     def _overlap(self, log: Tensor, chosen: Tensor, labels: Tensor) -> Tensor:
-        classes, flat = log.shape[1], labels.flatten()
+        classes = log.shape[1]
         predicted = log.exp().sum([0, *range(2, log.ndim)])
-        real = torch.bincount(flat, minlength=classes).float()
-        hit = predicted.new_zeros(classes).scatter_add(0, flat, chosen.exp().flatten())
+        counted = counted_by_masks if log.is_cuda else counted_by_place
+        hit, real = counted(chosen.exp(), labels, classes)
         weighted = hit + self.false_positives * (predicted - hit) + self.misses * (real - hit)
         present = (real > 0).float()
         return (hit / weighted.clamp_min(1e-6) * present).sum() / present.sum()
@@ -96,6 +96,21 @@ class SegmentationLoss(nn.Module):
             border = 1 + BORDER_WEIGHT * near_border(labels)
             weights = border if weights is None else weights * border
         return -chosen.mean() if weights is None else -(chosen * weights).sum() / weights.sum()
+
+
+def counted_by_place(values: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """float32 (K,) twice: the sum of `values` over each class's pixels, and their number. The quickest way on a CPU."""
+    flat = labels.flatten()
+    return values.new_zeros(classes).scatter_add(0, flat, values.flatten()), torch.bincount(
+        flat, minlength=classes
+    ).float()
+
+
+def counted_by_masks(values: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The same for a GPU, where millions of pixels would queue up for a few places, in another order each time, and the
+    program would wait to hear the largest label."""
+    masks = [(labels == index).float() for index in range(classes)]
+    return torch.stack([(values * mask).sum() for mask in masks]), torch.stack([mask.sum() for mask in masks])
 
 
 def near_border(labels: Tensor, reach: int = BORDER_REACH) -> Tensor:

@@ -120,6 +120,7 @@ class Plan:
     postprocessing: str
     warm_start: str
     precision: str
+    torch_compile: str
     preprocessing: Preprocessing
     class_values: list[int]
     class_names: list[str]
@@ -167,12 +168,19 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Plan:
-        # Checkpoints and packages of before there was a choice speak of AdamW.
-        return cls(**{"optimizer": "adamw", **values, "preprocessing": Preprocessing(**values["preprocessing"])})
+        # Checkpoints and packages of before there was a choice speak of AdamW, and of no compiling.
+        before = {"optimizer": "adamw", "torch_compile": "off"}
+        return cls(**{**before, **values, "preprocessing": Preprocessing(**values["preprocessing"])})
 
     def continuing(self, kept: Plan) -> Plan:
-        """The plan of an earlier attempt, so that its checkpoint fits, with what may change: how long, and this machine's precision."""
-        return replace(kept, epochs=self.epochs, time_budget_seconds=self.time_budget_seconds, precision=self.precision)
+        """The plan of an earlier attempt, so that its checkpoint fits, with what may change: how long, and what suits this machine."""
+        return replace(
+            kept,
+            epochs=self.epochs,
+            time_budget_seconds=self.time_budget_seconds,
+            precision=self.precision,
+            torch_compile=self.torch_compile,
+        )
 
     def hyperparameters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in specs()}

@@ -17,6 +17,7 @@ COARSEST = {2: 8.0, 3: 4.0}  # times coarser than the images, at most, by their 
 MOST_CUT_OFF = 0.5  # of a class may be clipped
 THICK = 16.0  # pixels; a structure that stays that thick can be seen on a coarser grid
 FEW_EPOCHS, FEW_SECONDS = 20, 60  # below that Muon's slow start costs more than it brings
+LONG = 600  # seconds; a training that has time for a minute of compiling
 MOST_WEIGHT = 10.0  # of a rare class, as a multiple of the commonest one's
 RARE = 0.05  # share of the pixels below which a class is drawn more often
 
@@ -140,6 +141,7 @@ def make_plan(
             if machine.bf16
             else "This machine has no fast bfloat16.",
         ),
+        torch_compile=choose("torch_compile", *_torch_compile(machine, budget)),
         preprocessing=preprocessing,
         class_values=[item["value"] for item in classes],
         class_names=[item["name"] for item in classes],
@@ -344,6 +346,14 @@ def _augmentation(budget: int | None, machine: Machine, fingerprint: dict[str, A
 
 def _deep_supervision(architecture: str, configuration: str) -> tuple[str, str]:
     return "off", "It costs time in short trainings and helps only long ones."
+
+
+def _torch_compile(machine: Machine, budget: int | None) -> tuple[str, str]:
+    if not machine.cuda:
+        return "off", "On a CPU the shorter steps seldom make up for the minute that it takes."
+    if (budget or LONG) < LONG:
+        return "off", "It takes about a minute, too much of this time budget."
+    return "on", "On a GPU the steps get shorter, and the training is long enough for the minute that it takes."
 
 
 def _check_patch(patch: tuple[int, ...], multiple: tuple[int, ...], configuration: str, depth: int) -> None:

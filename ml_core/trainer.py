@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ml_core.architectures import build
 from ml_core.checkpoint import Keeper, load_weights, pack, unpack
+from ml_core.compiling import compile_forward
 from ml_core.data import PatchSampler, StoredCase
 from ml_core.device import autocast, pick_device
 from ml_core.errors import TrainingError
@@ -58,7 +59,7 @@ def fit(
     Writes latest.safetensors (everything, to go on from) and best.safetensors (averaged weights of the best validation
     Dice) to `folder` after epochs and at the end, and goes on from latest where it is there already. `warm_start`: weights to begin with.
     One seed gives one curve on one machine as long as `plan.epochs` says when to end; with a deadline the learning rate follows
-    the clock, so curves differ a little from run to run.
+    the clock, so curves differ a little from run to run. So they may on a GPU, whose convolutions add up in no fixed order.
     """
     torch.manual_seed(plan.seed)
     device, warnings = pick_device(), []
@@ -79,6 +80,9 @@ def fit(
     average = copy.deepcopy(network).eval()
     optimizers = make_optimizers(network, plan)
     loss_of = make_loss(plan.loss, class_weights=plan.balanced_weights or None).to(device)
+    forward, failed = compile_forward(network, plan, loss_of, device)
+    if failed:
+        warnings.append(failed)
     sampler, validator = PatchSampler(train, plan), Validator(val, plan, loss_of)
     steps = steps_of_an_epoch(sampler.units(), validator.pixels(), plan)
 
@@ -118,7 +122,7 @@ def fit(
                 images, labels = batches.next()
                 torch.manual_seed(plan.seed + step)  # dropout repeats, also after an interruption
                 with autocast(device, plan.precision):
-                    logits = network(images)
+                    logits = forward(images)
                 loss = loss_of(logits, labels)
                 network.zero_grad(set_to_none=True)
                 loss.backward()

@@ -30,6 +30,7 @@ GROUPS = {
         "clip_norm",
         "weight_average",
         "precision",
+        "torch_compile",
         "seed",
     ],
     "Data and time": [

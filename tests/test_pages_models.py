@@ -133,6 +133,7 @@ def test_model_in_training_shows_progress_and_cancel(client: Client) -> None:
     ("progress", "shown"),
     [
         ({"stage": "refining", "done": 1, "total": 3}, "Measuring what helps on the validation cases"),
+        ({"stage": "compiling", "done": 0, "total": 1}, "Compiling the network for this machine"),
         ({"stage": "training", "epoch": 2, "network": 2, "networks": 5}, "Training network 2 of 5"),
     ],
 )

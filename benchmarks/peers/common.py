@@ -41,6 +41,7 @@ SPLITS: dict[str, tuple[_Split, str]] = {
         "one patient: slices 50–65 unseen, 48, 49, 66 and 67 left out, the other 58 train; says nothing of other patients",
     ),
     "brats2015_flair_nifti": (_tail(1), "patients 0001–0005 train, patient 0006 unseen"),
+    "brats_slices_png": (_tail(20), "20 slices each of patients 0001–0005 train, 20 of patient 0006 unseen"),
 }
 
 

@@ -101,3 +101,12 @@ def test_intensity_changes_no_place() -> None:
     inside = labels.unsqueeze(1) == 1
     for item, box in zip(changed, inside, strict=True):
         assert float(item[box].min()) > float(item[~box].max())
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (8, 16, 16)])
+def test_a_batch_stays_on_its_device(shape: tuple[int, ...]) -> None:
+    """On "meta", which knows shapes and devices only: mixing it with the CPU's tensors would fail as it would on a GPU."""
+    images, labels = boxes(*shape, channels=3)
+    changed, moved = augment(images.to("meta"), labels.to("meta"), PRESETS["strong"], seeded(), modality="colour")
+    assert (changed.device.type, changed.shape, changed.dtype) == ("meta", images.shape, images.dtype)
+    assert (moved.device.type, moved.shape, moved.dtype) == ("meta", labels.shape, labels.dtype)

@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812 (everybody's name for it)
 
 from ml_core.config import LOSSES
 from ml_core.errors import ConfigError
-from ml_core.losses import make_loss, near_border
+from ml_core.losses import counted_by_masks, counted_by_place, make_loss, near_border
 
 
 def batch(classes: int = 3, spatial: tuple[int, ...] = (12, 10)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,6 +30,22 @@ def test_better_logits_make_every_loss_smaller(name: str, spatial: tuple[int, ..
     assert loss_of(logits.detach() - 0.5 * len(labels.flatten()) * logits.grad, labels) < loss
     right = F.one_hot(labels, 3).movedim(-1, 1).float() * 30
     assert loss_of(right, labels) == pytest.approx(0, abs=1e-4)
+
+
+def test_both_ways_of_counting_agree_also_backward() -> None:
+    _, labels = batch(classes=4)
+    values = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2))
+    slopes, sums = [], []
+    for counted in (counted_by_place, counted_by_masks):
+        own = values.clone().requires_grad_()
+        hit, real = counted(own, labels, 5)  # the last class has no pixel
+        (hit**2).sum().backward()
+        assert own.grad is not None
+        slopes.append(own.grad)
+        sums.append(torch.cat([hit.detach(), real]))
+    torch.testing.assert_close(sums[1], sums[0])
+    torch.testing.assert_close(slopes[1], slopes[0])
+    assert sums[0][-1] == sums[0][4] == 0
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 1.0, 3.0]])
