@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from ml_core.io import Image
 from ml_core.metrics import bounding_box
+from ml_core.pose import PoseBuilder
 
 SAMPLED_PIXELS = 2_000  # per case; enough for percentiles, little enough for 100,000 cases
 CASES_OF_STRUCTURE = 50  # sizes and thicknesses are measured on the first cases, and on so many slices of a volume
@@ -47,6 +48,7 @@ class FingerprintBuilder:
         self._thickness: dict[int, list[float]] = {}
         self._parts: dict[int, list[tuple[float, float]]] = {}
         self._clipped: dict[int, list[float]] = {}
+        self._pose = PoseBuilder()
 
     def add(self, image: Image, values: NDArray[Any], counts: dict[int, int]) -> None:
         """`values`: the mask in label values on the image's grid; `counts`: pixels per value in it."""
@@ -56,6 +58,8 @@ class FingerprintBuilder:
         self._channels[image.channels] += 1
         self._modalities[image.modality or guess_modality(image)] += 1
         self._families[image.family] += 1
+        if image.dimensions == 2:
+            self._pose.add(image.array)
         for value, count in counts.items():
             self._class_pixels[value] += count
             self._class_cases[value] += 1
@@ -128,6 +132,7 @@ class FingerprintBuilder:
             "channels": self._channels.most_common(1)[0][0],
             "modality": self._modalities.most_common(1)[0][0],
             "families": dict(self._families),
+            "pose": self._pose.result(),
             "shape": _spread(shapes),
             "spacing": _spread(np.array(self._spacings)) if self._spacings else None,
             "intensity": {

@@ -34,7 +34,7 @@ def signature(image: Image) -> NDArray[np.float16]:
 
     Zeros for an image without any structure (all of one value), which then resembles no other.
     """
-    small = _thumbnail(image.array, SIDES[image.dimensions])
+    small = thumbnail(image.array, SIDES[image.dimensions])
     fine = small - ndimage.gaussian_filter(small, COARSE, mode="nearest")
     fine -= fine.mean()
     norm = float(np.linalg.norm(fine))
@@ -104,7 +104,7 @@ def _turned(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
             yield rows[:, ::x, ::y, ::z]
 
 
-def _thumbnail(array: NDArray[np.generic], side: int) -> NDArray[np.float32]:
+def thumbnail(array: NDArray[np.generic], side: int) -> NDArray[np.float32]:
     """(C, *spatial) → the mean over channels, averaged by area to `side` pixels along each axis, float32."""
     height = array.shape[1]
     if array.size <= AT_ONCE:

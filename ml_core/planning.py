@@ -7,31 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from ml_core.architectures import ARCHITECTURES, Architecture, input_multiple, network_arguments
-from ml_core.config import CONFIGURATIONS, ConfigErrors, Hyperparameters, parse_spacing
+from ml_core.choosing import Chooser
+from ml_core.config import CONFIGURATIONS, ConfigErrors, Hyperparameters
 from ml_core.errors import ConfigError
-from ml_core.plan import FLAT, Machine, Plan, Preprocessing
+from ml_core.grid_planning import choose_preprocessing, shape_on_grid, spacing_of
+from ml_core.plan import FLAT, Machine, Plan
+from ml_core.pose import lie_in_one_way
 
 DEFAULT_SECONDS = 300
 SHORT = 900  # seconds; on a CPU every image is seen some hundred times at most
-COARSEST = {2: 8.0, 3: 4.0}  # times coarser than the images, at most, by their dimensions
-MOST_CUT_OFF = 0.5  # of a class may be clipped
-THICK = 16.0  # pixels; a structure that stays that thick can be seen on a coarser grid
 FEW_EPOCHS, FEW_SECONDS = 20, 60  # below that Muon's slow start costs more than it brings
 LONG = 600  # seconds; a training that has time for a minute of compiling
 MOST_WEIGHT = 10.0  # of a rare class, as a multiple of the commonest one's
 RARE = 0.05  # share of the pixels below which a class is drawn more often
-
-
-class _Chooser:
-    """Takes the user's value where there is one, else the planned one with its reason."""
-
-    def __init__(self, wanted: Hyperparameters) -> None:
-        self.wanted, self.reasons = wanted, dict[str, str]()
-
-    def __call__(self, name: str, planned: Any, reason: str) -> Any:
-        asked = getattr(self.wanted, name)
-        self.reasons[name] = "You chose it." if asked is not None else reason
-        return planned if asked is None else asked
 
 
 def make_plan(
@@ -43,11 +31,11 @@ def make_plan(
     default_seconds: int = DEFAULT_SECONDS,
 ) -> Plan:
     """`classes`: [{value, name, color}]; the first in order of value is background. Raises ConfigErrors where wishes do not fit."""
-    choose = _Chooser(wanted)
+    choose = Chooser(wanted)
     configuration = choose("configuration", *_configuration(wanted, fingerprint, machine))
     if fingerprint["dimensions"] == 2 and configuration != "2d":
         raise ConfigErrors({"configuration": f"These are pictures; {CONFIGURATIONS[configuration]} needs volumes."})
-    preprocessing = _preprocessing(choose, fingerprint, configuration, machine)
+    preprocessing = choose_preprocessing(choose, fingerprint, configuration, machine)
     shape = shape_on_grid(fingerprint, preprocessing)
     architecture = choose("architecture", *_architecture(configuration, wanted.encoder))
     described = ARCHITECTURES[architecture]
@@ -158,7 +146,7 @@ def _configuration(wanted: Hyperparameters, fingerprint: dict[str, Any], machine
     if wanted.architecture:
         three = ARCHITECTURES[wanted.architecture].dimensions == 3
         return ("3d" if three else "2d"), "It follows from the architecture that you chose."
-    spacing = _spacing(fingerprint)
+    spacing = spacing_of(fingerprint)
     finest, coarsest = min(spacing), max(spacing)
     if coarsest >= FLAT * finest:
         text = f"Slices lie {coarsest / finest:.1f} times further apart than pixels, so a slice with its neighbours says most."
@@ -166,98 +154,6 @@ def _configuration(wanted: Hyperparameters, fingerprint: dict[str, Any], machine
     if min(fingerprint["shape"]["median"]) < 16:
         return "2.5d", "There are few slices, so each is seen with its neighbours."
     return "3d", "The volumes are about as fine in every direction, so the network looks in all three."
-
-
-def _spacing(fingerprint: dict[str, Any]) -> list[float]:
-    """mm per axis of the median image, 1 where unknown."""
-    return list(fingerprint["spacing"]["median"]) if fingerprint["spacing"] else [1.0] * fingerprint["dimensions"]
-
-
-def _preprocessing(
-    choose: _Chooser, fingerprint: dict[str, Any], configuration: str, machine: Machine
-) -> Preprocessing:
-    axis, spacing = 0, _spacing(fingerprint)
-    if fingerprint["dimensions"] == 3:
-        axis = max(range(3), key=lambda item: (round(spacing[item], 3), -item))
-        name = ("axial", "coronal", "sagittal")[axis]
-        choose.reasons["dimensions"] = f"Slices are the {name} ones, the volumes' finest plane."
-        spacing = [spacing[axis], *(step for item, step in enumerate(spacing) if item != axis)]
-    target = choose("spacing", *_target(fingerprint, spacing, configuration, machine))
-    if isinstance(target, str):
-        target = parse_spacing(target)
-        if len(target) != len(spacing):
-            raise ConfigErrors({"spacing": f"Give {len(spacing)} numbers: the images have as many dimensions."})
-    normalisation = choose(
-        "normalisation",
-        *(
-            ("ct", "CT has fixed units, so all images are clipped and scaled by the numbers of the whole dataset.")
-            if fingerprint["modality"] == "CT"
-            else ("image", "Each image is scaled by its own mean and spread, since its units are not fixed.")
-        ),
-    )
-    numbers = fingerprint["foreground_intensity"]
-    cut_off = max((item.get("clipped", 0.0) for item in fingerprint["classes"]), default=0.0)
-    wide = normalisation == "image" and cut_off > MOST_CUT_OFF
-    if wide:
-        text = (
-            "A class is brighter or darker than nearly all of an image, so extreme values are kept instead of clipped."
-        )
-        choose.reasons["normalisation"] += f" {text}"
-    return Preprocessing(
-        channels=fingerprint["channels"],
-        normalisation=normalisation,
-        low=numbers["p005"],
-        high=numbers["p995"],
-        mean=numbers["mean"],
-        std=numbers["std"],
-        slice_axis=axis,
-        whole=configuration == "3d",
-        spacing=target,
-        unit="mm" if fingerprint["spacing"] else "px",
-        assumed_spacing=list(fingerprint["spacing"]["median"]) if fingerprint["spacing"] else None,
-        # White of a photograph is no air: taken out of one colour and not of another, it would shift the tint.
-        without_air=normalisation == "image" and fingerprint["channels"] == 1,
-        wide=wide,
-    )
-
-
-def _target(
-    fingerprint: dict[str, Any], spacing: list[float], configuration: str, machine: Machine
-) -> tuple[list[float] | None, str]:
-    """The grid that images are brought to: their own median, or a coarser one where all structures stay thick on it."""
-    # Datasets checked before parts were measured have the thickness of whole classes alone.
-    measured = [
-        (item["thickness"], item.get("thin_part", item["thickness"]))
-        for item in fingerprint["classes"]
-        if item.get("thickness")
-    ]
-    thickness = [min(pair) for pair in measured]
-    thinnest = min(thickness, default=0.0)
-    side = max(fingerprint["shape"]["median"])
-    factor = min(thinnest / THICK, side / 256) if thickness else 1.0
-    if configuration == "3d" and thickness and not machine.cuda:
-        typical = min(whole for whole, _ in measured)
-        factor = max(factor, min(typical, side / 96, 2.0))  # a voxel a structure, at least
-    if factor >= 1.5:
-        factor = min(COARSEST[fingerprint["dimensions"]], math.floor(2 * factor) / 2)
-        coarse = [step if item == 0 and len(spacing) == 3 and configuration != "3d" else max(step, min(spacing) * factor)
-                  for item, step in enumerate(spacing)]  # fmt: skip
-        reason = f"Even thin parts of the classes are about {thinnest:.0f} pixels thick, so a grid {factor:g} times coarser shows it, "
-        return coarse, reason + "and each patch shows more around it."
-    varied = fingerprint["spacing"] and fingerprint["spacing"]["minimum"] != fingerprint["spacing"]["maximum"]
-    if varied or (configuration == "3d" and fingerprint["spacing"]):
-        return spacing, "The median of the dataset, so that structures have one size."
-    return None, "Images keep their own pixels: structures are fine, and all images have one spacing or none."
-
-
-def shape_on_grid(fingerprint: dict[str, Any], how: Preprocessing) -> list[float]:
-    """(slices,) H, W of the median image on the network's grid."""
-    shape, spacing = list(fingerprint["shape"]["median"]), _spacing(fingerprint)
-    if fingerprint["dimensions"] == 3:
-        order = [how.slice_axis, *(axis for axis in range(3) if axis != how.slice_axis)]
-        shape, spacing = [shape[axis] for axis in order], [spacing[axis] for axis in order]
-    own = spacing if how.unit == "mm" else [1.0] * len(shape)
-    return [n * step / target for n, step, target in zip(shape, own, how.spacing or own, strict=True)]
 
 
 def _architecture(configuration: str, encoder: str | None) -> tuple[str, str]:
@@ -338,6 +234,13 @@ def _augmentation(budget: int | None, machine: Machine, fingerprint: dict[str, A
     if fingerprint["dimensions"] == 3 or "raster" not in fingerprint["families"]:
         text = (
             "Bodies lie in scanners in one way, and a short training learns them quickest so: only their light changes."
+        )
+        return "intensity", text
+    pose = fingerprint.get("pose")  # datasets checked before it was measured have none
+    if pose and lie_in_one_way(pose):
+        text = (
+            f"The images lie in one way (as they lie they correlate by {pose['alike']:.2f}, turned by {pose['turned']:.2f}), and a "
+            "short training learns them quickest so: only their light changes."
         )
         return "intensity", text
     text = "In a short training, bending and turning cost more than they teach: flips, quarter turns and other light."

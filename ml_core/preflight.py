@@ -14,8 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ml_core.data import Case, stored_stem
 from ml_core.errors import TrainingError
+from ml_core.grid_planning import shape_on_grid
 from ml_core.plan import Machine, Plan
-from ml_core.planning import shape_on_grid
 from ml_core.predictor import network_of
 
 log = logging.getLogger(__name__)
