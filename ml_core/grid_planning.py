@@ -89,8 +89,17 @@ def _target(
         factor = min(COARSEST[fingerprint["dimensions"]], math.floor(2 * factor) / 2)
         coarse = [step if item == 0 and len(spacing) == 3 and configuration != "3d" else max(step, min(spacing) * factor)
                   for item, step in enumerate(spacing)]  # fmt: skip
-        reason = f"Even thin parts of the classes are about {thinnest:.0f} pixels thick, so a grid {factor:g} times coarser shows it, "
-        return coarse, reason + "and each patch shows more around it."
+        if factor > thinnest / THICK:
+            reason = (
+                f"On a CPU a grid {factor:g} times coarser shows more around each place in the same time; parts thinner than one of its "
+                "voxels may be lost."
+            )
+        else:
+            reason = (
+                f"Even thin parts of the classes are about {thinnest:.0f} pixels thick, so a grid {factor:g} times coarser shows them, "
+                "and each patch shows more around them."
+            )
+        return coarse, reason
     varied = fingerprint["spacing"] and fingerprint["spacing"]["minimum"] != fingerprint["spacing"]["maximum"]
     if varied or (configuration == "3d" and fingerprint["spacing"]):
         return spacing, "The median of the dataset, so that structures have one size."

@@ -49,7 +49,15 @@ def test_pictures_get_a_2d_network_and_thin_structures_their_own_pixels() -> Non
 def test_thick_structures_are_seen_on_a_coarser_grid() -> None:
     made = plan(like=fingerprint((1024, 1024), thick=200))
     assert made.preprocessing.spacing == [4.0, 4.0]
-    assert "times coarser" in made.reasons["spacing"]
+    assert "coarser shows them" in made.reasons["spacing"]
+
+
+def test_a_cpu_sees_volumes_coarser_and_says_what_may_be_lost() -> None:
+    like = fingerprint((192, 192, 192), (1.0, 1.0, 1.0))
+    made = plan(like=like)
+    assert made.preprocessing.spacing == [2.0, 2.0, 2.0]
+    assert "may be lost" in made.reasons["spacing"]
+    assert plan(GPU, like=like).preprocessing.spacing == [1.0, 1.0, 1.0]
 
 
 def spots(size: int, side: int = 1024, noise: float = 5.0) -> dict[str, Any]:
