@@ -30,7 +30,10 @@ class PoseBuilder:
     def add(self, array: NDArray[Any]) -> None:
         """`array`: (C, H, W)."""
         down, across = (max(1, length // LOOKED_AT) for length in array.shape[1:])
-        small = thumbnail(array[:, ::down, ::across], SIDE).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            small = thumbnail(array[:, ::down, ::across], SIDE).astype(np.float64)
+        if not np.isfinite(small).all():  # colours whose sum is no number any more
+            return
         small -= small.mean()
         small /= max(float(np.linalg.norm(small)), 1e-9)
         self._count += 1

@@ -68,6 +68,7 @@ def test_what_is_alike_in_every_position_or_in_none_lies_in_no_one_way() -> None
     assert not lie_in_one_way(pose_of([rng.random((1, 64, 64)) for _ in range(20)]))
     assert not lie_in_one_way(pose_of([np.zeros((1, 40, 40))] * 20))  # nothing to see
     assert pose_of(bodies(5)) is None  # too few to tell
+    assert pose_of([np.full((3, 30, 30), 3e38, np.float32)] * 20) is None  # sums beyond float32
     assert not lie_in_one_way(None)
 
 
