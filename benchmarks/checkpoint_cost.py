@@ -20,14 +20,15 @@ from unittest import mock
 import numpy as np
 from PIL import Image as PILImage
 
-from ml_core.checkpoint import Keeper
-from ml_core.config import Hyperparameters
-from ml_core.data import Case, StoredCase, open_store
-from ml_core.fingerprint import FingerprintBuilder
+from ml_core.cases.store import StoredCase, open_store
+from ml_core.dataset.case import Case
+from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.io import read_image, read_mask
-from ml_core.plan import Machine, Plan
-from ml_core.planning import make_plan
-from ml_core.trainer import fit
+from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.rules import make_plan
+from ml_core.training.state import Keeper
+from ml_core.training.trainer import fit
 
 CLASSES = [{"value": 0, "name": "ground", "color": "#000000"}, {"value": 1, "name": "disc", "color": "#ff0000"}]
 

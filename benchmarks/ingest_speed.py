@@ -166,7 +166,7 @@ def check(archive: Path) -> None:
 
     from datasets import ingestion
     from datasets.models import Dataset
-    from medseg_site.shared import storage
+    from medseg_site.shared.storage import objects as storage
 
     call_command("migrate", verbosity=0)
     dataset = Dataset.objects.create(name="pairs", status="uploaded")

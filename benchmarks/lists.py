@@ -120,7 +120,7 @@ class Filled:
 
         from datasets.models import Dataset, DatasetClass, Sample
         from inference.models import InferenceBatch, InferenceResult
-        from medseg_site.shared.local_user import local_user
+        from medseg_site.shared.base.local_user import local_user
         from models_app.models import SegmentationModel
 
         self.samples_of, self.results_of = Sample, InferenceResult

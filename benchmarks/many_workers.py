@@ -43,11 +43,11 @@ def simulate(workers: int, image_seconds: float) -> None:
 
     from inference import batches, turns
     from inference.models import InferenceBatch, InferenceResult
-    from medseg_site.shared import progress
-    from medseg_site.shared.jobs import claim
+    from medseg_site.shared.base import events
+    from medseg_site.shared.jobs.claim import claim
 
-    progress.publish = lambda *_: None  # no Redis needed
-    progress.wake_waiting = lambda *_: None
+    events.publish = lambda *_: None  # no Redis needed
+    events.wake_waiting = lambda *_: None
     tried, taken = [0], [0]
 
     def run(pk: int) -> bool:

@@ -3,7 +3,7 @@
     python -m benchmarks.metrics_check
 
 Prints a table in Markdown. Hand-counted: by looking at the drawing, or from a few lines of SciPy that share nothing with
-ml_core.metrics (all distances between all surface pixels). tests/ml_core/test_metrics.py asserts the same rows.
+ml_core.metrics (all distances between all surface pixels). tests/ml_core/measures/test_metrics.py asserts the same rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from ml_core.metrics import TOLERANCE, class_metrics
+from ml_core.measures.metrics import TOLERANCE, class_metrics
 
 Mask = NDArray[np.bool_]
 SHOWN = ("dice", "hd95", "nsd")

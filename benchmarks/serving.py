@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ml_core.architectures import build
-from ml_core.serving import Forward, OpenVinoForward, TorchForward, convert
+from ml_core.networks.catalogue import build
+from ml_core.prediction.runtimes import Forward, OpenVinoForward, TorchForward, convert
 
 SIDE = 4096
 WARM_UPS = 2

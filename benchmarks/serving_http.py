@@ -23,7 +23,7 @@ import requests
 
 from benchmarks.client import Platform
 from ml_core.io import read_image
-from ml_core.predictor import Predictor
+from ml_core.prediction.predictor import Predictor
 
 WARM_UPS = 3
 CLIENTS = 4

@@ -20,17 +20,18 @@ from typing import Any
 
 import torch
 
-from ml_core.architectures import build
-from ml_core.config import Hyperparameters, specs
-from ml_core.data import PatchSampler, StoredCase, open_store
-from ml_core.device import autocast, pick_device
-from ml_core.folders import describe, find_cases
-from ml_core.losses import make_loss
-from ml_core.malloc_tuning import restart_tuned
-from ml_core.optimization import make_optimizers
-from ml_core.plan import Machine, Plan
-from ml_core.planning import make_plan
-from ml_core.trainer import fit
+from ml_core.cases.patches import PatchSampler
+from ml_core.cases.store import StoredCase, open_store
+from ml_core.dataset.folders import describe, find_cases
+from ml_core.memory import restart_tuned
+from ml_core.networks.catalogue import build
+from ml_core.networks.device import autocast, pick_device
+from ml_core.planning.hyperparameters import Hyperparameters, specs
+from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.rules import make_plan
+from ml_core.training.losses import make_loss
+from ml_core.training.optimizers import make_optimizers
+from ml_core.training.trainer import fit
 
 WARM_UP, BATCHES_IN_MEMORY = 2, 4
 EPOCHS = 5

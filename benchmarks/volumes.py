@@ -21,14 +21,14 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import nn
 
-from ml_core.config import Hyperparameters
-from ml_core.fingerprint import FingerprintBuilder
+from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.io import Image
 from ml_core.io.image import Grid
-from ml_core.plan import Machine, Plan
-from ml_core.planning import make_plan
-from ml_core.predictor import Predictor, network_of
-from ml_core.serving import Forward, OpenVinoForward, TorchForward, convert
+from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.rules import make_plan
+from ml_core.prediction.predictor import Predictor, network_of
+from ml_core.prediction.runtimes import Forward, OpenVinoForward, TorchForward, convert
 
 SHAPE = (128, 256, 256)
 CLASSES = [{"value": 0, "name": "background", "color": "#000"}, {"value": 1, "name": "thing", "color": "#f00"}]
@@ -74,7 +74,7 @@ def plan(image: Image, **wanted: Any) -> Plan:
 
 
 def ours(plan: Plan, network: nn.Module, image: Image, example: tuple[int, ...]) -> Callable[[], object]:
-    """The quicker runtime, as ml_core.refinement chooses it after a training."""
+    """The quicker runtime, as ml_core.training.refinement chooses it after a training."""
     ways: list[Forward] = [
         OpenVinoForward(*convert(network, torch.zeros(example)), plan.precision),
         TorchForward(network, plan.precision),

@@ -12,15 +12,7 @@ from django.urls import reverse
 from datasets import services
 from datasets.forms import ClassForm
 from datasets.models import Dataset, DatasetClass, Sample
-from medseg_site.shared.job_admin import (
-    JOB_FIELDS,
-    JobAdmin,
-    ReadOnlyAdmin,
-    TabularInline,
-    json_block,
-    link,
-    picture,
-)
+from medseg_site.shared.web.admin import JOB_FIELDS, JobAdmin, ReadOnlyAdmin, TabularInline, json_block, link, picture
 
 
 class ClassInline(TabularInline):

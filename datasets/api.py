@@ -28,9 +28,9 @@ from datasets.serializers import (
     SampleSerializer,
     VersionCreateSerializer,
 )
-from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
-from medseg_site.shared.downloads import object_response, part_response
-from medseg_site.shared.job_api import JobLogMixin
+from medseg_site.shared.web.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.web.downloads import object_response, part_response
+from medseg_site.shared.web.job_api import JobLogMixin
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
 PNG = {(200, "image/png"): OpenApiTypes.BINARY}

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ml_core.dataset.pairing import SILENT, WANTED, Folders, natural, pair_folders
+from ml_core.dataset.pairing import Issue as Issue
+from ml_core.dataset.pairing import Pair as Pair
+from ml_core.dataset.pairing import Pairing as Pairing
 from ml_core.errors import MLError
-from ml_core.pairing import SILENT, WANTED, Folders, natural, pair_folders
-from ml_core.pairing import Issue as Issue
-from ml_core.pairing import Pair as Pair
-from ml_core.pairing import Pairing as Pairing
 
 CHUNK_BYTES = 1 << 20
 RATIO_FREE_BYTES = 10_000_000  # below this a high ratio is harmless, and common: an empty mask is all zeros

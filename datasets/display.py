@@ -13,8 +13,8 @@ from django.http import HttpResponse
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from medseg_site.shared import storage
-from medseg_site.shared.errors import MedSegError
+from medseg_site.shared.base.errors import MedSegError
+from medseg_site.shared.storage import objects as storage
 from ml_core.errors import ImageError
 from ml_core.io import display_volume, read_image, read_mask, to_screen
 

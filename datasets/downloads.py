@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from django.http import HttpRequest, HttpResponseBase
 
 from datasets.models import Dataset
-from medseg_site.shared import storage
-from medseg_site.shared.downloads import ZipEntry, object_response, pieces_of, zip_response
-from medseg_site.shared.errors import WrongStateError
+from medseg_site.shared.base.errors import WrongStateError
+from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.web.downloads import ZipEntry, object_response, pieces_of, zip_response
 
 
 def dataset_zip(request: HttpRequest, dataset: Dataset) -> HttpResponseBase:

@@ -9,7 +9,7 @@ from django import forms
 
 from datasets import services
 from datasets.models import DatasetClass
-from medseg_site.shared.errors import MedSegError
+from medseg_site.shared.base.errors import MedSegError
 
 if TYPE_CHECKING:
     ClassModelForm = forms.ModelForm[DatasetClass]

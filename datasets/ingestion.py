@@ -21,13 +21,15 @@ from datasets.pipeline import PairPipeline
 from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
 from datasets.url_import import DownloadLimits, UrlImportError, download
 from datasets.versions import Base, KeptSampleError, Merged, changes_of, merge, read_kept, split_of
-from medseg_site.shared import manifests, outages, storage
-from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
+from medseg_site.shared.base import outages
+from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, claim
+from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.near_duplicates import MOST_COMPARED, near_duplicate_groups
+from ml_core.dataset.patients import BY_NAME, groups_of_names
+from ml_core.dataset.splits import Split
 from ml_core.errors import ImageError, MLError
-from ml_core.fingerprint import FingerprintBuilder
-from ml_core.near_duplicates import MOST_COMPARED, near_duplicate_groups
-from ml_core.patients import BY_NAME, groups_of_names
-from ml_core.splits import Split
 from uploads.verification import UploadDamagedError, checked_sha256
 
 log = logging.getLogger(__name__)

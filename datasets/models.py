@@ -10,9 +10,9 @@ from django.db.models import Q, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 
-from medseg_site.shared.catalog import Stored
-from medseg_site.shared.job_rows import Job, JobWords, job_constraints
-from medseg_site.shared.paging import counted
+from medseg_site.shared.catalogue.declarations import Stored
+from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
+from medseg_site.shared.web.paging import counted
 
 WORDS = JobWords(queued="uploaded", working="uploaded", done="ready", failed="error", cancelled=None)
 

@@ -34,9 +34,9 @@ from datasets.samples import (
 )
 from datasets.thumbnails import ThumbnailWriter
 from datasets.versions import ReadKept, as_stored, is_unchanged, know_kept, read_kept
-from medseg_site.shared import storage
+from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.errors import ImageError
-from ml_core.fingerprint import FingerprintBuilder
 
 Item = Pair | Sample  # a pair of the archive, or a sample of an earlier version that stays
 Read = ReadPair | ReadKept

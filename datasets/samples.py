@@ -18,9 +18,11 @@ from PIL import Image as PILImage
 
 from datasets.archives import Issue, Pair, SafeArchive
 from datasets.display import overlay
-from medseg_site.shared import storage
+from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import FingerprintBuilder, count_values
+from ml_core.dataset.near_duplicates import signature
+from ml_core.dataset.patients import group_of_name
 from ml_core.errors import ImageError
-from ml_core.fingerprint import FingerprintBuilder, count_values
 from ml_core.io import (
     Image,
     Mask,
@@ -33,8 +35,6 @@ from ml_core.io import (
     to_screen,
     write_label_map,
 )
-from ml_core.near_duplicates import signature
-from ml_core.patients import group_of_name
 
 THUMBNAIL_SIDE = 256
 MOST_VALUES = 64  # distinct values in one picture's mask; more means smoothing or a photograph

@@ -16,12 +16,13 @@ from django.db.models import Max
 from datasets.models import Dataset, DatasetClass
 from datasets.tasks import check_dataset
 from datasets.url_import import UrlImportError, check_url
-from medseg_site.shared import manifests, removal, storage
-from medseg_site.shared.catalog import objects_of, owner_of
-from medseg_site.shared.errors import MedSegError, WrongStateError
-from medseg_site.shared.garbage import remove_remains
-from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
-from medseg_site.shared.text import clean_file_name, clean_name
+from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.text import clean_file_name, clean_name
+from medseg_site.shared.catalogue import manifests, removal
+from medseg_site.shared.catalogue.declarations import objects_of, owner_of
+from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
+from medseg_site.shared.recovery.sweep import remove_remains
+from medseg_site.shared.storage import objects as storage
 from uploads.services import find_upload, mark_used, place_upload
 
 MANY_SAMPLES = 500  # of a dataset: a worker removes them, so that the request need not wait

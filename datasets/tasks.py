@@ -18,6 +18,6 @@ def check_dataset(pk: int) -> None:
 @shared_task(soft_time_limit=60, time_limit=90)
 def reap_datasets() -> None:
     from datasets.models import Dataset
-    from medseg_site.shared.jobs import reap
+    from medseg_site.shared.jobs.reaper import reap
 
     reap(Dataset, check_dataset.delay)

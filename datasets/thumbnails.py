@@ -7,7 +7,7 @@ from collections import deque
 from concurrent.futures import Executor, Future
 
 from datasets.samples import CheckedSample
-from medseg_site.shared import storage
+from medseg_site.shared.storage import objects as storage
 
 TOGETHER = 64  # some 500 KB
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from datasets.archives import Pair
 from datasets.models import Dataset, Sample
 from datasets.samples import CheckedSample, ClassTable, KnownSample, PairFiles, thumbnail_jpeg
-from medseg_site.shared import storage
+from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import FingerprintBuilder, count_values
+from ml_core.dataset.near_duplicates import signature
+from ml_core.dataset.splits import Split, reuse_split, split_cases
 from ml_core.errors import ConfigError, ImageError, MLError
-from ml_core.fingerprint import FingerprintBuilder, count_values
 from ml_core.io import Image, Mask, read_image, read_mask
-from ml_core.near_duplicates import signature
-from ml_core.splits import Split, reuse_split, split_cases
 
 
 @dataclass
@@ -137,7 +137,7 @@ def is_unchanged(files: PairFiles, earlier: Sample) -> bool:
 
 
 def split_of(samples: list[CheckedSample], duplicates: list[int] | None, base: Base | None) -> Split:
-    """Who was held out stays so and new samples are learnt from (ml_core.splits.reuse_split): numbers of versions compare.
+    """Who was held out stays so and new samples are learnt from (ml_core.dataset.splits.reuse_split): numbers of versions compare.
 
     Made anew where the earlier split leaves nothing to validate on, or had no test part and the samples are enough for one by now.
     """

@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_POST
 from datasets import services
 from datasets.forms import ClassForm
 from datasets.models import Dataset, DatasetClass, Sample
-from medseg_site.shared.pages import end_live_part, end_text, is_live, page_of, tell, to_page
+from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
 
 DATASETS_PER_PAGE = 25
 SAMPLES_PER_PAGE = 24

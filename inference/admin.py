@@ -11,7 +11,7 @@ from django.urls import reverse
 
 from inference import services
 from inference.models import InferenceBatch, InferenceResult, with_counts
-from medseg_site.shared.job_admin import JOB_FIELDS, JobAdmin, json_block, link, picture
+from medseg_site.shared.web.admin import JOB_FIELDS, JobAdmin, json_block, link, picture
 
 
 def model_link(row: Any) -> str:

@@ -27,10 +27,10 @@ from inference.serializers import (
     InferenceCreateSerializer,
     InferenceSerializer,
 )
-from medseg_site.shared.api import JSONParser, answer_started, wait_for_end, wait_seconds
-from medseg_site.shared.downloads import object_response
-from medseg_site.shared.errors import MedSegError, WrongStateError
-from medseg_site.shared.job_api import JobLogMixin
+from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.web.api import JSONParser, answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.web.downloads import object_response
+from medseg_site.shared.web.job_api import JobLogMixin
 from models_app.models import SegmentationModel
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")

@@ -15,19 +15,13 @@ from django.utils import timezone
 
 from datasets.archives import ArchiveError, ArchiveLimits, SafeArchive
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared import manifests, outages, storage
-from medseg_site.shared.job_log import MOST_EVENTS, add_to_timeline, timeline_entry
-from medseg_site.shared.jobs import (
-    LOST_MESSAGE_SECONDS,
-    CancelledError,
-    Claim,
-    ClaimLostError,
-    announce,
-    claim,
-    is_message_due,
-    waits_since,
-)
-from medseg_site.shared.text import clean_file_name
+from medseg_site.shared.base import outages
+from medseg_site.shared.base.text import clean_file_name
+from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, announce, claim
+from medseg_site.shared.jobs.log import MOST_EVENTS, add_to_timeline, timeline_entry
+from medseg_site.shared.jobs.reaper import LOST_MESSAGE_SECONDS, is_message_due, waits_since
+from medseg_site.shared.storage import objects as storage
 from ml_core.io import SUPPORTED_SUFFIXES
 from uploads.verification import UploadDamagedError, check_upload
 

@@ -9,7 +9,7 @@ from typing import Any
 from django.http import HttpResponseBase
 
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared.downloads import ZipEntry, pieces_of, zip_response
+from medseg_site.shared.web.downloads import ZipEntry, pieces_of, zip_response
 
 
 def batch_zip(batch: InferenceBatch) -> HttpResponseBase:

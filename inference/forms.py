@@ -10,7 +10,7 @@ from django.core.files.storage import default_storage
 
 from inference import services
 from inference.models import InferenceResult
-from medseg_site.shared.errors import MedSegError
+from medseg_site.shared.base.errors import MedSegError
 from models_app.models import SegmentationModel
 from models_app.services import usable_models
 

@@ -9,9 +9,9 @@ from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
 
-from medseg_site.shared.catalog import Stored
-from medseg_site.shared.job_rows import Job, JobWords, job_constraints
-from medseg_site.shared.paging import count_of
+from medseg_site.shared.catalogue.declarations import Stored
+from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
+from medseg_site.shared.web.paging import count_of
 from models_app.models import SegmentationModel
 
 WORDS = JobWords(queued="queued", working="running", done="completed", failed="failed", cancelled="cancelled")

@@ -20,14 +20,16 @@ from PIL import Image as PILImage
 
 from inference.batches import close_batch_if_done
 from inference.models import InferenceResult
-from medseg_site.shared import manifests, outages, storage
-from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
-from ml_core.data import label_indices
+from medseg_site.shared.base import outages
+from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, claim
+from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.case import label_indices
 from ml_core.errors import ImageError, MLError
 from ml_core.io import Image, check_pair, read_image, read_mask, write_label_map
-from ml_core.metrics import case_metrics, summarise
-from ml_core.package import to_json
-from ml_core.predictor import Predictor, Segmentation
+from ml_core.measures.metrics import case_metrics, summarise
+from ml_core.prediction.package import to_json
+from ml_core.prediction.predictor import Predictor, Segmentation
 from models_app.models import SegmentationModel
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,12 @@ from django.utils import timezone
 from inference.batches import cancel_images, close_batch_if_done, note_cancelled_images
 from inference.models import InferenceBatch, InferenceResult
 from inference.tasks import expand_batch, note_cancelled, run_inference
-from medseg_site.shared import manifests, removal, storage
-from medseg_site.shared.catalog import objects_of
-from medseg_site.shared.errors import MedSegError, WrongStateError
-from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
-from medseg_site.shared.text import clean_file_name
+from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.text import clean_file_name
+from medseg_site.shared.catalogue import manifests, removal
+from medseg_site.shared.catalogue.declarations import objects_of
+from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
+from medseg_site.shared.storage import objects as storage
 from ml_core.io import SUPPORTED_SUFFIXES
 from models_app.models import SegmentationModel
 from uploads.services import find_upload, mark_used, place_upload

@@ -53,7 +53,7 @@ def reap_inferences() -> None:
 
     from inference.batches import close_finished_batches, forgotten_batches
     from inference.models import InferenceBatch, InferenceResult
-    from medseg_site.shared.jobs import reap
+    from medseg_site.shared.jobs.reaper import reap
 
     # Batches first: however many single images wait, one pass has time for all of them.
     reap(InferenceBatch, expand_batch.delay)

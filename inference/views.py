@@ -16,8 +16,8 @@ from django.views.decorators.http import require_GET, require_POST
 from inference import services
 from inference.forms import AgainForm
 from inference.models import InferenceBatch, InferenceResult, with_counts
-from medseg_site.shared.errors import MedSegError
-from medseg_site.shared.pages import end_live_part, end_text, is_live, page_of, tell, to_page
+from medseg_site.shared.base.errors import MedSegError
+from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
 from models_app.services import usable_models
 
 INFERENCES_PER_PAGE = 25

@@ -6,6 +6,9 @@ class MedSegSiteConfig(AppConfig):
     name = "medseg_site"
 
     def ready(self) -> None:
-        from medseg_site.shared import checks, job_moves, openapi  # noqa: F401 (checks and openapi register themselves)
+        from medseg_site.shared.jobs import moves
+        from medseg_site.shared.web import (
+            checks,  # noqa: F401 (checks and openapi register themselves)
+        )
 
-        post_migrate.connect(job_moves.install)  # of any app: this one has no tables, so it sends none
+        post_migrate.connect(moves.install)  # of any app: this one has no tables, so it sends none

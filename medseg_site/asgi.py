@@ -17,7 +17,7 @@ from channels.security.websocket import OriginValidator, WebsocketDenier  # noqa
 from django.conf import settings  # noqa: E402 (needs Django's apps)
 
 from medseg_site.routing import websocket_urlpatterns  # noqa: E402 (needs Django's apps)
-from medseg_site.shared.upload_limit import UploadLimit  # noqa: E402 (needs Django's apps)
+from medseg_site.shared.web.limits import UploadLimit  # noqa: E402 (needs Django's apps)
 
 # Where Django keeps a request's body before it asks anything of ours; /tmp may be small, or memory. Not in the workers, whose
 # processes leave folders in it when they are killed.

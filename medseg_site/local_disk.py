@@ -14,7 +14,9 @@ from pathlib import Path
 from django.db import connection
 
 from datasets.models import Dataset
-from medseg_site.shared import cache, manifests, storage
+from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.storage import cache
+from medseg_site.shared.storage import objects as storage
 from models_app.models import SegmentationModel
 
 log = logging.getLogger(__name__)

@@ -46,12 +46,12 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "medseg_site.shared.gate.GateMiddleware",
+    "medseg_site.shared.web.gate.GateMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "medseg_site.shared.local_user.LocalUserMiddleware",
+    "medseg_site.shared.base.local_user.LocalUserMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
@@ -104,12 +104,12 @@ CACHE_DIR = DATA_DIR / "cache"
 TMP_DIR = DATA_DIR / "tmp"
 
 _default_storage: dict[str, Any] = {
-    "BACKEND": "medseg_site.shared.storage.AtomicFileSystemStorage",
+    "BACKEND": "medseg_site.shared.storage.objects.AtomicFileSystemStorage",
     "OPTIONS": {"location": str(MEDIA_ROOT), "base_url": None},
 }
 if S3_BUCKET_NAME:
     _default_storage = {
-        "BACKEND": "medseg_site.shared.s3.QuickS3Storage",
+        "BACKEND": "medseg_site.shared.storage.s3.QuickS3Storage",
         "OPTIONS": {
             "bucket_name": S3_BUCKET_NAME,
             "access_key": AWS_ACCESS_KEY_ID or None,
@@ -238,12 +238,12 @@ CELERY_BEAT_SCHEDULE = {
 # --- API --------------------------------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
-        "medseg_site.shared.local_user.LocalUserAuthentication",
+        "medseg_site.shared.base.local_user.LocalUserAuthentication",
         "rest_framework.authentication.TokenAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_PAGINATION_CLASS": "medseg_site.shared.api.Pagination",
+    "DEFAULT_PAGINATION_CLASS": "medseg_site.shared.web.api.Pagination",
     "DEFAULT_FILTER_BACKENDS": [
         "django_filters.rest_framework.DjangoFilterBackend",
         "rest_framework.filters.SearchFilter",
@@ -255,11 +255,11 @@ REST_FRAMEWORK = {
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 DRF_STANDARDIZED_ERRORS = {
-    "EXCEPTION_HANDLER_CLASS": "medseg_site.shared.api.ExceptionHandler",
+    "EXCEPTION_HANDLER_CLASS": "medseg_site.shared.web.api.ExceptionHandler",
     "ALLOWED_ERROR_STATUS_CODES": ["400", "404", "409", "413", "415"],
     "ERROR_SCHEMAS": {
-        "409": "medseg_site.shared.openapi.WrongStateResponseSerializer",
-        "413": "medseg_site.shared.openapi.TooLargeResponseSerializer",
+        "409": "medseg_site.shared.web.openapi.WrongStateResponseSerializer",
+        "413": "medseg_site.shared.web.openapi.TooLargeResponseSerializer",
     },
 }
 SPECTACULAR_SETTINGS = {

@@ -7,7 +7,7 @@ from rest_framework.routers import DefaultRouter
 
 from datasets.api import DatasetViewSet
 from inference.api import InferenceBatchViewSet, InferenceViewSet
-from medseg_site.shared import health
+from medseg_site.shared.web import health
 from medseg_site.views import home, start_demo
 from models_app.api import ArchitectureListView, ModelViewSet
 from uploads.api import UploadViewSet
@@ -20,7 +20,7 @@ router.register("inferences", InferenceViewSet, basename="inference")
 router.register("inference-batches", InferenceBatchViewSet, basename="inference-batch")
 router.register("uploads", UploadViewSet, basename="upload")
 
-handler500 = "medseg_site.shared.failures.failure"
+handler500 = "medseg_site.shared.web.failures.failure"
 
 urlpatterns = [
     path("", home, name="home"),

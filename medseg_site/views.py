@@ -14,8 +14,8 @@ from django.views.decorators.http import require_GET, require_POST
 from datasets.models import Dataset
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.demo import start_demo as make_demo
-from medseg_site.shared.errors import MedSegError
-from medseg_site.shared.pages import end_live_part, end_text, is_live, to_page
+from medseg_site.shared.base.errors import MedSegError
+from medseg_site.shared.web.pages import end_live_part, end_text, is_live, to_page
 from models_app.models import SegmentationModel
 
 RESULTS_SHOWN = 8

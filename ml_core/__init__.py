@@ -15,14 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ml_core.notebook import Model, evaluate, predict, train
+    from ml_core.front.api import Model, evaluate, predict, train
 
 __all__ = ["Model", "evaluate", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("ml_core.notebook"), name)
+        return getattr(importlib.import_module("ml_core.front.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

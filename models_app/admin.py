@@ -9,7 +9,7 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 
-from medseg_site.shared.job_admin import JOB_FIELDS, JobAdmin, ReadOnlyAdmin, json_block, link, picture
+from medseg_site.shared.web.admin import JOB_FIELDS, JobAdmin, ReadOnlyAdmin, json_block, link, picture
 from models_app import services
 from models_app.models import Epoch, SegmentationModel
 

@@ -16,13 +16,13 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
 from datasets.models import Dataset
-from medseg_site.shared import storage
-from medseg_site.shared.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
-from medseg_site.shared.downloads import object_response
-from medseg_site.shared.errors import WrongStateError
-from medseg_site.shared.job_api import JobLogMixin
-from ml_core.architectures import ARCHITECTURES
-from ml_core.config import json_schema
+from medseg_site.shared.base.errors import WrongStateError
+from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.web.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
+from medseg_site.shared.web.downloads import object_response
+from medseg_site.shared.web.job_api import JobLogMixin
+from ml_core.networks.catalogue import ARCHITECTURES
+from ml_core.planning.hyperparameters import json_schema
 from models_app import services
 from models_app.models import Epoch, SegmentationModel
 from models_app.serializers import (

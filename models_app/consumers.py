@@ -7,8 +7,8 @@ from typing import Any
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
-from medseg_site.shared.local_user import user_of_websocket
-from medseg_site.shared.progress import group_name
+from medseg_site.shared.base.events import group_name
+from medseg_site.shared.base.local_user import user_of_websocket
 from models_app.models import SegmentationModel
 
 NOT_FOUND = 4404

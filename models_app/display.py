@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ml_core.config import specs
+from ml_core.planning.hyperparameters import specs
 from models_app.models import SegmentationModel
 
 WORST_CASES = 6

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 
 from datasets.models import Dataset
-from medseg_site.shared.errors import MedSegError
-from ml_core.architectures import ENCODER_GROUPS
-from ml_core.config import Spec, specs
-from ml_core.plan import Plan
+from medseg_site.shared.base.errors import MedSegError
+from ml_core.networks.catalogue import ENCODER_GROUPS
+from ml_core.planning.hyperparameters import Spec, specs
+from ml_core.planning.plan import Plan
 from models_app import services
 from models_app.display import GROUPS
 from models_app.models import SegmentationModel

@@ -12,9 +12,11 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from medseg_site.shared import cache, outages, storage
-from medseg_site.shared.job_log import add_to_timeline
-from medseg_site.shared.jobs import announce
+from medseg_site.shared.base import outages
+from medseg_site.shared.jobs.claim import announce
+from medseg_site.shared.jobs.log import add_to_timeline
+from medseg_site.shared.storage import cache
+from medseg_site.shared.storage import objects as storage
 from models_app.models import SegmentationModel
 from models_app.training import bring_checkpoints, job_document, store_package, write_job
 
@@ -75,8 +77,11 @@ def _cancelled() -> QuerySet[SegmentationModel]:
 
 def _package(model: SegmentationModel, folder: Path) -> Path | None:
     """model.zip of the best weights, or None where there are none. Of links: the training's own folder stays as it is."""
-    from ml_core.job import TrainingJob, run  # PyTorch: not where one only looks for what is to be done
-    from ml_core.package import LEARNT_FROM
+    from ml_core.prediction.package import LEARNT_FROM
+    from ml_core.training.run import (
+        TrainingJob,  # PyTorch: not where one only looks for what is to be done
+        run,
+    )
 
     there = storage.training_folder(model.uuid)
     if storage.is_remote():

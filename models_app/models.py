@@ -10,8 +10,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from datasets.models import Dataset
-from medseg_site.shared.catalog import Stored
-from medseg_site.shared.job_rows import Job, JobWords, job_constraints
+from medseg_site.shared.catalogue.declarations import Stored
+from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
 
 WORDS = JobWords(queued="queued", working="training", done="completed", failed="failed", cancelled="cancelled")
 

@@ -11,7 +11,7 @@ from rest_framework import serializers
 
 from datasets.models import Dataset
 from datasets.serializers import ClassSerializer
-from ml_core.config import json_schema
+from ml_core.planning.hyperparameters import json_schema
 from models_app import services
 from models_app.models import Epoch, SegmentationModel
 
@@ -46,7 +46,7 @@ def _schema() -> dict[str, Any]:
 
 @extend_schema_field(_schema())
 class HyperparametersField(serializers.DictField):
-    """An object whose names and limits come from ml_core.config.Hyperparameters."""
+    """An object whose names and limits come from ml_core.planning.hyperparameters.Hyperparameters."""
 
     def to_internal_value(self, data: Any) -> dict[str, Any]:
         values: dict[str, Any] = super().to_internal_value(data)

@@ -9,13 +9,14 @@ from django.db import IntegrityError, transaction
 from django.db.models import Max, QuerySet
 
 from datasets.models import Dataset
-from medseg_site.shared import manifests, removal, storage
-from medseg_site.shared.errors import MedSegError, WrongStateError
-from medseg_site.shared.jobs import enqueue_on_commit, request_cancel, requeue
-from medseg_site.shared.text import clean_name
-from ml_core.config import ConfigErrors, Hyperparameters
-from ml_core.plan import Machine, Plan
-from ml_core.planning import make_plan
+from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.text import clean_name
+from medseg_site.shared.catalogue import manifests, removal
+from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
+from medseg_site.shared.storage import objects as storage
+from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters
+from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.rules import make_plan
 from models_app.models import SegmentationModel
 from models_app.tasks import train_model
 

@@ -17,7 +17,7 @@ def train_model(pk: int) -> None:
 
 @shared_task(soft_time_limit=60, time_limit=90)
 def reap_models() -> None:
-    from medseg_site.shared.jobs import reap
+    from medseg_site.shared.jobs.reaper import reap
     from models_app.late_weights import without_weights
     from models_app.models import SegmentationModel
 

@@ -18,8 +18,11 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from datasets.models import Dataset
-from medseg_site.shared import cache, manifests, outages, storage
-from medseg_site.shared.jobs import CancelledError, Claim, ClaimLostError, claim
+from medseg_site.shared.base import outages
+from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, claim
+from medseg_site.shared.storage import cache
+from medseg_site.shared.storage import objects as storage
 from models_app.models import SegmentationModel
 from models_app.training_process import SECONDS_TO_PACKAGE, TrainingFailedError, TrainingKilledError, TrainingProcess
 
@@ -141,7 +144,7 @@ def _lower_batch(job: Claim[SegmentationModel], folder: Path) -> None:
 
 
 def job_document(model: SegmentationModel, dataset: Dataset, folder: Path, store: Path) -> dict[str, Any]:
-    """ml_core.job.TrainingJob, but for what has to be brought to this machine."""
+    """ml_core.training.run.TrainingJob, but for what has to be brought to this machine."""
     return {
         "cases": [],
         "split": _stored_split(dataset),

@@ -20,11 +20,11 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 
-from medseg_site.shared import outages
-from medseg_site.shared import progress as events
-from medseg_site.shared.jobs import CancelledError, Claim
+from medseg_site.shared.base import events as events
+from medseg_site.shared.base import outages
+from medseg_site.shared.jobs.claim import CancelledError, Claim
 from ml_core.errors import DISK_FULL
-from ml_core.malloc_tuning import tuned_environment
+from ml_core.memory import tuned_environment
 from models_app.models import Epoch, SegmentationModel
 
 SECONDS_TO_NOTICE = (

@@ -12,8 +12,8 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from datasets.models import Dataset
-from medseg_site.shared.pages import end_live_part, end_text, is_live, page_of, tell, to_page
-from ml_core.architectures import ARCHITECTURES
+from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
+from ml_core.networks.catalogue import ARCHITECTURES
 from models_app import display, late_weights, services
 from models_app.forms import TrainForm
 from models_app.models import SegmentationModel

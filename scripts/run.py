@@ -103,7 +103,7 @@ def environment() -> dict[str, str]:
     data = str(Path(setting("MEDSEG_DATA_DIR", ROOT / "var")).expanduser().resolve())
     host, web_port = setting("MEDSEG_HOST", "127.0.0.1"), port("PORT", 8000)
     env = {**os.environ, "MEDSEG_HOST": host, "PORT": str(web_port), "PYTHONUNBUFFERED": "1"}
-    # Threads of PyTorch that wait do not spin for long: all processes share the cores (ml_core/malloc_tuning.py).
+    # Threads of PyTorch that wait do not spin for long: all processes share the cores (ml_core/memory.py).
     env.setdefault("GOMP_SPINCOUNT", "5000")
     env |= {"MEDSEG_DATA_DIR": data, "MEDSEG_RUN_DIR": data, "MEDSEG_ROOT": str(ROOT)}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

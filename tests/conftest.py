@@ -11,7 +11,7 @@ import pytest
 from rest_framework.test import APIClient
 
 from medseg_site.celery import app
-from medseg_site.shared.local_user import local_user
+from medseg_site.shared.base.local_user import local_user
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +29,7 @@ def own_media(tmp_path: Path, settings: Any) -> Path:
     root = tmp_path / "media"
     root.mkdir()
     options = {"location": str(root), "base_url": None}
-    default = {"BACKEND": "medseg_site.shared.storage.AtomicFileSystemStorage", "OPTIONS": options}
+    default = {"BACKEND": "medseg_site.shared.storage.objects.AtomicFileSystemStorage", "OPTIONS": options}
     settings.STORAGES = {**settings.STORAGES, "default": default}
     return root
 

@@ -15,7 +15,8 @@ from django.urls import reverse
 
 from datasets.models import Dataset, DatasetClass, Sample
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared import manifests, storage
+from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.storage import objects as storage
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import CompletedModelFactory, DatasetFactory, InferenceFactory, ModelFactory, SampleFactory
 from tests.pages import METRICS, batch, completed_inference

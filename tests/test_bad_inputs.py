@@ -13,7 +13,7 @@ from benchmarks.bad_inputs import Watch, all_cases, clean, prepare
 from benchmarks.bad_inputs_client import Answer, Case, Headers, Platform, as_json
 from benchmarks.bad_inputs_site import bad_site
 from datasets.models import Dataset
-from medseg_site.shared.api import ExceptionHandler
+from medseg_site.shared.web.api import ExceptionHandler
 
 MEBIBYTE = 2**20
 

@@ -8,7 +8,9 @@ import pytest
 from django.core.management import call_command
 
 from medseg_site.local_disk import sweep
-from medseg_site.shared import cache, health, storage
+from medseg_site.shared.storage import cache
+from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.web import health
 from tests.factories import CompletedModelFactory, DatasetFactory, ModelFactory
 
 pytestmark = pytest.mark.django_db

@@ -12,8 +12,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared import storage
-from ml_core.config import specs
+from medseg_site.shared.storage import objects as storage
+from ml_core.planning.hyperparameters import specs
 from models_app.display import GROUPS
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import (

@@ -9,7 +9,7 @@ from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 
-from medseg_site.shared.job_admin import JobAdmin
+from medseg_site.shared.web.admin import JobAdmin
 from uploads import services
 from uploads.models import Upload
 

@@ -12,7 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
-from medseg_site.shared.api import JSONParser
+from medseg_site.shared.web.api import JSONParser
 from uploads import services
 from uploads.models import Upload
 from uploads.serializers import (

@@ -17,8 +17,8 @@ from django.core.files.storage import default_storage
 from django.db import transaction
 from django.urls import reverse
 
-from medseg_site.shared import storage
-from medseg_site.shared.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.storage import objects as storage
 from uploads.models import Upload, UploadPart
 
 SPARE_BYTES = 2**28  # left on the disk for database and logs

@@ -10,9 +10,9 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
-from medseg_site.shared import storage
-from medseg_site.shared.catalog import Stored
-from medseg_site.shared.job_rows import OwnedQuerySet
+from medseg_site.shared.catalogue.declarations import Stored
+from medseg_site.shared.jobs.row import OwnedQuerySet
+from medseg_site.shared.storage import objects as storage
 
 COLLECTIONS = {"dataset": "datasets", "batch": "batches"}
 

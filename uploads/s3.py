@@ -12,8 +12,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from django.conf import settings
 
-from medseg_site.shared import storage
-from medseg_site.shared.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.storage import objects as storage
 from uploads.models import Upload
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from medseg_site.shared import storage
-from medseg_site.shared.errors import MedSegError, WrongStateError
-from medseg_site.shared.text import clean_file_name
+from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.text import clean_file_name
+from medseg_site.shared.storage import objects as storage
 from uploads.backends import parts_of
 from uploads.cleaning import remove
 from uploads.local import LocalParts, wrong_size

@@ -6,7 +6,7 @@ import hashlib
 import uuid
 from pathlib import Path
 
-from medseg_site.shared import storage
+from medseg_site.shared.storage import objects as storage
 from ml_core.errors import MLError
 from uploads.models import Upload
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.peers import common
 from ml_core.io import read_mask, stem
-from ml_core.metrics import case_metrics
+from ml_core.measures.metrics import case_metrics
 
 
 def score(task: common.Task, predictions: Path) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from unittest.mock import Mock
 import pytest
 
 from datasets.archives import ArchiveError, ArchiveLimits, Pairing, SafeArchive, find_pairs
-from medseg_site.shared import outages
-from ml_core import pairing
+from medseg_site.shared.base import outages
+from ml_core.dataset import pairing
 from ml_core.io import stem
 
 Member = str | zipfile.ZipInfo

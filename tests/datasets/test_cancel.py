@@ -18,9 +18,9 @@ from rest_framework.test import APIClient
 from datasets import services
 from datasets.ingestion import check
 from datasets.models import Dataset
-from medseg_site.shared import jobs
-from medseg_site.shared.errors import WrongStateError
-from medseg_site.shared.verification import find_problems
+from medseg_site.shared.base.errors import WrongStateError
+from medseg_site.shared.jobs import claim, reaper
+from medseg_site.shared.recovery.verify import find_problems
 from tests.datasets.test_ingestion import objects, pairs, zipped
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -32,11 +32,11 @@ def uploaded(user: Any) -> Dataset:
 
 def cancelled_at(stage: str) -> Any:
     """Claim.beat, before which somebody cancels as soon as the worker tells of this stage with something done."""
-    beat = jobs.Claim.beat
+    beat = claim.Claim.beat
 
-    def cancelled_then(job: jobs.Claim[Any], progress: Any = None, **more: Any) -> None:
+    def cancelled_then(job: claim.Claim[Any], progress: Any = None, **more: Any) -> None:
         if progress and progress["stage"] == stage and progress["done"]:
-            jobs.request_cancel(Dataset.objects.get(pk=job.row.pk))
+            claim.request_cancel(Dataset.objects.get(pk=job.row.pk))
             more["force"] = True
         beat(job, progress, **more)
 
@@ -89,7 +89,7 @@ def test_a_check_that_is_stopped_keeps_its_archive_only(
     user: Any, own_media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = uploaded(user)
-    monkeypatch.setattr(jobs.Claim, "beat", cancelled_at("checking"))
+    monkeypatch.setattr(claim.Claim, "beat", cancelled_at("checking"))
     check(dataset.pk)
     dataset.refresh_from_db()
     assert dataset.is_cancelled
@@ -104,7 +104,7 @@ def test_a_download_that_is_stopped_leaves_nothing_and_can_be_begun_again(
 ) -> None:
     dataset = services.create_dataset_from_url(user=user, name="set", source_url=site)
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.Claim, "beat", cancelled_at("downloading"))
+        patch.setattr(claim.Claim, "beat", cancelled_at("downloading"))
         check(dataset.pk)
     dataset.refresh_from_db()
     assert dataset.is_cancelled
@@ -117,19 +117,19 @@ def test_a_download_that_is_stopped_leaves_nothing_and_can_be_begun_again(
 
 def test_a_cancelled_check_whose_worker_died_ends_as_cancelled(user: Any, own_media: Path) -> None:
     dataset = uploaded(user)
-    assert jobs.claim(Dataset, dataset.pk)
+    assert claim.claim(Dataset, dataset.pk)
     services.cancel_dataset(dataset=dataset)
     assert (dataset.status, dataset.cancel_requested) == ("uploaded", True)
-    past = timezone.now() - timedelta(seconds=jobs.STALE_SECONDS + 5)
+    past = timezone.now() - timedelta(seconds=claim.STALE_SECONDS + 5)
     Dataset.objects.filter(pk=dataset.pk).update(heartbeat_at=past)
-    jobs.reap(Dataset, lambda pk: pytest.fail("it was sent again"))
+    reaper.reap(Dataset, lambda pk: pytest.fail("it was sent again"))
     dataset.refresh_from_db()
     assert dataset.is_cancelled
 
 
 def test_a_cancel_that_meets_an_outage_ends_the_check(user: Any, own_media: Path) -> None:
     dataset = uploaded(user)
-    job = jobs.claim(Dataset, dataset.pk)
+    job = claim.claim(Dataset, dataset.pk)
     assert job
     services.cancel_dataset(dataset=dataset)
     assert job.retry_later("Storage is away.") is None
@@ -141,7 +141,7 @@ def test_the_page_has_the_button_and_says_what_became_of_the_check(client: Clien
     dataset = uploaded(user)
     url = reverse("datasets:cancel", args=[dataset.pk])
     assert f'action="{url}"' in client.get(dataset.get_absolute_url()).content.decode()
-    job = jobs.claim(Dataset, dataset.pk)
+    job = claim.claim(Dataset, dataset.pk)
     assert job
     assert client.post(url)["Location"] == dataset.get_absolute_url()
     stopping = client.get(dataset.get_absolute_url()).content.decode()

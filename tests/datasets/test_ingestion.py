@@ -24,8 +24,9 @@ from datasets.ingestion import check
 from datasets.models import Dataset
 from datasets.services import create_dataset_from_upload
 from medseg_site.demo import draw_cells, png
-from medseg_site.shared import jobs, storage
-from ml_core.splits import split_cases
+from medseg_site.shared.jobs import claim, reaper
+from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.splits import split_cases
 
 pytestmark = pytest.mark.django_db
 
@@ -187,9 +188,9 @@ def test_a_refusal_that_is_killed_half_way_can_be_done_again(
         patch.setattr("datasets.ingestion.storage.delete_object", killed)
         with pytest.raises(SystemExit):
             check(dataset.pk)
-    past = timezone.now() - timedelta(seconds=jobs.STALE_SECONDS + 5)
+    past = timezone.now() - timedelta(seconds=claim.STALE_SECONDS + 5)
     Dataset.objects.filter(pk=dataset.pk).update(heartbeat_at=past)
-    jobs.reap(Dataset, check)
+    reaper.reap(Dataset, check)
     dataset.refresh_from_db()
     assert "Only one image" in str(dataset.error), "the archive was there to be read again"
     assert objects(own_media) == []

@@ -19,11 +19,11 @@ from datasets import services
 from datasets.ingestion import check
 from datasets.models import Dataset
 from medseg_site.demo import png
-from medseg_site.shared import catalog
-from medseg_site.shared.errors import MedSegError, WrongStateError
-from medseg_site.shared.garbage import collect
-from medseg_site.shared.rebuild import rebuild
-from medseg_site.shared.verification import find_problems
+from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.catalogue import declarations
+from medseg_site.shared.recovery.rebuild import rebuild
+from medseg_site.shared.recovery.sweep import collect
+from medseg_site.shared.recovery.verify import find_problems
 from medseg_site.tasks import remove_remains
 from tests.datasets.test_ingestion import ingest, objects, pairs, picture, zipped
 from tests.e2e import drawings
@@ -224,12 +224,12 @@ def test_a_large_version_is_removed_by_a_worker_but_for_what_others_share(
     second = next_version(user, first, others("new"), leave_out=["c0"])
     one, other = (first, second) if order.startswith("first") else (second, first)
     monkeypatch.setattr(services, "MANY_SAMPLES", 4)
-    monkeypatch.setattr(catalog, "MANY_KEYS", 3)  # so many names are looked up in another way
+    monkeypatch.setattr(declarations, "MANY_KEYS", 3)  # so many names are looked up in another way
     keys = [
         *second.samples.values_list("image_key", flat=True),
         *second.samples.values_list("thumbnail_key", flat=True),
     ]
-    assert catalog.named_by_any([*keys, "datasets/nobody's"]) == set(keys)
+    assert declarations.named_by_any([*keys, "datasets/nobody's"]) == set(keys)
     sent: list[Any] = []
     monkeypatch.setattr(current_app, "send_task", lambda name, **more: sent.append((name, more["args"])))
 

@@ -18,15 +18,15 @@ from rest_framework.test import APIClient
 from inference import batches, prediction
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.demo import draw_cells, png
-from medseg_site.shared import storage
-from ml_core.architectures import build
-from ml_core.config import Hyperparameters
-from ml_core.fingerprint import FingerprintBuilder
+from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.io import read_image, write_label_map
-from ml_core.package import Package, write_package
-from ml_core.plan import Machine
-from ml_core.planning import make_plan
-from ml_core.predictor import Predictor
+from ml_core.networks.catalogue import build
+from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.planning.plan import Machine
+from ml_core.planning.rules import make_plan
+from ml_core.prediction.package import Package, write_package
+from ml_core.prediction.predictor import Predictor
 from models_app.models import SegmentationModel
 from tests.factories import CompletedModelFactory, DatasetFactory
 

@@ -13,8 +13,8 @@ from rest_framework.test import APIClient
 
 from inference import batches, prediction, tasks, turns
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared import jobs
-from medseg_site.shared.progress import redis_client
+from medseg_site.shared.base.events import redis_client
+from medseg_site.shared.jobs import claim, reaper
 from tests.factories import InferenceFactory
 
 pytestmark = pytest.mark.django_db
@@ -101,7 +101,7 @@ def test_messages_of_an_earlier_call_die_out() -> None:
 
 def test_the_reaper_calls_workers_again_and_sends_no_message_per_image(queued: Any) -> None:
     batch = make_batch(300)
-    long_ago = timezone.now() - timedelta(seconds=jobs.LOST_MESSAGE_SECONDS + 5)
+    long_ago = timezone.now() - timedelta(seconds=reaper.LOST_MESSAGE_SECONDS + 5)
     InferenceResult.objects.update(enqueued_at=long_ago)
     single = InferenceFactory.create(enqueued_at=long_ago)
     ended_batch = make_batch(1)
@@ -142,7 +142,7 @@ def test_a_batch_without_a_worker_calls_ever_more_seldom(monkeypatch: pytest.Mon
 
 def test_batches_are_not_kept_waiting_by_many_single_images(queued: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_batch(1)
-    long_ago = timezone.now() - timedelta(seconds=jobs.LOST_MESSAGE_SECONDS + 5)
+    long_ago = timezone.now() - timedelta(seconds=reaper.LOST_MESSAGE_SECONDS + 5)
     InferenceFactory.create(enqueued_at=long_ago)
     InferenceBatch.objects.filter(pk=batch.pk).update(enqueued_at=long_ago)
 
@@ -159,14 +159,14 @@ def test_a_batch_can_be_cancelled_as_a_whole(api: APIClient) -> None:
     batch = make_batch(5)
     first, second = batch.inferences.order_by("pk")[:2]
     prediction.run(first.pk)
-    running = jobs.claim(InferenceResult, second.pk)
+    running = claim.claim(InferenceResult, second.pk)
     assert running
     answer = api.post(f"/api/v1/inference-batches/{batch.pk}/cancel/")
     assert answer.status_code == 202
     shown = answer.json()
     assert (shown["status"], shown["cancel_requested"], shown["failed"]) == ("running", True, 4)
     tasks.note_cancelled(batch.pk)
-    with pytest.raises(jobs.CancelledError):
+    with pytest.raises(claim.CancelledError):
         running.beat(force=True)
     running.cancel()
     batches.close_finished_batches()

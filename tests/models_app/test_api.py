@@ -9,8 +9,8 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from medseg_site.shared import jobs
-from ml_core.config import specs
+from medseg_site.shared.jobs import claim
+from ml_core.planning.hyperparameters import specs
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import CompletedModelFactory, DatasetFactory, ModelFactory
 from tests.pages import DECISIONS, ESTIMATE, METRICS
@@ -113,7 +113,7 @@ def test_cancel_resume_and_delete_follow_the_life_of_the_row(api: APIClient) -> 
     assert api.post(f"{path}cancel/").status_code == 409
     assert api.post(f"{path}resume/").json()["status"] == "queued"
     assert api.post(f"{path}resume/").status_code == 409
-    assert jobs.claim(SegmentationModel, model.pk)
+    assert claim.claim(SegmentationModel, model.pk)
     assert api.post(f"{path}cancel/").json()["status"] == "training"  # its worker will stop it
     SegmentationModel.objects.filter(pk=model.pk).update(
         status="cancelled", finished_at=timezone.now(), claim_token=None

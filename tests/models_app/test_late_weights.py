@@ -11,13 +11,16 @@ from django.core.files.storage import default_storage
 from django.test import Client
 from django.urls import reverse
 
-from medseg_site.shared import jobs, manifests, storage
-from ml_core.checkpoint import save_weights
-from ml_core.config import Hyperparameters
-from ml_core.package import read_package
-from ml_core.plan import Machine
-from ml_core.planning import make_plan
-from ml_core.predictor import network_of
+from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.jobs.claim import claim as claim_row
+from medseg_site.shared.jobs.claim import request_cancel, requeue
+from medseg_site.shared.storage import objects as storage
+from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.planning.plan import Machine
+from ml_core.planning.rules import make_plan
+from ml_core.prediction.package import read_package
+from ml_core.prediction.predictor import network_of
+from ml_core.training.state import save_weights
 from models_app import late_weights, tasks
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import ModelFactory
@@ -32,7 +35,7 @@ def cancelled_between_attempts(**values: Any) -> SegmentationModel:
     assert model.dataset
     wanted = Hyperparameters.from_dict(model.requested)
     plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
-    claim = jobs.claim(SegmentationModel, model.pk)
+    claim = claim_row(SegmentationModel, model.pk)
     assert claim
     claim.update(plan=plan.to_dict(), split={"train": [1, 2], "val": [3], "test": [4]})
     Epoch.objects.create(model=model, epoch=2, val_dice=0.5, learning_rate=0.1, seconds=1, images_per_second=1)
@@ -41,7 +44,7 @@ def cancelled_between_attempts(**values: Any) -> SegmentationModel:
     save_weights(folder / "best.safetensors", network_of(plan).state_dict(), {"epoch": 2, "val_dice": 0.5})
     assert claim.end_attempt("The worker died.")
     model.refresh_from_db()
-    jobs.request_cancel(model)
+    request_cancel(model)
     return model
 
 
@@ -80,7 +83,7 @@ def test_weights_of_a_training_that_goes_on_meanwhile_are_dropped(monkeypatch: p
 
     def resumed_meanwhile(model: SegmentationModel, folder: Any) -> Any:
         made = package(model, folder)
-        jobs.requeue(model)
+        requeue(model)
         return made
 
     monkeypatch.setattr(late_weights, "_package", resumed_meanwhile)

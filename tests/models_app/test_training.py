@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 from django.core.files.storage import default_storage
 
-from medseg_site.shared import jobs, manifests, storage
-from ml_core.checkpoint import save_weights
-from ml_core.config import Hyperparameters
-from ml_core.package import read_package
-from ml_core.plan import Machine
-from ml_core.planning import make_plan
-from ml_core.predictor import network_of
+from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.jobs import claim as claims
+from medseg_site.shared.jobs.claim import claim as claim_row
+from medseg_site.shared.storage import objects as storage
+from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.planning.plan import Machine
+from ml_core.planning.rules import make_plan
+from ml_core.prediction.package import read_package
+from ml_core.prediction.predictor import network_of
+from ml_core.training.state import save_weights
 from models_app import training
 from models_app.models import Epoch, SegmentationModel
 from models_app.training_process import TrainingProcess
@@ -26,7 +29,7 @@ pytestmark = pytest.mark.django_db
 
 def test_the_manifest_says_everything_that_the_row_says(tmp_path: Path) -> None:
     model = ModelFactory.create(requested={"epochs": 1})
-    claim = jobs.claim(SegmentationModel, model.pk)
+    claim = claim_row(SegmentationModel, model.pk)
     assert claim
     claim.update(estimate=ESTIMATE, plan={"seed": 0}, split={"train": [1]}, hyperparameters={"epochs": 1})
     folder = tmp_path / "training"
@@ -100,7 +103,7 @@ def test_what_a_failed_round_did_not_store_the_next_one_does(tmp_path: Path, own
 
 def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the objects are brought, of which packaging needs none: this dataset's are not even in storage."""
-    monkeypatch.setattr(jobs, "BEAT_SECONDS", 0.0)  # the wish is read with the first sample
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.0)  # the wish is read with the first sample
     model = ModelFactory.create(requested={"encoder": "plain-16", "patch_size": 32, "epochs": 3})
     SampleFactory.create_batch(4, dataset=model.dataset)
     assert model.dataset
@@ -119,7 +122,7 @@ def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypat
 
 
 def test_a_cancel_before_the_first_step_of_all_leaves_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.0)
     model = ModelFactory.create()
     SampleFactory.create_batch(4, dataset=model.dataset)
     SegmentationModel.objects.filter(pk=model.pk).update(cancel_requested=True)
@@ -131,7 +134,7 @@ def test_a_cancel_before_the_first_step_of_all_leaves_no_model(monkeypatch: pyte
 def test_a_curve_is_that_of_the_checkpoint_whatever_came_to_be_written_before(tmp_path: Path) -> None:
     """A database that was locked may lack epochs that the checkpoint has; a checkpoint of before a kill may lack some that it has."""
     model = ModelFactory.create()
-    claim = jobs.claim(SegmentationModel, model.pk)
+    claim = claim_row(SegmentationModel, model.pk)
     assert claim
     point = {"train_loss": 1.0, "val_loss": 1.0, "val_dice": None, "val_iou": None}
     point |= {"learning_rate": 0.1, "seconds": 1.0, "images_per_second": 2.0}

@@ -24,14 +24,14 @@ from inference import batches, prediction
 from inference.models import InferenceBatch, InferenceResult
 from inference.services import create_batch, create_inference
 from medseg_site.demo import draw_cells, png
-from medseg_site.shared import jobs
-from ml_core.architectures import build
-from ml_core.config import Hyperparameters
-from ml_core.fingerprint import FingerprintBuilder
+from medseg_site.shared.jobs import claim
+from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.io import read_image
-from ml_core.package import Package, write_package
-from ml_core.plan import Machine
-from ml_core.planning import make_plan
+from ml_core.networks.catalogue import build
+from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.planning.plan import Machine
+from ml_core.planning.rules import make_plan
+from ml_core.prediction.package import Package, write_package
 from models_app import training
 from models_app.models import Epoch, SegmentationModel
 from models_app.services import cancel_model, create_model
@@ -101,7 +101,7 @@ def filled(transactional_db: None, user: Any, media: str, package: Any, tmp_path
     delete_dataset(dataset=gone)
     cancel_model(model=create_model(user=user, name="net", dataset=ready, hyperparameters={}))
     working = create_model(user=user, name="net", dataset=ready, hyperparameters={"epochs": 3})
-    assert jobs.claim(SegmentationModel, working.pk)
+    assert claim.claim(SegmentationModel, working.pk)
     for name, mask in (("one.png", None), ("two.png", SimpleUploadedFile("ref.png", png(cell(9)[1])))):
         image = SimpleUploadedFile(name, png(cell(9)[0]))
         prediction.run(create_inference(user=user, model=completed, image=image, mask=mask).pk)
@@ -159,7 +159,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 def trained(user: Any, name: str, of: Dataset, package: tuple[Path, dict[str, Any]], folder: Path) -> SegmentationModel:
     """What the worker keeps of a training is real, the training itself is left out."""
     row = create_model(user=user, name=name, dataset=of, hyperparameters={"architecture": "unet", "seed": 3})
-    job = jobs.claim(SegmentationModel, row.pk)
+    job = claim.claim(SegmentationModel, row.pk)
     assert job
     work = folder / name
     (work / "cases").mkdir(parents=True)

@@ -22,10 +22,10 @@ from rest_framework.test import APIClient
 
 from datasets.ingestion import check
 from datasets.models import Dataset
-from medseg_site.shared import storage
-from medseg_site.shared.garbage import collect
-from medseg_site.shared.rebuild import rebuild
-from medseg_site.shared.verification import verify
+from medseg_site.shared.recovery.rebuild import rebuild
+from medseg_site.shared.recovery.sweep import collect
+from medseg_site.shared.recovery.verify import verify
+from medseg_site.shared.storage import objects as storage
 from tests.uploads.conftest import PART, Sender, big_zip
 from uploads.cleaning import clean
 from uploads.models import Upload

@@ -8,8 +8,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from medseg_site.shared.garbage import LEAST_HOURS, collect
-from medseg_site.shared.storage import ObjectInfo
+from medseg_site.shared.recovery.sweep import LEAST_HOURS, collect
+from medseg_site.shared.storage.objects import ObjectInfo
 
 
 class Command(BaseCommand):

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from medseg_site.shared.rebuild import Remark, rebuild
+from medseg_site.shared.recovery.rebuild import Remark, rebuild
 
 
 class Command(BaseCommand):

@@ -11,7 +11,7 @@ from django.urls import reverse
 
 from datasets.models import Dataset
 from medseg_site.demo import start_demo
-from medseg_site.shared.local_user import local_user
+from medseg_site.shared.base.local_user import local_user
 
 TIMEOUT_SECONDS = 900
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from medseg_site.shared.health import answers
+from medseg_site.shared.web.health import answers
 
 
 class Command(BaseCommand):

@@ -9,8 +9,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from medseg_site.shared.catalog import stored_models
-from medseg_site.shared.verification import verify
+from medseg_site.shared.catalogue.declarations import stored_models
+from medseg_site.shared.recovery.verify import verify
 
 
 class Command(BaseCommand):

@@ -1,0 +1,242 @@
+"""The database again from storage alone: every manifest becomes the row, with its parts, that it was written from.
+
+Rows that are there already stay as they are, so it can be run as often as one likes, also on a database that lost only some.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.core.management.color import no_style
+from django.db import Error, connection, models, transaction
+from django.utils import timezone
+
+from medseg_site.shared.base.local_user import local_user
+from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.catalogue.declarations import declared, named_by_any, owner_of, parts_of, stored_models
+from medseg_site.shared.catalogue.manifests import Document, ManifestError
+from medseg_site.shared.jobs.row import Job
+from medseg_site.shared.storage import objects as storage
+
+READ_AT_ONCE = 64  # manifests, side by side: from S3 each is a round trip
+INSERT_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a person should know of one owner of objects: why it was not restored or what of it is not as it was, and the cure."""
+
+    prefix: str
+    reason: str
+    cure: str
+
+
+@dataclass
+class Report:
+    restored: Counter[str] = field(default_factory=Counter)  # by table
+    present: Counter[str] = field(default_factory=Counter)
+    queued: Counter[str] = field(default_factory=Counter)  # of the restored ones: those that go on
+    skipped: list[Remark] = field(default_factory=list)
+    notes: list[Remark] = field(default_factory=list)
+
+
+class SkippedError(Exception):
+    def __init__(self, reason: str, cure: str) -> None:
+        self.reason, self.cure = reason, cure
+        super().__init__(reason)
+
+
+def rebuild(*, dry_run: bool = False, on_step: Callable[[str], None] = lambda table: None) -> Report:
+    """Restore what is missing. `on_step(table)` is called after each manifest. With `dry_run` nothing is written."""
+    builder = _Builder(dry_run)
+    for model in stored_models():
+        builder.restore_table(model, on_step)
+    if not dry_run:
+        _reset_sequences()
+        report = builder.report
+        report.skipped = [remark for remark in report.skipped if not _only_lends(remark.prefix)]
+    return builder.report
+
+
+def _only_lends(prefix: str) -> bool:
+    """Whether its row was deleted and all that lies there belongs to others by now: samples that later versions share."""
+    if storage.size_of(f"{prefix}/{manifests.NAME}") is not None:
+        return False
+    keys = [item.key for item in storage.objects_below(prefix)]
+    return bool(keys) and len(named_by_any(keys)) == len(keys)
+
+
+class _Builder:
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.report = Report()
+        self.known: dict[Any, dict[uuid.UUID, int]] = {}  # table → uuid → id, of rows that are there or would be
+        self.users: dict[str, Any] = {}
+
+    def restore_table(self, model: type[Job], on_step: Callable[[str], None]) -> None:
+        table = model._meta.db_table
+        self.known[model] = dict(model._default_manager.values_list("uuid", "pk"))
+        taken = set(self.known[model].values())
+        for prefix, answer in _read_all(declared(model).collection):
+            owner = owner_of(prefix.rpartition("/")[2])
+            try:
+                if owner is None:
+                    raise SkippedError(
+                        "it is not named by a uuid", "It was not made by this program; move it elsewhere."
+                    )
+                if owner in self.known[model]:
+                    self.report.present[table] += 1
+                elif isinstance(answer, ManifestError):
+                    cure = (
+                        "Put the manifest back from a backup of the storage. Leftovers are swept by `collect_garbage`."
+                    )
+                    raise SkippedError(str(answer), cure)
+                else:
+                    self._restore(model, prefix, answer, taken)
+            except SkippedError as error:
+                self.report.skipped.append(Remark(prefix, error.reason, error.cure))
+            on_step(table)
+
+    def _restore(self, model: type[Job], prefix: str, document: Document, taken: set[int]) -> None:
+        row = self._row(model, prefix, document)
+        if row.pk in taken:
+            cure = "Rebuild into an empty database, or delete the new row first: pages and results name rows by number."
+            raise SkippedError(f"the number {row.pk} belongs to another {model.KIND} of this database", cure)
+        if str(row.uuid) != prefix.rpartition("/")[2]:
+            raise SkippedError("its manifest is that of another one", "Put its own manifest back from a backup.")
+        if not self.dry_run:
+            self._insert(row, prefix, document)
+        taken.add(row.pk)
+        self.known[model][row.uuid] = row.pk
+        self.report.restored[model._meta.db_table] += 1
+        self.report.queued[model._meta.db_table] += row.is_active
+
+    def _row(self, model: type[Job], prefix: str, document: Document) -> Job:
+        said = document["row"]
+        row = model()
+        try:
+            for column in manifests.written_columns(model):
+                if column.name not in said:
+                    continue  # younger than the manifest: its default
+                value = said[column.name]
+                if column.is_relation:
+                    setattr(row, column.attname, self._target(prefix, column, value))
+                else:
+                    setattr(row, column.attname, None if value is None else column.to_python(value))
+            for column, source in declared(model).taken_from.items():
+                if column not in said:
+                    setattr(row, column, getattr(row, source))
+        except (ValidationError, TypeError, ValueError, KeyError) as error:
+            raise SkippedError(f"its manifest says what no row can ({error})", "Put it back from a backup.") from None
+        if row.status == row.WORDS.queued:
+            row.enqueued_at = timezone.now() - timedelta(
+                days=1
+            )  # its message is lost: the reaper sends another at once
+        return row
+
+    def _target(self, prefix: str, column: Any, value: Any) -> int | None:
+        if value is None:
+            return None
+        if manifests.points_to_user(column):
+            return self._user(value)
+        target = column.related_model
+        number = self.known[target].get(uuid.UUID(value["uuid"]))
+        if number is not None:
+            return number
+        place = storage.object_key(declared(target).collection, uuid.UUID(value["uuid"]))
+        if column.remote_field.on_delete is models.CASCADE:
+            raise SkippedError(
+                f"what it belongs to is not there ({place})", f"Restore {place} first, then run this again."
+            )
+        if any(remark.prefix == place for remark in self.report.skipped):
+            self.report.notes.append(
+                Remark(prefix, f"its {column.name} could not be restored, so it is without one", f"See {place}.")
+            )
+        return None  # deleted, as in the database that was
+
+    def _user(self, name: str) -> int | None:
+        if name not in self.users:
+            user = get_user_model()._default_manager.filter(username=name).first()
+            if user is None and not self.dry_run:
+                # As the platform makes its own user; others get a password from an administrator.
+                is_own = name == "local" and settings.MEDSEG_SINGLE_USER
+                user = local_user() if is_own else get_user_model().objects.create_user(name)
+            self.users[name] = user.pk if user else None
+        number: int | None = self.users[name]
+        return number
+
+    def _insert(self, row: Job, prefix: str, document: Document) -> None:
+        try:
+            with transaction.atomic():
+                row.save(force_insert=True)
+                for name, part, owner in parts_of(type(row)):
+                    for some in _chunks(_parts(row, part, owner, _documents(row, prefix, document.get(name) or []))):
+                        part._default_manager.bulk_create(some)
+        except ManifestError as error:
+            cure = "Put the file back from a backup, or take the archive that lies beside it and upload that again."
+            raise SkippedError(str(error), cure) from None
+        except (Error, ValidationError, TypeError, ValueError, KeyError) as error:
+            cure = "Rebuild into an empty database; if it is one, put the manifest back from a backup."
+            raise SkippedError(f"the database does not take it ({str(error).splitlines()[0]})", cure) from None
+
+
+def _parts(row: Job, part: Any, owner: str, documents: Iterable[Document]) -> Iterator[models.Model]:
+    for said in documents:
+        item = part(**{owner: row})
+        for column in manifests.written_columns(part):
+            if column.name in said:
+                value = said[column.name]
+                setattr(item, column.attname, None if value is None else column.to_python(value))
+        yield item
+
+
+def _documents(row: Job, prefix: str, said: Any) -> Iterator[Document]:
+    """The parts that a manifest holds or speaks of. Those that lie apart were written when the row was finished."""
+    if isinstance(said, list):
+        yield from said
+    elif row.status == row.WORDS.done:
+        count = 0
+        for document in manifests.read_apart(f"{prefix}/{said['file']}"):
+            yield document
+            count += 1
+        if count != said["count"]:
+            raise ManifestError(f"{said['file']} holds {count} of the {said['count']} that the manifest speaks of")
+
+
+def _chunks(items: Iterator[models.Model]) -> Iterator[list[models.Model]]:
+    while some := list(islice(items, INSERT_AT_ONCE)):
+        yield some
+
+
+def _read_all(collection: str) -> Iterator[tuple[str, Document | ManifestError]]:
+    """(prefix, its manifest or what is wrong with it) of every owner of objects, in the order of their names."""
+    folders = storage.owners_of(collection)
+    with ThreadPoolExecutor(16) as pool:
+        for start in range(0, len(folders), READ_AT_ONCE):
+            prefixes = [f"{collection}/{name}" for name in folders[start : start + READ_AT_ONCE]]
+            yield from zip(prefixes, pool.map(_read, prefixes), strict=True)
+
+
+def _read(prefix: str) -> Document | ManifestError:
+    try:
+        return manifests.read(f"{prefix}/{manifests.NAME}")
+    except ManifestError as error:
+        return error
+
+
+def _reset_sequences() -> None:
+    """Rows came with their numbers, which Postgres' counters do not notice (SQLite's do)."""
+    tables = [table for model in stored_models() for table in (model, *(part for _, part, _ in parts_of(model)))]
+    with connection.cursor() as cursor:
+        for statement in connection.ops.sequence_reset_sql(no_style(), tables):
+            cursor.execute(statement)

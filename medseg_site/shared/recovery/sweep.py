@@ -1,0 +1,110 @@
+"""Objects that no row owns: what killed uploads, lost claims and interrupted deletions left behind."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.catalogue.declarations import (
+    declared,
+    named_by_any,
+    objects_of,
+    owner_of,
+    parts_of,
+    prefix_of,
+    reserving_models,
+    stored_models,
+    unreserved,
+)
+from medseg_site.shared.jobs.row import Job
+from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage.objects import ObjectInfo
+
+LEAST_HOURS = 24.0  # an object is stored before its row: an upload in progress has none yet
+
+
+@dataclass
+class Report:
+    count: int = 0
+    bytes: int = 0
+    too_young: int = 0
+    unknown: list[str] = field(default_factory=list)  # first parts of keys that this program does not make
+
+
+def collect(
+    *,
+    delete: bool = False,
+    older_than_hours: float = LEAST_HOURS,
+    on_object: Callable[[ObjectInfo], None] = lambda item: None,
+    on_step: Callable[[str, int], None] = lambda collection, owners: None,
+) -> Report:
+    """Find (and with `delete` remove) what no row owns. `on_object` is called for each; `on_step` as owners are looked at."""
+    report = Report()
+    known = {declared(model).collection for model in stored_models()}
+    known |= {declared(model).reserves for model in reserving_models()}
+    report.unknown = [name for name in storage.collections() if name not in known]
+    oldest_kept = time.time() - older_than_hours * 3600
+    walks = [(declared(model).collection, _garbage(model)) for model in stored_models()]
+    walks += [(declared(model).reserves, unreserved(model)) for model in reserving_models()]
+    for collection, walk in walks:
+        for owners, garbage in walk:
+            for item in garbage:
+                if item.modified > oldest_kept:
+                    report.too_young += 1
+                    continue
+                report.count += 1
+                report.bytes += item.size
+                on_object(item)
+                if delete:
+                    storage.delete_object(item.key)
+                    storage.remove_emptied_folders(item.key)
+            on_step(collection, owners)
+    return report
+
+
+def remove_remains(model: type[Job], owners: list[uuid.UUID]) -> None:
+    """What lies below the prefixes of deleted rows, but for what other rows name (versions of a dataset share objects)."""
+    gone = set(owners) - set(model._default_manager.filter(uuid__in=owners).values_list("uuid", flat=True))
+    prefixes = [storage.object_key(declared(model).collection, owner) for owner in sorted(gone)]
+    keys = [item.key for prefix in prefixes for item in storage.objects_below(prefix)]
+    storage.delete_objects(set(keys) - named_by_any(keys))  # asked of all at once: it reads whole tables
+
+
+def _garbage(model: type[Job]) -> Iterator[tuple[int, list[ObjectInfo]]]:
+    """(owners looked at, their objects that no row owns), some owners at a time."""
+    for some in storage.owners_in_chunks(declared(model).collection):
+        ids = [owner for name in some if (owner := owner_of(name))]
+        # Asked after the walk: a row that was written meanwhile counts.
+        rows = {str(row.uuid): row for row in model._default_manager.filter(uuid__in=ids)}
+        loose: list[ObjectInfo] = []
+        for model_on_its_way in reserving_models():
+            coming = model_on_its_way._default_manager.filter(uuid__in=ids).values_list("uuid", flat=True)
+            for name in {str(owner) for owner in coming} - set(rows):
+                some.pop(name, None)
+        for name, objects in some.items():
+            loose += _not_owned(rows[name], objects) if name in rows else objects
+        named = named_by_any([item.key for item in loose]) if loose else set()  # another row may share an object
+        # Manifests go first: one that is left alone would be restored as a row.
+        loose.sort(key=lambda item: not item.key.endswith(f"/{manifests.NAME}"))
+        yield len(ids), [item for item in loose if item.key not in named]
+
+
+def _not_owned(row: Job, objects: list[ObjectInfo]) -> list[ObjectInfo]:
+    """Objects below a row's prefix that are none of its own. Work in progress names its objects only at its end."""
+    if row.is_active:
+        return [item for item in objects if item.key.endswith(".part")]
+    stored, prefix = declared(type(row)), prefix_of(row)
+    folders = list(stored.folders)
+    if row.status != row.WORDS.done:
+        folders += stored.folders_until_done
+    own = {f"{prefix}/{manifests.NAME}", *(key for key, _ in objects_of(row))}
+    own |= {f"{prefix}/{manifests.apart_file(name)}" for name, part, _ in parts_of(type(row)) if declared(part).apart}
+    below = tuple(f"{prefix}/{folder}/" for folder in folders)
+    return [
+        item
+        for item in objects
+        if item.key not in own and (not item.key.startswith(below) or item.key.endswith(".part"))
+    ]

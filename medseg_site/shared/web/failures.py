@@ -1,0 +1,34 @@
+"""What a request is answered with when nothing else caught its error: an outage is named (503), anything else is a 500."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.template.loader import render_to_string
+from django.views.defaults import server_error
+
+from medseg_site.shared.base import outages
+
+log = logging.getLogger(__name__)
+SECONDS_TO_TRY_AGAIN = 15
+
+
+def failure(request: HttpRequest) -> HttpResponse:
+    """Django's handler500. No database is asked here: it may be what is away."""
+    error = sys.exc_info()[1]
+    reason = outages.reason_of(error) if error else None
+    if reason is None:
+        return server_error(request)
+    log.warning("%s %s: %s (%s)", request.method, request.path, reason, error)
+    return outage(request.path, reason)
+
+
+def outage(path: str, reason: str) -> HttpResponse:
+    """503 with the reason, as JSON or as a page."""
+    headers = {"Retry-After": str(SECONDS_TO_TRY_AGAIN)}
+    if path.startswith("/api/"):
+        detail = {"code": "unavailable", "detail": f"{reason} Try again in a moment.", "attr": None}
+        return JsonResponse({"type": "server_error", "errors": [detail]}, status=503, headers=headers)
+    return HttpResponse(render_to_string("503.html", {"reason": reason}), status=503, headers=headers)

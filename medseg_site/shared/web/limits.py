@@ -1,0 +1,72 @@
+"""Refuses a request body that is too large before any of it is kept, and one that the disk has no room for.
+
+Django spools every body to the disk first; until then no view and none of Django's handlers of errors is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from django.http import HttpResponse, JsonResponse
+
+from medseg_site.shared.base import outages
+from medseg_site.shared.web import failures
+
+log = logging.getLogger(__name__)
+
+
+class UploadLimit:
+    """ASGI middleware: answers 413 when the declared length is over `max_bytes`, and cuts off bodies that lie about it.
+
+    503 where the disk is full.
+    """
+
+    def __init__(self, app: Any, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = dict(scope.get("headers", []))
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > self.max_bytes:
+            await _answer(send, self._refusal())
+            return
+        received, started = 0, False
+
+        async def limited_receive() -> Any:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            # Without a length the size shows only while reading; a disconnect makes Django drop what it has.
+            return {"type": "http.disconnect"} if received > self.max_bytes else message
+
+        async def noting_send(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, limited_receive, noting_send)
+        except OSError as error:
+            reason = outages.reason_of(error)
+            if reason is None or started:
+                raise
+            log.warning("%s %s: %s (%s)", scope["method"], scope["path"], reason, error)
+            await _answer(send, failures.outage(scope["path"], reason))
+            return
+        if received > self.max_bytes and not started:
+            await _answer(send, self._refusal())
+
+    def _refusal(self) -> HttpResponse:
+        detail = f"The upload is larger than the limit of {self.max_bytes // 2**20} MB. Split it, or raise MEDSEG_MAX_UPLOAD_MB."
+        error = {"code": "too_large", "detail": detail, "attr": None}
+        return JsonResponse({"type": "client_error", "errors": [error]}, status=413)
+
+
+async def _answer(send: Any, response: HttpResponse) -> None:
+    """The connection ends with it: the rest of the body is not read."""
+    headers = {**response.headers, "Content-Length": str(len(response.content)), "Connection": "close"}
+    encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": encoded})
+    await send({"type": "http.response.body", "body": response.content})

@@ -1,0 +1,37 @@
+"""What the OpenAPI document needs to be told: the single user, and the errors beyond the library's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from rest_framework import serializers
+
+
+class LocalUserScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # registers itself
+    target_class = "medseg_site.shared.base.local_user.LocalUserAuthentication"
+    name = "localUser"
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, str]:
+        text = "No login while MEDSEG_SINGLE_USER is on; requests of other sites' pages are refused."
+        return {"type": "apiKey", "in": "header", "name": "Origin", "description": text}
+
+
+class ClientErrorSerializer(serializers.Serializer[Any]):
+    code = serializers.CharField()
+    detail = serializers.CharField()
+    attr = serializers.CharField(allow_null=True)
+
+
+class WrongStateResponseSerializer(serializers.Serializer[Any]):
+    """409: the row is not in a state in which this can be done."""
+
+    type = serializers.CharField(default="client_error")
+    errors = ClientErrorSerializer(many=True)  # type: ignore[assignment]  # the library's name
+
+
+class TooLargeResponseSerializer(serializers.Serializer[Any]):
+    """413: the upload is larger than a limit."""
+
+    type = serializers.CharField(default="client_error")
+    errors = ClientErrorSerializer(many=True)  # type: ignore[assignment]  # the library's name

@@ -1,0 +1,211 @@
+"""What a dataset is: shapes, spacings, intensities and class shares, gathered one case at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ml_core.dataset.pose import PoseBuilder
+from ml_core.io import Image
+from ml_core.measures.metrics import bounding_box
+
+SAMPLED_PIXELS = 2_000  # per case; enough for percentiles, little enough for 100,000 cases
+CASES_OF_STRUCTURE = 50  # sizes and thicknesses are measured on the first cases, and on so many slices of a volume
+SLICES_OF_STRUCTURE = 6
+LEAST_CASES_OF_STRUCTURE = 3  # and on no more than these, once PIXELS_OF_STRUCTURE were looked at: some seconds
+PIXELS_OF_STRUCTURE = 40_000_000
+SEARCHED_PIXELS = (
+    500_000  # drawn of a case that is LARGE, to find foreground; small structures are looked for everywhere
+)
+LARGE = 4_000_000
+CLIPPED = (0.5, 99.5)  # percentiles of an image between which its values are kept (ml_core.cases.preprocessing)
+LEAST_AIR = 0.25  # of an image has to be one value, that of its corner
+LEAST_FOREGROUND = 500  # pixels of a dataset that say what its foreground's intensities are
+
+
+class FingerprintBuilder:
+    """Add every case, then ask for the `result`. Memory does not grow with the size of the images."""
+
+    def __init__(self) -> None:
+        self._rng, self._rng_inside = np.random.default_rng(0), np.random.default_rng(1)
+        self._looked_at = 0
+        self._shapes: Counter[tuple[int, ...]] = Counter()
+        self._spacings: list[tuple[float, ...]] = []
+        self._channels: Counter[int] = Counter()
+        self._modalities: Counter[str] = Counter()
+        self._families: Counter[str] = Counter()
+        self._class_pixels: Counter[int] = Counter()
+        self._class_cases: Counter[int] = Counter()
+        self._ranges: list[tuple[float, float]] = []
+        self._means: list[tuple[float, float]] = []
+        self._foreground: list[NDArray[np.float32]] = []
+        self._sampled = 0
+        self._sizes: dict[int, list[int]] = {}
+        self._thickness: dict[int, list[float]] = {}
+        self._parts: dict[int, list[tuple[float, float]]] = {}
+        self._clipped: dict[int, list[float]] = {}
+        self._pose = PoseBuilder()
+
+    def add(self, image: Image, values: NDArray[Any], counts: dict[int, int]) -> None:
+        """`values`: the mask in label values on the image's grid; `counts`: pixels per value in it."""
+        self._shapes[image.shape] += 1
+        if image.spacing:
+            self._spacings.append(tuple(float(step) for step in image.spacing))
+        self._channels[image.channels] += 1
+        self._modalities[image.modality or guess_modality(image)] += 1
+        self._families[image.family] += 1
+        if image.dimensions == 2:
+            self._pose.add(image.array)
+        for value, count in counts.items():
+            self._class_pixels[value] += count
+            self._class_cases[value] += 1
+        pixels = image.array.reshape(image.channels, -1)
+        picked = self._rng.integers(0, pixels.shape[1], size=SAMPLED_PIXELS)
+        sample = pixels[:, picked].astype(np.float32)
+        low, high = np.percentile(sample, [0.5, 99.5])
+        self._ranges.append((float(low), float(high)))
+        self._means.append((float(sample.mean()), float(sample.std())))
+        if self._sampled < 2_000_000:
+            places = self._places_inside(values.reshape(-1), min(counts))
+            inside = pixels[:, places].astype(np.float32).mean(axis=0)
+            self._foreground.append(inside)
+            self._sampled += inside.size
+            if image.channels == 1:
+                self._add_clipped(body_of(sample[0], pixels[0, 0]), inside, values.reshape(-1)[places])
+        number = self._shapes.total()
+        is_looked_at = number <= CASES_OF_STRUCTURE and (
+            number <= LEAST_CASES_OF_STRUCTURE or self._looked_at < PIXELS_OF_STRUCTURE
+        )
+        self._add_structure(values, [value for value in counts if is_looked_at or value not in self._sizes])
+
+    def _add_clipped(self, body: NDArray[np.float32], inside: NDArray[np.float32], classes: NDArray[Any]) -> None:
+        """Of each class the share that the image's own percentiles would cut off."""
+        low, high = np.percentile(body, CLIPPED)
+        beyond = (inside < low) | (inside > high)
+        for value in np.unique(classes):
+            self._clipped.setdefault(int(value), []).append(float(beyond[classes == value].mean()))
+
+    def _places_inside(self, flat: NDArray[Any], background: int) -> NDArray[np.intp]:
+        """Up to SAMPLED_PIXELS positions of other values, so that small structures are heard too."""
+        found = self._rng_inside.integers(0, flat.size, size=SEARCHED_PIXELS if flat.size > LARGE else 0)
+        found = found[flat[found] != background]
+        if len(found) < SAMPLED_PIXELS:
+            found = np.flatnonzero(flat != background)
+        return found if len(found) <= SAMPLED_PIXELS else self._rng_inside.choice(found, SAMPLED_PIXELS, replace=False)
+
+    def _add_structure(self, values: NDArray[Any], wanted: list[int]) -> None:
+        """Sizes of the connected parts of each class, and how thick it is and they are, in pixels of a plane."""
+        for value in wanted:
+            slices = values[None] if values.ndim == 2 else values
+            present = np.flatnonzero((slices == value).any(axis=(1, 2)))
+            picked = present[np.linspace(0, len(present) - 1, min(len(present), SLICES_OF_STRUCTURE)).astype(int)]
+            for mask in (slices[index] == value for index in picked):
+                mask = mask[bounding_box(mask)]
+                self._looked_at += mask.size
+                parts, _ = ndimage.label(mask)
+                sizes = np.bincount(parts.reshape(-1))[1:]
+                self._sizes.setdefault(value, []).extend(sizes.tolist())
+                # A strip of width w has a mean distance to its border of w / 4; pixels' centres lie half a pixel inside.
+                depths = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+                self._thickness.setdefault(value, []).append(4 * (float(depths[mask].mean()) - 0.5))
+                widths = 4 * (np.bincount(parts.reshape(-1), depths.reshape(-1))[1:] / sizes - 0.5)
+                self._parts.setdefault(value, []).extend(
+                    zip(widths.tolist(), (np.sqrt(sizes) - 1 + 1e-6).tolist(), strict=True)
+                )
+
+    def result(self) -> dict[str, Any]:
+        """The fingerprint as plain JSON: sizes in pixels, spacings in mm, both in array order ((z,) y, x)."""
+        shapes = np.array(list(self._shapes.elements()))
+        total = sum(self._class_pixels.values())
+        inside = np.concatenate(self._foreground) if self._foreground else np.zeros(0, np.float32)
+        if inside.size < LEAST_FOREGROUND or inside.min() == inside.max():
+            inside = np.array([bound for pair in self._ranges for bound in pair], np.float32)
+        low, high = np.percentile(inside, [0.5, 99.5])
+        clipped = np.clip(inside, low, high)
+        return {
+            "n_cases": len(shapes),
+            "dimensions": int(shapes.shape[1]),
+            "channels": self._channels.most_common(1)[0][0],
+            "modality": self._modalities.most_common(1)[0][0],
+            "families": dict(self._families),
+            "pose": self._pose.result(),
+            "shape": _spread(shapes),
+            "spacing": _spread(np.array(self._spacings)) if self._spacings else None,
+            "intensity": {
+                "low": float(np.median([low for low, _ in self._ranges])),
+                "high": float(np.median([high for _, high in self._ranges])),
+                "minimum": float(min(low for low, _ in self._ranges)),
+                "maximum": float(max(high for _, high in self._ranges)),
+                "mean": float(np.mean([mean for mean, _ in self._means])),
+                "std": float(np.mean([std for _, std in self._means])),
+            },
+            "foreground_intensity": {
+                "p005": float(low),
+                "p995": float(high),
+                "mean": float(clipped.mean()),
+                "std": float(clipped.std()),
+            },
+            "classes": [
+                {
+                    "value": value,
+                    "pixels": self._class_pixels[value],
+                    "share": self._class_pixels[value] / total,
+                    "cases": self._class_cases[value],
+                    "component_pixels": float(np.median(self._sizes.get(value) or [0])),
+                    "thickness": round(float(np.median(self._thickness.get(value) or [0])), 2),
+                    "thin_part": round(_low_tenth(self._parts.get(value) or [(0.0, 1.0)]), 2),
+                    "clipped": round(float(np.mean(self._clipped.get(value) or [0])), 3),
+                }
+                for value in sorted(self._class_pixels)
+            ],
+        }
+
+
+def body_of(values: NDArray[Any], corner: Any) -> NDArray[Any]:
+    """(K,) values. Where one value, that of the corner, fills a good part of the image, it is air or a cut-out: without it.
+
+    Otherwise the percentiles of a brain in much air would be those of the air, and clip all bright structures.
+    """
+    body = values[values != corner]
+    is_air = 0 < body.size < (1 - LEAST_AIR) * values.size
+    return body if is_air else values.reshape(-1)
+
+
+def _low_tenth(parts: list[tuple[float, float]]) -> float:
+    """The thickness below which a tenth of the parts lies. Each counts by its diameter less one: lesions do, stray pixels do not."""
+    widths, diameters = np.array(parts).T
+    order = np.argsort(widths)
+    share = np.cumsum(diameters[order]) / diameters.sum()
+    return float(widths[order][np.searchsorted(share, 0.1)])
+
+
+def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(the values that occur, ascending; how often each does), without sorting where the values are small numbers."""
+    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**16:
+        counts = np.bincount(values.reshape(-1))
+        present = np.flatnonzero(counts)
+        return present, counts[present]
+    return np.unique(values, return_counts=True)
+
+
+def guess_modality(image: Image) -> str:
+    """A word for an image that does not say what it is. Volumes whose air is near -1000 are taken for CT."""
+    if image.family == "raster":
+        return "colour" if image.channels == 3 else "greyscale"
+    low = float(image.array.min())
+    return "CT" if low <= -900 and low >= -5000 and float(image.array.max()) > 200 else "unknown"
+
+
+def _spread(rows: NDArray[Any]) -> dict[str, list[float]]:
+    def numbers(row: NDArray[Any]) -> list[float]:
+        return [int(item) if float(item).is_integer() else round(float(item), 6) for item in row]
+
+    return {
+        "minimum": numbers(rows.min(axis=0)),
+        "median": numbers(np.median(rows, axis=0)),
+        "maximum": numbers(rows.max(axis=0)),
+    }

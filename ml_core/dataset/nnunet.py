@@ -1,0 +1,180 @@
+"""nnU-Net's raw layout and its splits, in and out, so that work can be checked with nnU-Net (v2).
+
+https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from ml_core.dataset.case import Case, label_indices
+from ml_core.dataset.folders import Described, make_case
+from ml_core.errors import MLError
+from ml_core.io import Image, read_image, read_mask
+
+PARTS = ("train", "val", "test")
+
+
+class NnunetError(MLError):
+    """A raw dataset, or a file of splits, that cannot be used here."""
+
+
+def read_raw(folder: Path, channel: int | None = None) -> tuple[list[Case], dict[int, str]]:
+    """(training cases, label value → name) of a raw dataset.
+
+    Of cases with several files (_0000, _0001, …) `channel` says which is used: images here have one channel, or three in
+    one colour file. Raises NnunetError.
+    """
+    document = _read_json(folder / "dataset.json")
+    try:
+        ending, channels, labels = (document[key] for key in ("file_ending", "channel_names", "labels"))
+        names = {int(value): str(name) for name, value in labels.items() if not isinstance(value, list)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise NnunetError(
+            "dataset_json",
+            f"{folder / 'dataset.json'} lacks or garbles channel_names, labels or file_ending.",
+            "nnU-Net v2 needs all three; nnUNetv2_convert_old_nnUNet_dataset converts older ones.",
+        ) from error
+    if len(names) < len(labels):
+        raise NnunetError(
+            "regions", "The labels are regions that overlap.", "Give each label one number, and train on those."
+        )
+    if "ignore" in labels:
+        raise NnunetError(
+            "ignore_label", "The dataset has an ignore label.", "Train it with nnU-Net, or label what is ignored."
+        )
+    cases: list[Case] = []
+    for mask in sorted((folder / "labelsTr").glob(f"*{ending}")):
+        name = mask.name.removesuffix(ending)
+        images = [folder / "imagesTr" / f"{name}_{number:04d}{ending}" for number in range(len(channels))]
+        present = [path for path in images if path.exists()]
+        if channel is None and len(present) > 1:
+            listed = ", ".join(f"{number} ({title})" for number, title in channels.items())
+            raise NnunetError(
+                "several_channels",
+                f"{name} has {len(present)} files, one for each channel: {listed}.",
+                "Choose one of them with --channel NUMBER.",
+            )
+        image = images[0] if channel is None else folder / "imagesTr" / f"{name}_{channel:04d}{ending}"
+        if not image.exists():
+            raise NnunetError("no_image", f"{image} does not exist.", "Every file in labelsTr needs its image.")
+        cases.append(make_case(len(cases) + 1, name, image, mask))
+    if not cases:
+        raise NnunetError("no_cases", f"{folder / 'labelsTr'} has no files *{ending}.", "Check file_ending.")
+    return cases, names
+
+
+def export_raw(described: Described, out: Path, on_case: Callable[[int, int], None]) -> None:
+    """Write cases as a raw dataset: pictures as PNG, all else as .nii.gz; labels renumbered 0, 1, 2, …
+
+    `out` is DatasetNNN_Name below nnUNet_raw, and must not exist or be empty. Raises NnunetError.
+    """
+    if not re.fullmatch(r"Dataset\d{3}_.+", out.name):
+        raise NnunetError("name", f"{out.name} is no name for nnU-Net.", "Call it DatasetNNN_Name: Dataset001_Cells.")
+    if out.exists() and any(out.iterdir()):
+        raise NnunetError("not_empty", f"{out} is not empty.", "Remove it, or choose another number.")
+    found = described.fingerprint
+    pictures = found["dimensions"] == 2 and set(found["families"]) == {"raster"}
+    ending = ".png" if pictures else ".nii.gz"
+    for folder in ("imagesTr", "labelsTr"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    values = [item["value"] for item in described.classes]
+    for position, case in enumerate(described.cases):
+        image = read_image(case.image)
+        labels = label_indices(read_mask(case.mask, like=image).values, values, case.name)
+        image_path = out / "imagesTr" / f"{case.name}_0000{ending}"
+        label_path = out / "labelsTr" / f"{case.name}{ending}"
+        if pictures:
+            PILImage.fromarray(_picture(image, found["channels"], case.name)).save(image_path)
+            PILImage.fromarray(labels).save(label_path)
+        else:
+            if image.channels != 1:
+                raise NnunetError("colour_volume", f"{case.name} is a volume in colour.", "Make it grey first.")
+            _save_nifti(image.array[0], image, image_path)
+            _save_nifti(labels, image, label_path)
+        on_case(position + 1, len(described.cases))
+    channels = ["R", "G", "B"] if found["channels"] == 3 else [found["modality"]]
+    names = ["background", *(item["name"] for item in described.classes[1:])]
+    document = {
+        "channel_names": {str(index): name for index, name in enumerate(channels)},
+        "labels": {name: index for index, name in enumerate(names)},
+        "numTraining": len(described.cases),
+        "file_ending": ending,
+    }
+    (out / "dataset.json").write_text(json.dumps(document, indent=1))
+
+
+def read_splits(path: Path, fold: int, cases: Sequence[Case]) -> dict[str, list[int]]:
+    """Fold `fold` of a splits_final.json as {"train", "val", "test": case ids}, by the names of the cases.
+
+    nnU-Net's has no "test", ours may have one. Raises NnunetError for a name that is no case, and where a case stands twice.
+    """
+    folds = _read_json(path)
+    if not isinstance(folds, list) or not all(
+        isinstance(item, dict) and {"train", "val"} <= set(item) for item in folds
+    ):
+        raise NnunetError("splits", f"{path} is no list of splits.", 'Write [{"train": [names], "val": [names]}, …].')
+    if not 0 <= fold < len(folds):
+        raise NnunetError("fold", f"{path} has no fold {fold}.", f"Choose 0 to {len(folds) - 1}.")
+    by_name = {case.name: case.id for case in cases}
+    split = {part: list(folds[fold].get(part, [])) for part in PARTS}
+    listed = [name for names in split.values() for name in names]
+    if strange := [name for name in listed if name not in by_name]:
+        raise NnunetError(
+            "unknown_case",
+            f"{path} names {strange[0]} and {len(strange) - 1} more that are not among the cases.",
+            "Names are those of the files, without extension and without _0000.",
+        )
+    if len(set(listed)) < len(listed):
+        raise NnunetError("twice", f"Fold {fold} of {path} has a case on two sides.", "Name each case once.")
+    if not split["train"] or not split["val"]:
+        raise NnunetError("empty_part", f"Fold {fold} of {path} has an empty side.", "Both need a case.")
+    return {part: [by_name[name] for name in names] for part, names in split.items()}
+
+
+def write_splits(path: Path, split: dict[str, Any], cases: Sequence[Case]) -> None:
+    """A split, or its "folds", in nnU-Net's form, which reads "train" and "val" and passes over "test"."""
+    names = {case.id: case.name for case in cases}
+    folds = [{**fold, "test": split.get("test")} for fold in split.get("folds", [split])]
+    shown = [{part: [names[item] for item in fold[part]] for part in PARTS if fold.get(part)} for fold in folds]
+    path.write_text(json.dumps(shown, indent=1))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise NnunetError("unreadable", f"{path} cannot be read as JSON.", "Check the path.") from error
+
+
+def _picture(image: Image, channels: int, name: str) -> NDArray[Any]:
+    """(H, W) or (H, W, 3) in 8 bits, or (H, W) in 16 bits: what a PNG holds without loss."""
+    array = image.array
+    grey = channels == 1 and array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 65535
+    if array.dtype != np.uint8 and not grey:
+        raise NnunetError("not_png", f"{name} does not fit into a PNG.", "Save it with 8 bits, or as .nii.gz.")
+    if image.channels > channels:
+        raise NnunetError("mixed_colours", f"{name} is in colour and most others are grey.", "Make all alike.")
+    if channels == 3:
+        return np.ascontiguousarray(np.moveaxis(np.broadcast_to(array, (3, *image.shape)), 0, -1))
+    plane: NDArray[Any] = array[0] if array.dtype == np.uint8 else array[0].astype(np.uint16)
+    return plane
+
+
+def _save_nifti(array: NDArray[Any], image: Image, path: Path) -> None:
+    """(D, H, W) or (H, W) with the image's affine. Image and labels both in RAS+ axes: nnU-Net wants one grid for the two."""
+    affine = image.affine
+    if affine is None:
+        affine = np.diag([*(*reversed(image.spacing or (1.0,) * image.dimensions), 1.0)[:3], 1.0])
+    stored = array.transpose()
+    kind: Any = nib.Nifti1Image
+    nib.save(kind(stored if stored.ndim == 3 else stored[..., None], affine), path)

@@ -1,0 +1,94 @@
+"""How far a piece of work is: bars in a terminal or notebook, plain lines every few seconds in a log."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+SECONDS_BETWEEN_LINES = 5.0
+BAR = "{desc:<11}{percentage:3.0f}%|{bar:24}| {elapsed}{postfix}"
+
+
+class ProgressBar:
+    """One bar for each stage of a piece of work, on standard error; use it as a context manager.
+
+    `show` takes any stage, `on_event` the events of ml_core.training.run. Kinds of events that it does not know are passed over.
+    """
+
+    def __init__(self, *, shown: bool = True) -> None:
+        self.shown = shown
+        self.drawn = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self._bar: Any = None
+        self._stage = ""
+        self._numbers: dict[str, float] = {}
+        self._line_at = -math.inf
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def note(self, text: str) -> None:
+        """A sentence that stays, above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif self.shown:
+            print(text, file=sys.stderr, flush=True)
+
+    def show(self, stage: str, share: float, text: str = "") -> None:
+        """`share`: 0 to 1 of the stage."""
+        if not self.shown:
+            return
+        if stage != self._stage:
+            self._close()
+            self._stage = stage
+            if self.drawn:
+                from tqdm.auto import tqdm
+
+                self._bar = tqdm(total=1.0, desc=stage, bar_format=BAR, file=sys.stderr)
+        share = min(1.0, max(0.0, share))
+        if self._bar is not None:
+            self._bar.n = share
+            self._bar.set_postfix_str(text)
+            return
+        now = time.monotonic()
+        if share >= 1 or now - self._line_at > SECONDS_BETWEEN_LINES:
+            self._line_at = now
+            print(f"{stage}: {share:.0%}{', ' + text if text else ''}", file=sys.stderr, flush=True)
+
+    def count(self, stage: str, done: int, total: int) -> None:
+        """The same for things that are counted."""
+        self.show(stage, done / total if total else 1.0, f"{done} of {total}")
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Show a `progress` event, and remember the numbers of an `epoch` event for the next."""
+        if event["type"] not in ("progress", "epoch"):
+            return
+        self._numbers |= {name: event[name] for name in ("train_loss", "val_dice") if event.get(name) is not None}
+        if event["type"] == "epoch":
+            return
+        stage = event.get("stage", "training")
+        if stage != "training":
+            self.count(stage, event.get("done", 0), event.get("total", 0))
+            return
+        parts = [f"epoch {event['epoch']} of {event['epochs']}"] if event.get("epochs") else []
+        for name, label in (("train_loss", "loss"), ("val_dice", "validation Dice")):
+            if math.isfinite(value := self._numbers.get(name, math.nan)):
+                parts.append(f"{label} {value:.3f}")
+        if (left := event.get("eta_seconds")) is not None:
+            parts.append(f"{_clock(left)} left")
+        self.show(stage, event.get("fraction", 0.0), ", ".join(parts))
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._stage, self._line_at = None, "", -math.inf
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,118 @@
+"""Damaged, mislabelled and foreign files: always an ImageError with code, reason and cure."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml_core.io import SUPPORTED_SUFFIXES, ImageError, read_image, read_mask, stem
+from tests.ml_core.io.test_raster import IMAGE, LABELS, code_of
+from tests.synthetic import (
+    draw_volume,
+    write_bmp,
+    write_dicom_multiframe,
+    write_dicom_series,
+    write_dicom_slice,
+    write_jpg,
+    write_nifti,
+    write_palette,
+    write_png,
+    write_tiff,
+    zip_folder,
+)
+
+# What Pillow and pydicom remark on damaged files, besides failing.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+VOLUME, _ = draw_volume(np.random.default_rng(4), (5, 6, 7))
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "a.png": lambda path: write_png(path, IMAGE),
+    "p.png": lambda path: write_palette(path, LABELS),
+    "a.jpg": lambda path: write_jpg(path, IMAGE),
+    "a.tif": lambda path: write_tiff(path, IMAGE),
+    "z.tif": lambda path: write_tiff(path, [IMAGE, IMAGE], compression="tiff_deflate"),
+    "a.bmp": lambda path: write_bmp(path, IMAGE),
+    "a.nii": lambda path: write_nifti(path, VOLUME),
+    "a.nii.gz": lambda path: write_nifti(path, VOLUME),
+    "a.dcm": lambda path: write_dicom_slice(path, IMAGE),
+    "m.dcm": lambda path: write_dicom_multiframe(path, VOLUME),
+    "a.zip": lambda path: zip_folder(write_dicom_series(path.parent / "series", VOLUME), path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_cut_off_anywhere(tmp_path: Path, name: str) -> None:
+    whole = WRITERS[name](tmp_path / name).read_bytes()
+    read_image(tmp_path / name)
+    for share in (0.02, 0.2, 0.5, 0.8):
+        (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
+        assert code_of(tmp_path / name) in ("unreadable", "wrong_extension", "no_pixels", "empty_file"), share
+        code_of(tmp_path / name, mask=True)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_with_damaged_bytes_never_raise_anything_else(tmp_path: Path, name: str) -> None:
+    whole = WRITERS[name](tmp_path / name).read_bytes()
+    rng = np.random.default_rng(5)
+    refused = 0
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), 600), 8):
+            damaged[place] = rng.integers(256)
+        (tmp_path / name).write_bytes(damaged)
+        for read in (read_image, read_mask):
+            try:
+                read(tmp_path / name)
+            except ImageError as error:
+                refused += bool(error.code and error.reason and error.cure)
+    assert refused > 0
+
+
+@pytest.mark.parametrize("suffix", [*SUPPORTED_SUFFIXES, ".zip", ".xyz", ""])
+def test_foreign_content_is_refused_under_every_extension(tmp_path: Path, suffix: str) -> None:
+    for index, content in enumerate([b"", b"x", pickle.dumps({"a": [1, 2]}), b"hello world\n" * 100, bytes(2000)]):
+        path = tmp_path / f"file{suffix}"
+        path.write_bytes(content)
+        assert (code_of(path) == "empty_file") == (index == 0)
+        code_of(path, mask=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "claimed"), [("a.png", "a.dcm"), ("a.dcm", "a.png"), ("a.nii.gz", "a.jpg"), ("a.zip", "a.nii.gz")]
+)
+def test_content_of_another_family_names_both(tmp_path: Path, content: str, claimed: str) -> None:
+    path = WRITERS[content](tmp_path / content).rename(tmp_path / ("x" + claimed))
+    with pytest.raises(ImageError, match=r"The content is .* and the extension says .* Rename it to") as caught:
+        read_image(path)
+    assert caught.value.code == "wrong_extension"
+
+
+def test_within_the_raster_family_the_content_decides(tmp_path: Path) -> None:
+    path = write_jpg(tmp_path / "a.png", np.where(LABELS > 0, 255, 0).astype(np.uint8), quality=100)
+    assert read_mask(path).lossy
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    assert code_of(tmp_path / "nothing.png") == "not_found"
+    (tmp_path / "empty").mkdir()
+    assert code_of(tmp_path / "empty") == "no_dicom"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("images/a.b.NII.GZ", "a.b"),
+        ("a.nii", "a"),
+        ("C:\\x\\scan.DCM", "scan"),
+        ("1.2.840.5", "1.2.840.5"),
+        ("x.jpeg", "x"),
+        (".png", ".png"),
+        ("series/", "series"),
+    ],
+)
+def test_stem(name: str, expected: str) -> None:
+    assert stem(name) == expected

@@ -1,0 +1,137 @@
+"""Before a training: does it fit into memory and onto the disk; and what happens when it does not after all."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_core.errors import TrainingError
+from ml_core.planning.plan import Machine
+from ml_core.training import run as job_module
+from ml_core.training.preflight import GIB, check_disk, fit_into_memory, memory_needed
+from ml_core.training.run import TrainingJob, run
+from ml_core.training.trainer import fit
+from tests.ml_core.training.test_trainer import CLASSES, QUICK, curve, draw, fingerprint_of, plan_for, train
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_memory_grows_with_the_batch_and_the_patch(tmp_path: Path) -> None:
+    plan = plan_for(draw(tmp_path, 4, side=128), patch_size=64, batch_size=4)
+    small, large = memory_needed(plan, 2), memory_needed(plan, 8)
+    wide = memory_needed(replace(plan, patch_size=128), 2)
+    assert small is not None
+    assert large is not None
+    assert wide is not None
+    assert small < min(large, wide)
+
+
+def test_a_batch_too_large_for_the_memory_is_lowered_and_one_that_never_fits_refused(tmp_path: Path) -> None:
+    plan = plan_for(draw(tmp_path, 4, side=128), patch_size=128, batch_size=64)
+    need = memory_needed(plan, 16)
+    assert need
+    fitted, said = fit_into_memory(plan, Machine(False, 2, False, memory=int(need / 0.9)))
+    assert fitted.batch_size == 16
+    assert "from 64 to 16" in str(said)
+    assert fitted.reasons["batch_size"] == said
+    with pytest.raises(TrainingError) as refused:
+        fit_into_memory(plan, Machine(False, 2, False, memory=GIB // 4))
+    assert "batch of 2" in refused.value.reason
+    assert "0.2 GB are free" in refused.value.reason
+    assert fit_into_memory(plan, Machine(False, 2, False, memory=64 * GIB)) == (plan, None)
+
+
+def test_a_full_disk_is_told_with_numbers_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = draw(tmp_path, 4)
+    plan = plan_for(cases)
+    check_disk(plan, cases, tmp_path, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1, 1, 1000))
+    with pytest.raises(TrainingError, match="GB on the disk") as refused:
+        check_disk(plan, cases, tmp_path, tmp_path)
+    assert refused.value.code == "too_little_disk"
+
+
+def test_when_memory_runs_out_the_training_goes_on_with_half_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+
+    def short_of_memory(plan: Any, *args: Any, **kwargs: Any) -> Any:
+        batches.append(plan.batch_size)
+        if plan.batch_size > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return fit(plan, *args, **kwargs)
+
+    monkeypatch.setattr(job_module, "fit", short_of_memory)
+    events = train(tmp_path / "run", draw(tmp_path, 4), batch_size=8)
+    assert batches == [8, 4, 2]
+    assert [event["text"] for event in events if event["type"] == "note"] == [
+        "Memory ran out with a batch of 8, so it goes on with 4.",
+        "Memory ran out with a batch of 4, so it goes on with 2.",
+    ]
+    assert len(curve(events)) == 2
+    assert len(events[-1]["warnings"]) >= 2
+    assert events[-1]["package"]
+
+
+def test_the_deadline_stays_where_it_was_when_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fit takes the seconds of its checkpoint off the deadline: 10 of an earlier attempt, then 20 more at each of two failures."""
+    spent, deadlines = iter([10.0, 30.0, 50.0]), []
+
+    def short_of_memory(plan: Any, *args: Any, deadline: float, **kwargs: Any) -> Any:
+        deadlines.append(deadline)
+        if plan.batch_size > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return fit(plan, *args, deadline=deadline, **kwargs)
+
+    monkeypatch.setattr(job_module, "fit", short_of_memory)
+    monkeypatch.setattr(job_module, "seconds_spent", lambda folder: next(spent))
+    train(tmp_path / "run", draw(tmp_path, 4), batch_size=8, time_budget_seconds=60)
+    assert [deadline - deadlines[0] for deadline in deadlines] == pytest.approx([0, 20, 40])
+
+
+def test_a_resumed_training_keeps_its_plan_and_may_get_more_epochs(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    stopped = train(tmp_path / "run", cases, epochs=3, stop_after=2)
+    plan = next(event["plan"] for event in stopped if event["type"] == "plan")
+    wanted = {name: QUICK[name] for name in ("batch_size", "learning_rate")}  # another patch would be planned today
+    events: list[dict[str, Any]] = []
+    job = TrainingJob(
+        cases, CLASSES, fingerprint_of(cases), {**wanted, "epochs": 5}, tmp_path / "run", tmp_path / "store", plan=plan
+    )
+    job = replace(job, earlier_split={"train": [4, 1], "val": [3, 2], "test": [], "grouping": "of an earlier program"})
+    run(job, on_event=events.append, should_stop=lambda: False)
+    used = next(event["plan"] for event in events if event["type"] == "plan")
+    assert used["patch_size"] == QUICK["patch_size"]
+    assert next(event["split"] for event in events if event["type"] == "plan") == job.earlier_split
+    assert [event["epoch"] for event in curve(events)] == [3, 4, 5]
+
+
+def test_a_second_attempt_that_is_stopped_before_its_first_step_keeps_the_weights_of_the_first(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    train(tmp_path / "run", cases, epochs=3, stop_after=2)
+    (tmp_path / "run/model.zip").unlink()
+    events = train(tmp_path / "run", cases, epochs=3, stop_after=0)
+    assert events[-1]["stopped"]
+    assert Path(events[-1]["package"]).stat().st_size > 1000
+
+
+def test_the_best_weights_of_a_killed_training_can_be_packaged(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    stopped = train(tmp_path / "run", cases, epochs=3, stop_after=2)
+    plan = next(event for event in stopped if event["type"] == "plan")
+    (tmp_path / "run/model.zip").unlink()
+    events: list[dict[str, Any]] = []
+    job = TrainingJob(cases, CLASSES, fingerprint_of(cases), QUICK, tmp_path / "run", tmp_path / "store", salvage=True)
+    job = replace(job, plan=plan["plan"], split=plan["split"])
+    run(job, on_event=events.append, should_stop=lambda: True)
+    assert [event["type"] for event in events] == ["done"]
+    assert events[0]["stopped"]
+    assert Path(events[0]["package"]).stat().st_size > 1000

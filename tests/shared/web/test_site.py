@@ -1,0 +1,102 @@
+"""Health, the single user, and what the web process must never load."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from asgiref.testing import ApplicationCommunicator
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.test import Client
+from rest_framework.test import APIClient
+
+from medseg_site.asgi import application
+from medseg_site.shared.web import health
+from tests.environment import REPOSITORY
+from tests.factories import DatasetFactory
+
+
+def test_the_web_process_never_imports_torch() -> None:
+    code = "import medseg_site.asgi, sys; print(sorted({'torch', 'monai', 'segmentation_models_pytorch'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.django_db
+def test_readyz_names_the_part_that_fails(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.get("/healthz").status_code == 200
+    ready = client.get("/readyz")
+    assert ready.status_code == 200, ready.content
+
+    def broken() -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setitem(health.PARTS, "broker", broken)
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["parts"]["broker"] == "ConnectionError: nobody there"
+    assert answer.json()["parts"]["database"] == "ok"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("headers", [{"HTTP_ORIGIN": "http://evil.example"}, {"HTTP_SEC_FETCH_SITE": "cross-site"}])
+def test_another_site_cannot_change_anything(api: APIClient, headers: Any) -> None:
+    dataset = DatasetFactory.create()
+    assert api.delete(f"/api/v1/datasets/{dataset.pk}/", **headers).status_code == 403
+    assert api.delete(f"/api/v1/datasets/{dataset.pk}/", HTTP_ORIGIN="http://testserver").status_code == 204
+
+
+@pytest.mark.django_db
+def test_with_several_users_each_sees_their_own(settings: Any) -> None:
+    settings.MEDSEG_SINGLE_USER = False
+    anna, bert = (User.objects.create_user(name) for name in ("anna", "bert"))
+    dataset = DatasetFactory.create(created_by=anna)
+    api = APIClient()
+    assert api.get("/api/v1/datasets/").status_code in {401, 403}
+    api.force_authenticate(bert)
+    assert api.get("/api/v1/datasets/").json()["count"] == 0
+    assert api.get(f"/api/v1/datasets/{dataset.pk}/").status_code == 404
+    assert api.delete(f"/api/v1/datasets/{dataset.pk}/").status_code == 404
+    api.force_authenticate(anna)
+    assert api.get("/api/v1/datasets/").json()["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "id"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": ""}, "medseg.E002"),
+        ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "S3_BUCKET_NAME": ""}, "medseg.W001"),
+        ({"AWS_ENDPOINT_URL": "minio:9000", "S3_BUCKET_NAME": "b"}, "medseg.E003"),
+        ({"REDIS_URL": "localhost:6379"}, "medseg.E004"),
+        ({"CELERY_BROKER_URL": "sqs://"}, "medseg.E006"),
+        ({"ALLOWED_HOSTS": ["lab.example"], "MEDSEG_SINGLE_USER": True}, "medseg.W003"),
+    ],
+)
+def test_system_checks_explain_a_wrong_set_up(changed: dict[str, Any], id: str, settings: Any) -> None:
+    from django.core.checks import run_checks
+
+    for name, value in changed.items():
+        setattr(settings, name, value)
+    found = {message.id: message for message in run_checks()}
+    assert id in found
+    assert found[id].hint
+
+
+def test_no_migration_is_missing(db: None) -> None:
+    call_command("makemigrations", "--check", "--dry-run", verbosity=0)
+
+
+@pytest.mark.django_db  # Channels looks after the connection that an earlier test's WebSocket left in its thread
+@pytest.mark.parametrize("origin", [b"http://[", b"http://other.example"])
+def test_a_websocket_of_another_site_is_refused(origin: bytes) -> None:
+    async def answer() -> str:
+        scope = {"type": "websocket", "path": "/ws/models/1/", "headers": [(b"origin", origin)], "query_string": b""}
+        connection = ApplicationCommunicator(application, scope)
+        await connection.send_input({"type": "websocket.connect"})
+        return str((await connection.receive_output())["type"])
+
+    assert asyncio.run(answer()) == "websocket.close"
