@@ -14,15 +14,16 @@ from django.db import transaction
 from django.db.models import Max
 
 from datasets.models import Dataset, DatasetClass
-from datasets.tasks import check_dataset
 from datasets.url_import import UrlImportError, check_url
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
 from medseg_site.shared.base.text import clean_file_name, clean_name
 from medseg_site.shared.catalogue import manifests, removal
 from medseg_site.shared.catalogue.declarations import objects_of, owner_of
-from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
+from medseg_site.shared.jobs.messages import send_on_commit
+from medseg_site.shared.jobs.requests import request_cancel, requeue
 from medseg_site.shared.recovery.sweep import remove_remains
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
 from uploads.services import find_upload, mark_used, place_upload
 
 MANY_SAMPLES = 500  # of a dataset: a worker removes them, so that the request need not wait
@@ -158,7 +159,7 @@ def _create(*, user: Any, change: Change | None = None, **columns: Any) -> Datas
         manifests.keep_new(dataset)
         if change:
             manifests.keep_up(change.base)  # one of before versions would not say that it is of this family
-        enqueue_on_commit(check_dataset, dataset.pk)
+        send_on_commit(dataset)
     return dataset
 
 
@@ -193,7 +194,6 @@ def recheck_dataset(*, dataset: Dataset) -> Dataset:
     with transaction.atomic():
         lock_family(dataset)  # see delete_dataset
         requeue(dataset, issues=[], issue_count=0)
-        enqueue_on_commit(check_dataset, dataset.pk)
     return dataset
 
 
@@ -207,7 +207,8 @@ def delete_dataset(*, dataset: Dataset) -> None:
     """Remove the row and every object. Models trained on it stay. Raises WrongStateError while a training reads it."""
     owner = dataset.uuid
     _check_not_in_use(dataset)
-    is_large = _stored_samples(dataset) > MANY_SAMPLES
+    # How many samples a check that goes on has stored by now is not known.
+    is_large = dataset.is_working or dataset.file_count > MANY_SAMPLES
     owners, checksums = _traces_of(dataset) if is_large else ([owner], [])
     with removal.deletion({Dataset: [owner]}):
         lock_family(dataset)
@@ -220,13 +221,7 @@ def delete_dataset(*, dataset: Dataset) -> None:
             transaction.on_commit(lambda: storage.forget_copies(checksums), robust=True)
         else:
             removal.remove_on_commit(Dataset, owners, lambda: _delete_objects(locked, objects))
-        transaction.on_commit(lambda: storage.forget_local(owner), robust=True)
-
-
-def _stored_samples(dataset: Dataset) -> int:
-    """How many there are; of one whose check goes on, how many by now."""
-    going_on = dataset.progress if dataset.progress.get("stage") == "checking" else {}
-    return max(dataset.file_count, int(going_on.get("done", 0)))
+        transaction.on_commit(lambda: scratch.forget_local(owner), robust=True)
 
 
 def _traces_of(dataset: Dataset) -> tuple[list[uuid.UUID], list[str]]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.db import transaction
 from numpy.typing import NDArray
@@ -20,10 +19,11 @@ from PIL import Image as PILImage
 
 from inference.batches import close_batch_if_done
 from inference.models import InferenceResult
-from medseg_site.shared.base import outages
 from medseg_site.shared.catalogue import manifests
-from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, claim
+from medseg_site.shared.jobs.claim import Claim
+from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
 from ml_core.dataset.case import label_indices
 from ml_core.errors import ImageError, MLError
 from ml_core.io import Image, check_pair, read_image, read_mask, write_label_map
@@ -60,45 +60,36 @@ class _WarmModels:
 _warm = _WarmModels(settings.MEDSEG_MODEL_CACHE_BYTES)
 
 
-def run(pk: int) -> float | None:
-    """Run one inference, whatever happens: the row ends as completed, cancelled, or failed with the reason.
+def predict(pk: int) -> None:
+    """Segment one image. The row ends as completed, cancelled, or failed with the reason."""
+    run(_Prediction(), pk)
 
-    Seconds until its message has to be sent again where an outage met it and it is queued again.
-    """
-    job = claim(InferenceResult, pk)
-    if job is None:
-        return None
-    row = job.row
-    try:
-        with storage.scratch_folder(f"inference-{pk}") as folder:
-            _run(job, folder)
-    except ClaimLostError:
-        if not InferenceResult.objects.filter(pk=pk).exists():
-            storage.delete_prefix(storage.object_key("inferences", row.uuid))
-    except CancelledError:
-        job.cancel()
-    except ImageError as error:
-        job.fail(f"{error.file or row.image_name}: {error}")
-    except MLError as error:
-        job.fail(str(error))
-    except FileNotFoundError:
-        job.fail("The image or the model is not in storage any more. Send the image again, or train again.")
-    except SoftTimeLimitExceeded:
-        job.fail("The segmentation took longer than its time limit. Use a smaller image.")
-    except Exception as error:
-        if reason := outages.reason_of(error):
-            return job.retry_later(reason)
-        log.exception("inference %s", pk)
-        job.fail(
-            f"The segmentation ended unexpectedly ({type(error).__name__}). Try again; if it fails again, see the worker's log."
-        )
-    finally:
+
+class _Prediction(Work[InferenceResult]):
+    model = InferenceResult
+    TOO_LONG = "The segmentation took longer than its time limit. Use a smaller image."
+    UNEXPECTED = "The segmentation ended unexpectedly ({error}). Try again; if it fails again, see the worker's log."
+
+    def do(self, job: Claim[InferenceResult]) -> None:
+        with scratch.scratch_folder(f"inference-{job.row.pk}") as folder:
+            _predict(job, folder)
+
+    def refusal_of(self, row: InferenceResult, error: Exception) -> str | None:
+        if isinstance(error, ImageError):
+            return f"{error.file or row.image_name}: {error}"
+        if isinstance(error, FileNotFoundError):
+            return "The image or the model is not in storage any more. Send the image again, or train again."
+        return str(error) if isinstance(error, MLError) else None
+
+    def forget(self, row: InferenceResult) -> None:
+        storage.delete_prefix(storage.object_key("inferences", row.uuid))
+
+    def at_the_end(self, row: InferenceResult) -> None:
         if row.batch_id:
             close_batch_if_done(row.batch_id)
-    return None
 
 
-def _run(job: Claim[InferenceResult], folder: Path) -> None:
+def _predict(job: Claim[InferenceResult], folder: Path) -> None:
     row = job.row
     if row.model is None or not row.model.is_usable:
         raise MLError("no_model", "The model was deleted.", "Choose another model.")

@@ -10,16 +10,15 @@ from typing import Any
 from django.conf import settings
 from django.core.files import File
 from django.db import transaction
-from django.utils import timezone
 
-from inference.batches import cancel_images, close_batch_if_done, note_cancelled_images
-from inference.models import InferenceBatch, InferenceResult
-from inference.tasks import expand_batch, note_cancelled, run_inference
+from inference.batches import cancel_images, close_batch_if_done, note_call, note_cancelled_images
+from inference.models import NOTE_CANCELLED, InferenceBatch, InferenceResult
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
 from medseg_site.shared.base.text import clean_file_name
 from medseg_site.shared.catalogue import manifests, removal
 from medseg_site.shared.catalogue.declarations import objects_of
-from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
+from medseg_site.shared.jobs.messages import call_on_commit, send_on_commit
+from medseg_site.shared.jobs.requests import request_cancel, requeue
 from medseg_site.shared.storage import objects as storage
 from ml_core.io import SUPPORTED_SUFFIXES
 from models_app.models import SegmentationModel
@@ -54,7 +53,7 @@ def create_inference(
                 reference_name=clean_file_name(mask.name) if mask else "",
             )
             manifests.keep_new(row)
-            enqueue_on_commit(run_inference, row.pk)
+            send_on_commit(row)
         return row
     except Exception:
         storage.delete_prefix(prefix)
@@ -81,7 +80,7 @@ def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> 
                 archive_key=stored.key,
             )
             manifests.keep_new(batch)
-            enqueue_on_commit(expand_batch, batch.pk)
+            send_on_commit(batch)
         return batch
     except Exception:
         storage.delete_prefix(storage.object_key("batches", owner))
@@ -108,7 +107,7 @@ def create_batch_from_parts(*, user: Any, model: SegmentationModel, upload: uuid
             archive_key=found.key,
         )
         manifests.keep_new(batch)
-        enqueue_on_commit(expand_batch, batch.pk)
+        send_on_commit(batch)
     return batch
 
 
@@ -154,9 +153,9 @@ def cancel_batch(*, batch: InferenceBatch) -> InferenceBatch:
     with transaction.atomic():
         request_cancel(batch)
         cancel_images(batch.pk)
-        InferenceBatch.objects.filter(pk=batch.pk).update(enqueued_at=timezone.now())  # the reaper counts from here
+        note_call(batch.pk)
         manifests.keep_up(batch)  # so that a rebuilt catalogue goes on cancelling
-        enqueue_on_commit(note_cancelled, batch.pk)
+        call_on_commit(NOTE_CANCELLED, batch.pk)
     if batch.status == batch.WORDS.cancelled:  # it was queued: at most some images wait that were tried again by hand
         note_cancelled_images(batch.pk)
     close_batch_if_done(batch.pk)
@@ -172,10 +171,9 @@ def retry_inference(*, inference: InferenceResult) -> InferenceResult:
         raise WrongStateError("Its batch is being cancelled. Start it again when that has ended.")
     with transaction.atomic():
         requeue(inference)
-        enqueue_on_commit(run_inference, inference.pk)
         if batch and batch.status in (batch.WORDS.failed, batch.WORDS.cancelled):
-            requeue(batch)  # it ends with the last of its images again, and may then have a result
-            enqueue_on_commit(expand_batch, batch.pk)
+            # It ends with the last of its images again, and may then have a result.
+            requeue(batch)
     return inference
 
 

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from inference.batches import batches_with_work, waiting_images
 from inference.models import InferenceBatch
-from inference.prediction import run
+from inference.prediction import predict
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,10 @@ TURN_SECONDS = 5.0  # long beside the loading of a model, short beside the patie
 LOOKED_AT = 2000  # waiting images among which a worker chooses, so that many workers at one batch seldom choose alike
 
 
-def take_turn(pk: int, sent: str) -> bool:
-    """Take a turn for a message that was sent for batch `pk` at `sent`. True when it is to be sent once more."""
-    if not InferenceBatch.objects.filter(pk=pk, enqueued_at=sent).exists():
-        return False  # sent anew since then, or the batch was deleted
+def take_turn(pk: int, called_at: str) -> bool:
+    """Take a turn for a message of batch `pk`, whose workers were called at `called_at`. True when it is to be sent once more."""
+    if not InferenceBatch.objects.filter(pk=pk, called_at=called_at).exists():
+        return False  # called anew since then, or the batch was deleted
     batch = batches_with_work().order_by(F("served_at").asc(nulls_first=True), "pk").first()
     if batch is None:
         return False
@@ -46,7 +46,7 @@ def _work_on(batch: InferenceBatch, until: float) -> int:
         run_single_images(until)
         if count and time.monotonic() > until:
             break
-        run(image)
+        predict(image)
         count += 1
     return count
 
@@ -55,4 +55,4 @@ def run_single_images(until: float) -> None:
     """Those that wait, the first that came first. Their own messages find nothing left to do."""
     singles = waiting_images().filter(batch=None).order_by("pk").values_list("pk", flat=True)
     while time.monotonic() < until and (single := singles.first()) is not None:
-        run(single)
+        predict(single)

@@ -15,7 +15,7 @@ from django.db import connection
 
 from datasets.models import Dataset
 from medseg_site.shared.catalogue import manifests
-from medseg_site.shared.storage import cache
+from medseg_site.shared.storage import cache, scratch
 from medseg_site.shared.storage import objects as storage
 from models_app.models import SegmentationModel
 
@@ -26,11 +26,11 @@ SECONDS_BETWEEN_SWEEPS = 3600
 
 def sweep() -> None:
     """Remove what killed processes left, decoded samples of deleted datasets, and trainings that are over or deleted."""
-    storage.sweep_scratch()
+    scratch.sweep_scratch()
     for folder, owner in _folders(cache.decoded_folder(uuid.uuid4()).parent):
         if not Dataset.objects.filter(uuid=owner).exists():
             shutil.rmtree(folder, ignore_errors=True)
-    for folder, owner in _folders(storage.training_folder(uuid.uuid4()).parent):
+    for folder, owner in _folders(scratch.training_folder(uuid.uuid4()).parent):
         rows = SegmentationModel.objects.filter(uuid=owner)
         if rows.filter(status="completed").exists() or not (rows.exists() or _is_in_storage(owner)):
             shutil.rmtree(folder, ignore_errors=True)

@@ -12,13 +12,14 @@ from datasets.models import Dataset
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
 from medseg_site.shared.base.text import clean_name
 from medseg_site.shared.catalogue import manifests, removal
-from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
+from medseg_site.shared.jobs.messages import call_on_commit, send_on_commit
+from medseg_site.shared.jobs.requests import request_cancel, requeue
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
 from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters
 from ml_core.planning.plan import Machine, Plan
 from ml_core.planning.rules import make_plan
-from models_app.models import SegmentationModel
-from models_app.tasks import train_model
+from models_app.models import KEEP_WEIGHTS, SegmentationModel
 
 RESUMABLE = ("epochs", "time_budget_seconds")  # what may change when a training goes on
 
@@ -99,7 +100,7 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dic
                     classes=locked.class_dicts(),
                 )
                 manifests.keep_new(model)
-                enqueue_on_commit(train_model, model.pk)
+                send_on_commit(model)
             return model
         except IntegrityError:
             continue  # somebody took this version a moment ago: take the next
@@ -107,7 +108,10 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dic
 
 
 def cancel_model(*, model: SegmentationModel) -> SegmentationModel:
+    """Stop a training. One that nobody works on is cancelled at once; a worker then packages its best weights."""
     request_cancel(model)
+    if model.are_weights_due:
+        call_on_commit(KEEP_WEIGHTS, model.pk)
     return model
 
 
@@ -125,7 +129,6 @@ def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any]
         if model.dataset is None:
             raise WrongStateError("Its dataset was deleted, so the training cannot go on.")
         requeue(model, requested=requested)
-        enqueue_on_commit(train_model, model.pk)
     return model
 
 
@@ -140,7 +143,7 @@ def delete_model(*, model: SegmentationModel) -> None:
         checksum = locked.checksum
         locked.delete()
         removal.remove_on_commit(SegmentationModel, [owner], lambda: storage.delete_prefix(prefix))
-        transaction.on_commit(lambda: storage.forget_local(owner), robust=True)
+        transaction.on_commit(lambda: scratch.forget_local(owner), robust=True)
         transaction.on_commit(lambda: storage.forget_copies([checksum] if checksum else []), robust=True)
 
 

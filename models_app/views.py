@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from datasets.models import Dataset
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
 from ml_core.networks.catalogue import ARCHITECTURES
-from models_app import display, late_weights, services
+from models_app import display, services
 from models_app.forms import TrainForm
 from models_app.models import SegmentationModel
 
@@ -119,7 +119,7 @@ def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "worst_cases": display.worst_cases(model.metrics),
         "decided": display.decided(model),
         "groups": display.plan_of(model),
-        "weights_due": late_weights.is_due(model),
+        "weights_due": model.are_weights_due,
         "delete_blocked": _delete_blocked(model),
         "resume_blocked": "" if model.dataset_id else "Its dataset was deleted, so the training cannot go on.",
         "latest_inferences": model.inferences.visible_to(request.user).filter(status="completed")[:6],
@@ -149,7 +149,7 @@ def model_live(request: HttpRequest, pk: int) -> HttpResponseBase:
             "models_app/partials/model_live.html",
             {"model": model, "groups": display.plan_of(model), "oob": True},
         )
-    if late_weights.is_due(model):
+    if model.are_weights_due:
         return render(request, "models_app/partials/weights_due.html", {"model": model})
     return end_live_part(model_detail(request, pk), *end_text(model))
 

@@ -16,12 +16,13 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from datasets import services
-from datasets.ingestion import check
+from datasets.check import check
 from datasets.models import Dataset
 from medseg_site.shared.base.errors import WrongStateError
 from medseg_site.shared.jobs import claim, reaper
+from medseg_site.shared.jobs.requests import request_cancel
 from medseg_site.shared.recovery.verify import find_problems
-from tests.datasets.test_ingestion import objects, pairs, zipped
+from tests.datasets.test_check import objects, pairs, zipped
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -36,7 +37,7 @@ def cancelled_at(stage: str) -> Any:
 
     def cancelled_then(job: claim.Claim[Any], progress: Any = None, **more: Any) -> None:
         if progress and progress["stage"] == stage and progress["done"]:
-            claim.request_cancel(Dataset.objects.get(pk=job.row.pk))
+            request_cancel(Dataset.objects.get(pk=job.row.pk))
             more["force"] = True
         beat(job, progress, **more)
 
@@ -120,11 +121,11 @@ def test_a_cancelled_check_whose_worker_died_ends_as_cancelled(user: Any, own_me
     assert claim.claim(Dataset, dataset.pk)
     services.cancel_dataset(dataset=dataset)
     assert (dataset.status, dataset.cancel_requested) == ("uploaded", True)
-    past = timezone.now() - timedelta(seconds=claim.STALE_SECONDS + 5)
+    past = timezone.now() - timedelta(seconds=reaper.STALE_SECONDS + 5)
     Dataset.objects.filter(pk=dataset.pk).update(heartbeat_at=past)
-    reaper.reap(Dataset, lambda pk: pytest.fail("it was sent again"))
+    reaper.reap(Dataset)
     dataset.refresh_from_db()
-    assert dataset.is_cancelled
+    assert (dataset.status, dataset.is_cancelled) == ("error", True), "it is not queued again"
 
 
 def test_a_cancel_that_meets_an_outage_ends_the_check(user: Any, own_media: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_cancel_that_meets_an_outage_ends_the_check(user: Any, own_media: Path
     job = claim.claim(Dataset, dataset.pk)
     assert job
     services.cancel_dataset(dataset=dataset)
-    assert job.retry_later("Storage is away.") is None
+    job.retry_later("Storage is away.")
     dataset.refresh_from_db()
     assert dataset.is_cancelled
 

@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from rest_framework.test import APIClient
 
 from datasets import services
-from datasets.ingestion import check
+from datasets.check import check
 from datasets.models import Dataset
 from medseg_site.demo import png
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
@@ -25,7 +25,7 @@ from medseg_site.shared.recovery.rebuild import rebuild
 from medseg_site.shared.recovery.sweep import collect
 from medseg_site.shared.recovery.verify import find_problems
 from medseg_site.tasks import remove_remains
-from tests.datasets.test_ingestion import ingest, objects, pairs, picture, zipped
+from tests.datasets.test_check import ingest, objects, pairs, picture, zipped
 from tests.e2e import drawings
 
 pytestmark = pytest.mark.django_db(transaction=True)

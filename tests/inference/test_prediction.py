@@ -58,7 +58,7 @@ def send(api: APIClient, model: SegmentationModel, name: str, data: bytes, **mor
     answer = api.post("/api/v1/inferences/", {"model": model.pk, **files}, format="multipart")
     assert answer.status_code == 202, answer.content
     assert answer["Location"].endswith(f"/api/v1/inferences/{answer.json()['id']}/")
-    prediction.run(answer.json()["id"])
+    prediction.predict(answer.json()["id"])
     return InferenceResult.objects.get(pk=answer.json()["id"])
 
 
@@ -170,7 +170,7 @@ def test_a_row_deleted_while_it_runs_leaves_nothing(
     monkeypatch.setattr(prediction, "write_label_map", delete_first)
     image = SimpleUploadedFile("new.png", png(draw_cells(np.random.default_rng(8))[0]))
     pk = api.post("/api/v1/inferences/", {"model": model.pk, "image": image}, format="multipart").json()["id"]
-    prediction.run(pk)
+    prediction.predict(pk)
     assert not list((own_media / "inferences").rglob("*.png"))
 
 
@@ -188,7 +188,7 @@ def test_a_batch_of_images_becomes_a_zip_of_masks(api: APIClient, model: Segment
     assert api.get(f"/api/v1/inference-batches/{pk}/download/").status_code == 409
     assert batches.expand(pk)
     for inference in InferenceResult.objects.filter(batch=pk).values_list("pk", flat=True):
-        prediction.run(inference)
+        prediction.predict(inference)
     shown = api.get(f"/api/v1/inference-batches/{pk}/").json()
     assert (shown["status"], shown["total"], shown["completed"], shown["failed"]) == ("completed", 3, 2, 1)
     assert shown["issues"][0]["file"] == "notes.doc"

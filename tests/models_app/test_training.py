@@ -12,6 +12,7 @@ from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs import claim as claims
 from medseg_site.shared.jobs.claim import claim as claim_row
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
 from ml_core.planning.rules import make_plan
@@ -19,6 +20,7 @@ from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import network_of
 from ml_core.training.state import save_weights
 from models_app import training
+from models_app.late_weights import keep_weights
 from models_app.models import Epoch, SegmentationModel
 from models_app.training_process import TrainingProcess
 from tests.factories import ModelFactory, SampleFactory
@@ -110,13 +112,18 @@ def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypat
     wanted = Hyperparameters.from_dict(model.requested)
     plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
     split = {"train": [1, 2], "val": [3], "test": [4]}
-    SegmentationModel.objects.filter(pk=model.pk).update(plan=plan.to_dict(), split=split, cancel_requested=True)
-    folder = storage.training_folder(model.uuid)
+    SegmentationModel.objects.filter(pk=model.pk).update(
+        plan=plan.to_dict(), split=split, weights_due=True, cancel_requested=True
+    )
+    folder = scratch.training_folder(model.uuid)
     folder.mkdir(parents=True)
     save_weights(folder / "best.safetensors", network_of(plan).state_dict(), {"epoch": 2, "val_dice": 0.5})
-    assert training.train(model.pk) is None
+    training.train(model.pk)
     model.refresh_from_db()
-    assert (model.status, model.is_usable, model.progress) == ("cancelled", True, {})
+    assert (model.status, model.are_weights_due, model.progress) == ("cancelled", True, {})
+    keep_weights(model.pk)
+    model.refresh_from_db()
+    assert (model.status, model.is_usable, model.are_weights_due) == ("cancelled", True, False)
     package = read_package(storage.fetch(model.s3_key, model.checksum))
     assert (package.facts["best_epoch"], package.split) == (2, split)
 
@@ -126,9 +133,9 @@ def test_a_cancel_before_the_first_step_of_all_leaves_no_model(monkeypatch: pyte
     model = ModelFactory.create()
     SampleFactory.create_batch(4, dataset=model.dataset)
     SegmentationModel.objects.filter(pk=model.pk).update(cancel_requested=True)
-    assert training.train(model.pk) is None
+    training.train(model.pk)
     model.refresh_from_db()
-    assert (model.status, model.is_usable) == ("cancelled", False)
+    assert (model.status, model.is_usable, model.are_weights_due) == ("cancelled", False, False)
 
 
 def test_a_curve_is_that_of_the_checkpoint_whatever_came_to_be_written_before(tmp_path: Path) -> None:

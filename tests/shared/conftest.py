@@ -17,7 +17,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from moto.server import ThreadedMotoServer
 from rest_framework.test import APIClient
 
-from datasets.ingestion import check
+from datasets.check import check
 from datasets.models import Dataset
 from datasets.services import create_dataset_from_upload, delete_dataset, rename_class
 from inference import batches, prediction
@@ -104,14 +104,16 @@ def filled(transactional_db: None, user: Any, media: str, package: Any, tmp_path
     assert claim.claim(SegmentationModel, working.pk)
     for name, mask in (("one.png", None), ("two.png", SimpleUploadedFile("ref.png", png(cell(9)[1])))):
         image = SimpleUploadedFile(name, png(cell(9)[0]))
-        prediction.run(create_inference(user=user, model=completed, image=image, mask=mask).pk)
-    prediction.run(create_inference(user=user, model=completed, image=SimpleUploadedFile("no.png", b"no picture")).pk)
+        prediction.predict(create_inference(user=user, model=completed, image=image, mask=mask).pk)
+    prediction.predict(
+        create_inference(user=user, model=completed, image=SimpleUploadedFile("no.png", b"no picture")).pk
+    )
     batch = create_batch(
         user=user, model=completed, archive=zipped({"a.png": png(cell(1)[0]), "b.png": png(cell(2)[0])})
     )
     assert batches.expand(batch.pk)
     for pk in batch.inferences.values_list("pk", flat=True):
-        prediction.run(pk)
+        prediction.predict(pk)
     queued = create_inference(user=user, model=completed, image=SimpleUploadedFile("later.png", png(cell(3)[0])))
     return Filled(ready, dataset(user, "too little", 1), completed, orphaned, working, queued, batch)
 

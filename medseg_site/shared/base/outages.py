@@ -42,6 +42,8 @@ def _reason(error: BaseException) -> str | None:
         return "The database does not answer."
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if status in (401, 403):
+            return "The object storage refuses the platform's keys. Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         return "The object storage answers with errors." if status >= 500 or status == 429 else None
     if isinstance(error, (ConnectionError, HTTPClientError, IncompleteReadError)):
         return "The object storage does not answer."

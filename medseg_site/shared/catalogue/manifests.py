@@ -18,21 +18,22 @@ from datetime import date
 from functools import partial
 from typing import Any
 
-from celery import current_app
 from django.conf import settings
 from django.db import models, transaction
 from django.utils import timezone
 
+from medseg_site.shared.catalogue.chores import RESTORE_MANIFESTS, leave_to_a_worker
 from medseg_site.shared.catalogue.declarations import declared, parts_of, prefix_of
 from medseg_site.shared.catalogue.stored_row import StoredRow
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 NAME = "manifest.json"
 # Of processes, not of the row: who holds it, and when its message was sent.
-LEFT_OUT = {"claim_token", "heartbeat_at", "enqueued_at"}
+LEFT_OUT = {"claim_token", "heartbeat_at", "due_at", "sent_at", "called_at", "interruptions"}
 TIMES_LOOKED_AT = 5
 PARALLEL = 16
 
@@ -117,7 +118,7 @@ def store_apart(row: StoredRow) -> None:
     for name, part, owner in parts_of(type(row)):
         if not declared(part).apart:
             continue
-        with storage.scratch_folder("parts") as folder:
+        with scratch.scratch_folder("parts") as folder:
             path = folder / apart_file(name)
             # mtime=0: the same rows give the same bytes
             with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=3, mtime=0) as out:
@@ -210,15 +211,8 @@ def _surely(model: type[StoredRow], pk: int, owner: uuids.UUID, write: Callable[
         (write or partial(refresh, model, owner))()
     except Exception as error:
         log.warning("the manifest of %s %s is not written (%s); it will be tried again", model.KIND, pk, error)
-        _try_again_later(model, pk, owner)
-
-
-def _try_again_later(model: type[StoredRow], pk: int, owner: uuids.UUID) -> None:
-    arguments = [model._meta.label, pk, str(owner)]
-    try:
-        current_app.send_task("medseg_site.tasks.refresh_manifest", args=arguments, countdown=15, retry=False)
-    except Exception as error:
-        log.warning("nor is it queued (%s); `manage.py verify_storage --repair` writes it", error)
+        if not leave_to_a_worker(RESTORE_MANIFESTS, model, [owner]):
+            log.warning("`manage.py verify_storage --repair` writes it")
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------------

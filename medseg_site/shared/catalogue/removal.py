@@ -12,20 +12,18 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
-from celery import current_app
 from django.db import transaction
 
 from medseg_site.shared.base import outages
 from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.catalogue.chores import REMOVE_REMAINS, RESTORE_MANIFESTS, leave_to_a_worker
 from medseg_site.shared.catalogue.declarations import declared
 from medseg_site.shared.catalogue.stored_row import StoredRow
 from medseg_site.shared.storage import objects as storage
 
 log = logging.getLogger(__name__)
 
-OWNERS_A_MESSAGE = 500
 FEW = 10
 
 
@@ -55,7 +53,7 @@ def _give_back(model: type[StoredRow], owners: list[uuid.UUID], error: BaseExcep
             return
         except Exception as further:
             log.warning("manifests of rows that stay (%s) are not written: %s", model.KIND, further)
-    if not _leave_to_a_worker("restore_manifests", model, owners, countdown=15):
+    if not leave_to_a_worker(RESTORE_MANIFESTS, model, owners):
         log.warning("nor is that queued; `manage.py verify_storage --repair` writes them")
 
 
@@ -70,23 +68,11 @@ def remove_on_commit(
 
 
 def _remove(model: type[StoredRow], owners: list[uuid.UUID], work: Callable[[], object], later: bool) -> None:
-    if later and _leave_to_a_worker("remove_remains", model, owners, countdown=0):
+    if later and leave_to_a_worker(REMOVE_REMAINS, model, owners, at_once=True):
         return
     try:
         work()
     except Exception as error:
         log.warning("objects of deleted rows (%s) are not removed: %s; a worker will", model.KIND, error)
-        if not _leave_to_a_worker("remove_remains", model, owners, countdown=15):
+        if not leave_to_a_worker(REMOVE_REMAINS, model, owners):
             log.warning("nor is that queued; `manage.py collect_garbage --delete` removes them")
-
-
-def _leave_to_a_worker(task: str, model: Any, owners: list[uuid.UUID], countdown: int) -> bool:
-    try:
-        for start in range(0, len(owners), OWNERS_A_MESSAGE):
-            some = [str(owner) for owner in owners[start : start + OWNERS_A_MESSAGE]]
-            arguments = [model._meta.label, some]
-            current_app.send_task(f"medseg_site.tasks.{task}", args=arguments, countdown=countdown, retry=False)
-    except Exception as error:
-        log.warning("the broker does not answer: %s", error)
-        return False
-    return True

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from itertools import islice
 from typing import Any
 
@@ -19,7 +18,6 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.color import no_style
 from django.db import Error, connection, models, transaction
-from django.utils import timezone
 
 from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.catalogue import manifests
@@ -139,9 +137,8 @@ class _Builder:
         except (ValidationError, TypeError, ValueError, KeyError) as error:
             raise SkippedError(f"its manifest says what no row can ({error})", "Put it back from a backup.") from None
         if row.status == row.WORDS.queued:
-            row.enqueued_at = timezone.now() - timedelta(
-                days=1
-            )  # its message is lost: the reaper sends another at once
+            # Its message is lost: the reaper sends another at once.
+            row.sent_at = None
         return row
 
     def _target(self, prefix: str, column: Any, value: Any) -> int | None:

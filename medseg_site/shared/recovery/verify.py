@@ -103,11 +103,11 @@ def mend_recent_manifests(*, since_seconds: float | None = None) -> int:
         rows = model._default_manager.exclude(status=model.WORDS.done)
         if since_seconds is not None:
             since = now - timedelta(seconds=since_seconds)
-            rows = rows.filter(Q(enqueued_at__gte=since) | Q(finished_at__gte=since))
+            rows = rows.filter(Q(due_at__gte=since) | Q(finished_at__gte=since))
         # The youngest are left for the next time: their manifests may be on their way.
         settled = now - timedelta(seconds=SETTLED_SECONDS)
-        rows = rows.filter(Q(finished_at=None, enqueued_at__lt=settled) | Q(finished_at__lt=settled))
-        for row in rows.order_by("-enqueued_at")[:RECENT_ROWS].iterator(chunk_size=20):  # their logs may be long
+        rows = rows.filter(Q(finished_at=None, due_at__lt=settled) | Q(finished_at__lt=settled))
+        for row in rows.order_by("-due_at")[:RECENT_ROWS].iterator(chunk_size=20):  # their logs may be long
             if any(_manifest_problems(row)):
                 manifests.refresh(model, row.uuid, anew=True)
                 mended += 1

@@ -10,12 +10,10 @@ import io
 import json
 import os
 import shutil
-import tempfile
-import time
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -35,37 +33,6 @@ OWNERS_AT_ONCE, OBJECTS_AT_ONCE = 200, 20_000  # of a walk over all that there i
 
 class StorageCorruptError(Exception):
     """An object is not the one that was stored."""
-
-
-class AtomicFileSystemStorage(FileSystemStorage):
-    """A local folder in which an object is either whole or not there. Saving to an existing key replaces it."""
-
-    def get_available_name(self, name: str, max_length: int | None = None) -> str:
-        return name
-
-    def _save(self, name: str, content: File[Any]) -> str:
-        target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-        try:
-            if hasattr(content, "temporary_file_path"):
-                shutil.move(content.temporary_file_path(), part)  # an upload on disk: a rename, not a second copy
-            else:
-                with part.open("wb") as out:
-                    for chunk in content.chunks(CHUNK):
-                        out.write(chunk)
-            if _is_synced(name):
-                with part.open("rb") as written:
-                    os.fsync(written)  # the machine may lose its power, and a row say that the object is whole
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-        return name
-
-
-def _is_synced(name: str) -> bool:
-    """Not the thousands of samples, which `settle` waits for all at once, nor the manifests of inferences, which can be written again."""
-    return "/samples/" not in name and not (name.startswith("inferences/") and name.endswith(".json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,31 +297,3 @@ def forget_copies(checksums: Iterable[str]) -> None:
     """Remove this machine's copies of deleted objects; those of other machines go when theirs is trimmed."""
     if is_remote():
         cache.forget(checksums)
-
-
-def training_folder(owner: uuid.UUID) -> Path:
-    """Where a training keeps its checkpoints on this machine until it has completed."""
-    return Path(settings.DATA_DIR) / "trainings" / str(owner)
-
-
-def forget_local(owner: uuid.UUID) -> None:
-    """Remove what this machine keeps of a dataset or model beside its objects."""
-    shutil.rmtree(training_folder(owner), ignore_errors=True)
-    cache.forget_decoded(owner)
-
-
-def sweep_scratch(older_than_seconds: float = 24 * 3600) -> None:
-    """Remove temporary files that a killed process left behind; no job and no upload leaves one untouched for a day."""
-    for path in Path(settings.TMP_DIR).iterdir():
-        if time.time() - path.stat().st_mtime > older_than_seconds:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-@contextmanager
-def scratch_folder(name: str) -> Iterator[Path]:
-    """A folder for one job's temporary files, on the data folder's disk (/tmp may live in memory)."""
-    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=settings.TMP_DIR) as folder:
-        yield Path(folder)

@@ -1,4 +1,7 @@
-"""What S3 offers beyond Django's storage interface. Only called where `storage.is_remote()`."""
+"""What S3 offers beyond Django's storage interface: the one client, the one signer, and reading by parts.
+
+Only called where objects lie in a bucket.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,23 @@ from functools import lru_cache
 from itertools import islice
 from typing import IO, Any
 
+import boto3
+from botocore.config import Config
 from botocore.exceptions import ClientError, IncompleteReadError
 from django.conf import settings
-from django.core.files.storage import default_storage, storages
+from django.core.files.storage import default_storage
 from django.utils.http import content_disposition_header
 
 SIGNED_SECONDS = 3600
+CONNECTIONS = 32  # kept open at most
+CONFIG = Config(
+    signature_version="s3v4",
+    max_pool_connections=CONNECTIONS,
+    # A store that does not answer is asked again within half a minute; what lasts longer is an outage (base/outages.py).
+    connect_timeout=5,
+    read_timeout=20,
+    retries={"mode": "standard", "max_attempts": 4},
+)
 BUFFER = 2**18
 
 
@@ -118,20 +132,44 @@ def delete_keys(keys: Iterable[str]) -> None:
 
 def signed_url(key: str, *, name: str, content_type: str) -> str | None:
     """An address of the bucket itself that gives the object for an hour; None where clients might not reach the bucket."""
-    public = settings.AWS_PUBLIC_ENDPOINT_URL
-    if settings.AWS_ENDPOINT_URL and not public:
+    if settings.AWS_ENDPOINT_URL and not settings.AWS_PUBLIC_ENDPOINT_URL:
         return None  # a host inside a private network is of no use to a browser
     answer = {
         "ResponseContentType": content_type,
         "ResponseContentDisposition": content_disposition_header(True, name),
     }
-    return str(_signing_store(public, settings.S3_BUCKET_NAME).url(key, parameters=answer, expire=SIGNED_SECONDS))
+    return sign("get_object", {"Bucket": settings.S3_BUCKET_NAME, "Key": key, **answer})
+
+
+def sign(operation: str, parameters: dict[str, Any]) -> str:
+    """An address that lets whoever has it do one operation of S3's for an hour. Nothing is sent for it."""
+    # The host is part of what is signed, so it is the one that browsers reach.
+    signer = _client(settings.AWS_PUBLIC_ENDPOINT_URL or settings.AWS_ENDPOINT_URL, *_credentials())
+    return str(signer.generate_presigned_url(operation, Params=parameters, ExpiresIn=SIGNED_SECONDS))
+
+
+def client() -> Any:
+    """boto3's client of S3, for what django-storages has no method for."""
+    return _client(settings.AWS_ENDPOINT_URL, *_credentials())
+
+
+def _credentials() -> tuple[str, str, str]:
+    return settings.AWS_ACCESS_KEY_ID, settings.AWS_SECRET_ACCESS_KEY, settings.AWS_REGION
 
 
 @lru_cache(maxsize=4)
-def _signing_store(public: str, bucket: str) -> Any:
-    """The host is part of what is signed, so the public one needs a store of its own (which only signs, and sends nothing)."""
-    options = {**settings.STORAGES["default"]["OPTIONS"], "bucket_name": bucket}
-    if public:
-        options |= {"endpoint_url": public, "addressing_style": "path"}
-    return type(storages["default"])(**options)
+def _client(endpoint: str, key: str, secret: str, region: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint or None,
+        aws_access_key_id=key or None,
+        aws_secret_access_key=secret or None,
+        region_name=region,
+        config=CONFIG.merge(
+            Config(
+                s3={"addressing_style": "path" if endpoint else "auto"},
+                # Else boto3 signs a checksum of its own into an address, which no browser can send.
+                request_checksum_calculation="when_required",
+            )
+        ),
+    )

@@ -13,6 +13,7 @@ from django.http import HttpRequest, JsonResponse
 
 from medseg_site.shared.base import events
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import remote
 
 
 def check_database() -> None:
@@ -22,7 +23,7 @@ def check_database() -> None:
 
 def check_storage() -> None:
     if storage.is_remote():
-        default_storage.connection.meta.client.head_bucket(Bucket=storage.bucket_name())  # type: ignore[attr-defined]  # of the S3 storage
+        remote.client().head_bucket(Bucket=storage.bucket_name())
         return
     key = f"readyz-{uuid.uuid4().hex}"
     storage.store_bytes(key, b"ready")

@@ -18,6 +18,7 @@ from django.core.files.uploadedfile import TemporaryUploadedFile
 
 from medseg_site.shared.base import outages
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
 
 
 def test_store_and_fetch_by_checksum(own_media: Path) -> None:
@@ -64,7 +65,7 @@ def test_what_a_killed_process_left_is_swept_and_the_rest_stays(settings: Any, t
         folder.mkdir(parents=True)
         (folder / "image.png").write_bytes(b"x")
     os.utime(old, (0, 0))
-    storage.sweep_scratch()
+    scratch.sweep_scratch()
     assert list(settings.TMP_DIR.iterdir()) == [new]
 
 

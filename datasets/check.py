@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -11,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.db import transaction
 
@@ -21,18 +19,17 @@ from datasets.pipeline import PairPipeline
 from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
 from datasets.url_import import DownloadLimits, UrlImportError, download
 from datasets.versions import Base, KeptSampleError, Merged, changes_of, merge, read_kept, split_of
-from medseg_site.shared.base import outages
 from medseg_site.shared.catalogue import manifests
-from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, claim
+from medseg_site.shared.jobs.claim import Claim, ClaimLostError
+from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
 from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.dataset.near_duplicates import MOST_COMPARED, near_duplicate_groups
 from ml_core.dataset.patients import BY_NAME, groups_of_names
 from ml_core.dataset.splits import Split
 from ml_core.errors import ImageError, MLError
 from uploads.verification import UploadDamagedError, checked_sha256
-
-log = logging.getLogger(__name__)
 
 LEAST_PAIRS = 2
 MOST_ISSUES = 1_000  # kept; the rest is counted
@@ -49,42 +46,36 @@ class DatasetRefusedError(MLError):
         self.issues = issues
 
 
-def check(pk: int) -> float | None:
-    """Check one dataset, whatever happens: the row ends as ready, or as error with the reason.
+def check(pk: int) -> None:
+    """Check one dataset. The row ends as ready, or as error with the reason."""
+    run(_DatasetCheck(), pk)
 
-    Seconds until its message has to be sent again where an outage met it and it is queued again.
-    """
-    job = claim(Dataset, pk)
-    if job is None:
-        return None
-    prefix = storage.object_key("datasets", job.row.uuid)
-    try:
-        with storage.scratch_folder(f"dataset-{pk}") as folder:
+
+class _DatasetCheck(Work[Dataset]):
+    model = Dataset
+    TOO_LONG = "The check took longer than its time limit. Split the dataset into smaller ones."
+    UNEXPECTED = "The check ended unexpectedly ({error}). Check it again; if it fails again, see its log."
+    # What is wrong with the archive itself: it is removed, for another check would find the same.
+    USELESS_ARCHIVE = (ArchiveError, UrlImportError, UploadDamagedError, DatasetRefusedError)
+
+    def do(self, job: Claim[Dataset]) -> None:
+        with scratch.scratch_folder(f"dataset-{job.row.pk}") as folder:
             _check(job, folder)
-    except ClaimLostError:
-        if not Dataset.objects.filter(pk=pk).exists():
-            storage.delete_prefix(prefix)  # deleted while it was being checked
-    except (ArchiveError, UrlImportError, UploadDamagedError, DatasetRefusedError) as error:
-        log.info("dataset %s refused: %s", pk, error.code)
-        _refuse(job, str(error), error.issues if isinstance(error, DatasetRefusedError) else [])
-    except CancelledError:
+
+    def refusal_of(self, row: Dataset, error: Exception) -> str | None:
+        return str(error) if isinstance(error, (*self.USELESS_ARCHIVE, KeptSampleError)) else None
+
+    def refuse(self, job: Claim[Dataset], error: Exception, reason: str) -> None:
+        if isinstance(error, self.USELESS_ARCHIVE):
+            _refuse(job, reason, error.issues if isinstance(error, DatasetRefusedError) else [])
+        else:
+            super().refuse(job, error, reason)
+
+    def discard(self, job: Claim[Dataset]) -> None:
         _discard(job)
-        job.cancel(progress={})
-    except KeptSampleError as error:
-        _discard(job)
-        job.fail(str(error))
-    except SoftTimeLimitExceeded:
-        _discard(job)
-        job.fail("The check took longer than its time limit. Split the dataset into smaller ones.")
-    except Exception as error:
-        if reason := outages.reason_of(error):
-            return job.retry_later(reason)
-        log.exception("dataset %s", pk)
-        _discard(job)
-        job.fail(
-            f"The check ended unexpectedly ({type(error).__name__}). Check it again; if it fails again, see its log."
-        )
-    return None
+
+    def forget(self, row: Dataset) -> None:
+        storage.delete_prefix(storage.object_key("datasets", row.uuid))
 
 
 def _check(job: Claim[Dataset], folder: Path) -> None:
