@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from medseg_site.shared.recovery.sweep import LEAST_HOURS, collect
+from medseg_site.shared.recovery.sweep import MIN_HOURS, collect
 from medseg_site.shared.storage.objects import ObjectInfo
 
 
@@ -17,8 +17,8 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--delete", action="store_true", help="Delete them. Without it nothing is changed.")
-        text = f"Leave what is younger alone: an upload may be in progress (default {LEAST_HOURS:g})."
-        parser.add_argument("--older-than-hours", type=float, default=LEAST_HOURS, metavar="N", help=text)
+        text = f"Leave what is younger alone: an upload may be in progress (default {MIN_HOURS:g})."
+        parser.add_argument("--older-than-hours", type=float, default=MIN_HOURS, metavar="N", help=text)
 
     def handle(self, *args: Any, delete: bool, older_than_hours: float, **options: Any) -> None:
         if not older_than_hours >= 0:
