@@ -65,6 +65,7 @@ def s3_media(s3_endpoint: str, settings: Any, own_media: Path, tmp_path: Path) -
     }
     options |= {"signature_version": "s3v4", "file_overwrite": True, "default_acl": None, "querystring_auth": True}
     settings.S3_BUCKET_NAME, settings.AWS_ENDPOINT_URL, settings.CACHE_DIR = BUCKET, s3_endpoint, tmp_path / "cache"
+    settings.AWS_ACCESS_KEY_ID = settings.AWS_SECRET_ACCESS_KEY = "t"
     default = {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": options}
     settings.STORAGES = {**settings.STORAGES, "default": default}
     yield bucket
