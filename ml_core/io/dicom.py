@@ -1,4 +1,4 @@
-"""DICOM: one file, of one frame or many, through pydicom and the pylibjpeg decoders."""
+"""DICOM: one file, of one frame or many, through pydicom and the decoders that `codecs` names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -24,6 +23,7 @@ from pydicom.uid import (
 )
 
 from ml_core.errors import ImageError
+from ml_core.io.codecs import stored_pixels
 from ml_core.io.geometry import Plane, frame_planes, stack
 from ml_core.io.grid import oriented_grid, to_canonical
 from ml_core.io.image import LIMITS, Coding, Grid, Image, Mask, check_finite, check_size, decoding, rescale, supported
@@ -132,7 +132,7 @@ def decode(dataset: Dataset, *, raw: bool) -> NDArray[Any]:
             "Export it as grey or RGB.",
         )
     _check_streams(dataset)
-    array = pixel_array(dataset)
+    array = stored_pixels(dataset)
     if array.shape[:1] == (1,) and array.ndim == (3 if samples == 1 else 4):
         array = array[0]
     if samples == 3:
@@ -226,18 +226,37 @@ def _scale(dataset: Dataset, index: int) -> tuple[float, float]:
 
 
 def _check_streams(dataset: Dataset) -> None:
-    """Compressed frames say their own size, which must be the header's: else a tiny header could hide a huge image."""
+    """Refuse compressed frames that end early, or whose own size is not the header's.
+
+    A tiny header could hide a huge image. What a cut JPEG lacks, decoders make up, or search for seconds.
+    """
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
     expected = (int(dataset.Rows), int(dataset.Columns))
     for frame in generate_frames(dataset.PixelData, number_of_frames=frame_count(dataset)):
+        _check_boxes(frame)
         size = _stream_size(frame)
+        # JPEG's start and end.
+        if frame.startswith(b"\xff\xd8") and (size is None or b"\xff\xd9" not in frame):
+            raise ImageError("unreadable", "The compressed pixels are damaged or end too early (truncated).", CURE)
         if size is not None and size != expected:
             raise ImageError(
                 "unreadable",
                 f"The compressed pixels are {size[0]} x {size[1]} and the header says {expected[0]} x {expected[1]}.",
                 CURE,
             )
+
+
+def _check_boxes(frame: bytes) -> None:
+    """Refuse boxes of no length around a JPEG 2000 stream (JP2): pydicom would read the same one for ever."""
+    if not frame.startswith(b"\0\0\0\x0cjP  "):
+        return
+    at = 12
+    while at < len(frame) and frame[at + 4 : at + 8] != b"jp2c":
+        length = int.from_bytes(frame[at : at + 4], "big")
+        if length == 0:
+            raise ImageError("unreadable", "The header of the compressed pixels is damaged.", CURE)
+        at += length
 
 
 def _stream_size(frame: bytes) -> tuple[int, int] | None:
