@@ -1,4 +1,4 @@
-"""The first page: what there is, what runs, and what to do next."""
+"""The home page: what there is, what runs, and what to do next."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODELS_SHOWN = 5
 @login_required
 @require_GET
 def home(request: HttpRequest) -> HttpResponseBase:
-    """The page; for its live part only the list of running work, until one of that list has ended."""
+    """The whole page. Its live part gets the list of running work only, until one of the list has ended."""
     context = _context(request.user)
     shown = request.GET.get("running")
     if not is_live(request) or shown is None:

@@ -36,7 +36,7 @@ class Pagination(PageNumberPagination):
 
 
 class JSONParser(PlainJSONParser):
-    """The library's, which lets the error of a text such as 100,000 times "[" through."""
+    """The library's parser, which lets the RecursionError of 100,000 brackets through."""
 
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
@@ -48,7 +48,7 @@ class JSONParser(PlainJSONParser):
 
 
 class ExceptionHandler(StandardizedExceptionHandler):
-    """Gives a domain error its status and code; everything else is the library's."""
+    """Gives a domain error its status and code. The library handles everything else."""
 
     def convert_known_exceptions(self, exc: Exception) -> Exception:
         if isinstance(exc, MedSegError):
@@ -59,7 +59,8 @@ class ExceptionHandler(StandardizedExceptionHandler):
         if isinstance(exc, RequestDataTooBig):
             text = "A text in the request is larger than 5 MB. Send files as files (multipart), and shorter texts."
             return _api_error(text, "too_large", status.HTTP_413_REQUEST_ENTITY_TOO_LARGE)
-        if isinstance(exc, SuspiciousOperation):  # more fields or files in a form than any of ours has
+        # A form with more fields or files than any of ours has.
+        if isinstance(exc, SuspiciousOperation):
             return ParseError(f"{exc} Send only the fields that this address takes.")
         if isinstance(exc, ObjectDoesNotExist):
             return NotFound("It was deleted in the meantime.")
@@ -76,20 +77,20 @@ def _api_error(detail: str, code: str, http_status: int) -> APIException:
 
 
 def answer_page(paginator: Any, rows: Any, request: Request, serializer: type[BaseSerializer[Any]]) -> Response:
-    """One page of a list that is not the view's own (a dataset's samples, a model's epochs)."""
+    """One page of a list inside another resource, such as a dataset's samples or a model's epochs."""
     page = paginator.paginate_queryset(rows, request)
     answer: Response = paginator.get_paginated_response(serializer(page, many=True, context={"request": request}).data)
     return answer
 
 
 def wait_seconds(request: Request) -> float:
-    """N of the header `Prefer: wait=N`, 0 without it, at most a minute."""
+    """Seconds of the header `Prefer: wait=N`; 0 without it, MAX_WAIT_SECONDS at most."""
     found = re.search(r"\bwait\s*=\s*(\d{1,6})", request.headers.get("Prefer", ""))
     return float(min(int(found[1]), MAX_WAIT_SECONDS)) if found else 0.0
 
 
 def wait_for_end(row: Job, seconds: float) -> None:
-    """Return as soon as the job has ended or `seconds` have passed, with the row's columns fresh."""
+    """Return when the job has ended or `seconds` have passed. The row's columns are fresh then."""
     deadline = time.monotonic() + seconds
     row.refresh_from_db()
     while row.is_active and (left := deadline - time.monotonic()) > 0:

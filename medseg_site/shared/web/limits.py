@@ -1,6 +1,6 @@
-"""Refuses a request body that is too large before any of it is kept, and one that the disk has no room for.
+"""Refuses a request body that is too large, or that the disk has no room for.
 
-Django spools every body to the disk first; until then no view and none of Django's handlers of errors is asked.
+Django writes every body to the disk before it calls a view or an error handler, so this is ASGI middleware around Django.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class UploadLimit:
-    """ASGI middleware: answers 413 when the declared length is over `max_bytes`, and cuts off bodies that lie about it.
+    """Answers 413 when the declared length is over `max_bytes`, and cuts off a body that is longer than it declared.
 
-    503 where the disk is full.
+    Answers 503 when the disk is full.
     """
 
     def __init__(self, app: Any, max_bytes: int) -> None:
@@ -38,7 +38,7 @@ class UploadLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            # Without a length the size shows only while reading; a disconnect makes Django drop what it has.
+            # Without a length the size is known only while reading. A disconnect makes Django drop the body.
             return {"type": "http.disconnect"} if received > self.max_bytes else message
 
         async def noting_send(message: Any) -> None:
@@ -65,7 +65,7 @@ class UploadLimit:
 
 
 async def _answer(send: Any, response: HttpResponse) -> None:
-    """The connection ends with it: the rest of the body is not read."""
+    """Send an answer and close the connection, since the rest of the body is not read."""
     headers = {**response.headers, "Content-Length": str(len(response.content)), "Connection": "close"}
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": response.status_code, "headers": encoded})
