@@ -10,7 +10,17 @@ export function style(name) {
 const visibleWhenFew = ({ dataset }) => (dataset.data.length < 3 ? 4 : 0);
 
 export function line(label, color, dash = []) {
-  return { label, data: [], borderColor: color, backgroundColor: color, borderDash: dash, borderWidth: 2, pointRadius: visibleWhenFew, pointHitRadius: 12, tension: 0.15 };
+  return {
+    label,
+    data: [],
+    borderColor: color,
+    backgroundColor: color,
+    borderDash: dash,
+    borderWidth: 2,
+    pointRadius: visibleWhenFew,
+    pointHitRadius: 12,
+    tension: 0.15,
+  };
 }
 
 /** Axes: `title` is their text, the rest is Chart.js's. Epochs along x unless told otherwise. */
@@ -27,7 +37,12 @@ export function chart(canvas, datasets, { x = { offset: true, title: "Epoch" }, 
       maintainAspectRatio: false,
       interaction: { mode, intersect: false },
       scales: {
-        x: { ...x, title: title(x.title), ticks: { color: ink, maxTicksLimit: 10, maxRotation: 0 }, grid: { display: false } },
+        x: {
+          ...x,
+          title: title(x.title),
+          ticks: { color: ink, maxTicksLimit: 10, maxRotation: 0 },
+          grid: { display: false },
+        },
         y: { ...y, title: title(y.title), ticks: { color: ink, maxTicksLimit: 6 }, grid: { color: grid } },
       },
       plugins: { legend: { position: "bottom", labels: { color: ink, usePointStyle: true, pointStyle: "line" } } },
@@ -54,7 +69,14 @@ function number(value, digits = 4) {
 function fillTable(body, rows) {
   const lines = rows.slice(-TABLE_ROWS).map((row) => {
     const tr = document.createElement("tr");
-    const cells = [row.epoch, number(row.train_loss), number(row.val_loss), number(row.val_dice), number(row.val_iou), number(row.images_per_second, 1)];
+    const cells = [
+      row.epoch,
+      number(row.train_loss),
+      number(row.val_loss),
+      number(row.val_dice),
+      number(row.val_iou),
+      number(row.images_per_second, 1),
+    ];
     for (const text of cells) {
       const td = document.createElement("td");
       td.textContent = text;
@@ -70,7 +92,10 @@ export function mountCurves(root) {
   const plots = root.querySelector("[data-plots]");
   const body = root.querySelector("tbody");
   const losses = [line("Training loss", style("--tblr-blue")), line("Validation loss", style("--tblr-orange"), [6, 4])];
-  const scores = [line("Validation Dice", style("--tblr-green")), line("Validation IoU", style("--tblr-purple"), [6, 4])];
+  const scores = [
+    line("Validation Dice", style("--tblr-green")),
+    line("Validation IoU", style("--tblr-purple"), [6, 4]),
+  ];
   let charts = null;
   let seen = -1;
 
@@ -84,7 +109,12 @@ export function mountCurves(root) {
       chart(root.querySelector("[data-loss]"), losses, {}),
       chart(root.querySelector("[data-dice]"), scores, { y: { min: 0, max: 1 } }),
     ];
-    const columns = [["train_loss", losses[0]], ["val_loss", losses[1]], ["val_dice", scores[0]], ["val_iou", scores[1]]];
+    const columns = [
+      ["train_loss", losses[0]],
+      ["val_loss", losses[1]],
+      ["val_dice", scores[0]],
+      ["val_iou", scores[1]],
+    ];
     for (const [name, set] of columns) set.data = rows.map((row) => row[name]);
     for (const item of charts) {
       item.data.labels = rows.map((row) => row.epoch);

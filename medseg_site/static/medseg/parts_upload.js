@@ -68,7 +68,10 @@ async function sha256(blob) {
   try {
     bytes = await blob.arrayBuffer();
   } catch {
-    throw new Refused([{ attr: null, detail: "The file cannot be read any more: it was changed, moved or deleted. Choose it again." }], 0);
+    throw new Refused(
+      [{ attr: null, detail: "The file cannot be read any more: it was changed, moved or deleted. Choose it again." }],
+      0,
+    );
   }
   if (!globalThis.crypto?.subtle) return "";
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));

@@ -4,7 +4,11 @@ const NOT_HERE = " (does not fit)";
 export function mountTrainForm(form) {
   const { architectures, dimensions } = JSON.parse(document.getElementById("train-choices").textContent);
   const { architecture, configuration, dataset, encoder } = form.elements;
-  const names = new Map([architecture, configuration, encoder].flatMap((field) => [...field.options].map((option) => [option, option.textContent])));
+  const names = new Map(
+    [architecture, configuration, encoder].flatMap((field) =>
+      [...field.options].map((option) => [option, option.textContent]),
+    ),
+  );
 
   /** What does not fit is shown, but cannot be chosen; a choice that no longer fits is taken back. */
   function narrow(field, fits) {
@@ -21,7 +25,11 @@ export function mountTrainForm(form) {
     const wanted = configuration.value ? (configuration.value === "3d" ? 3 : 2) : isFlat ? 2 : null;
     narrow(architecture, (value) => !wanted || architectures[value].dimensions === wanted);
     const chosen = architecture.value ? [architecture.value] : Object.keys(architectures);
-    const possible = new Set(chosen.filter((name) => !wanted || architectures[name].dimensions === wanted).flatMap((name) => architectures[name].encoders));
+    const possible = new Set(
+      chosen
+        .filter((name) => !wanted || architectures[name].dimensions === wanted)
+        .flatMap((name) => architectures[name].encoders),
+    );
     narrow(encoder, (value) => possible.has(value));
   }
 
@@ -36,7 +44,9 @@ export function mountTrainForm(form) {
       note.classList.toggle("d-block", Boolean(text));
       field.classList.toggle("is-invalid", Boolean(text));
       field.toggleAttribute("aria-invalid", Boolean(text));
-      if (text) for (let group = field.closest("details"); group; group = group.parentElement.closest("details")) group.open = true;
+      if (text)
+        for (let group = field.closest("details"); group; group = group.parentElement.closest("details"))
+          group.open = true;
     }
   }
 

@@ -31,10 +31,14 @@ export function mountDrop(zone) {
     chosen.textContent = files.length ? `${name} (${humanSize(size)})` : invitation;
     zone.classList.toggle("has-file", files.length > 0);
     const wanted = input.form.querySelector("[data-name-from-file]");
-    if (files.length === 1 && wanted && !wanted.value) wanted.value = files[0].name.replace(/\.zip$/i, "").replaceAll("_", " ");
+    if (files.length === 1 && wanted && !wanted.value)
+      wanted.value = files[0].name.replace(/\.zip$/i, "").replaceAll("_", " ");
   }
 
-  zone.addEventListener("dragenter", (event) => { event.preventDefault(); light(1); });
+  zone.addEventListener("dragenter", (event) => {
+    event.preventDefault();
+    light(1);
+  });
   zone.addEventListener("dragleave", () => light(-1));
   zone.addEventListener("dragover", (event) => event.preventDefault());
   zone.addEventListener("drop", (event) => {
@@ -70,12 +74,16 @@ async function bodyOf(form) {
 function problemBefore(form) {
   for (const input of form.querySelectorAll("input[type=file]")) {
     const label = input.dataset.label || "file";
-    if (input.hasAttribute("data-required") && !input.files.length) return { attr: input.name, detail: `Choose ${label} first.` };
+    if (input.hasAttribute("data-required") && !input.files.length)
+      return { attr: input.name, detail: `Choose ${label} first.` };
     const most = Number(input.dataset.maxBytes || 0);
     for (const file of input.files) {
       if (!file.size) return { attr: input.name, detail: `${file.name} is empty. Choose another file.` };
       if (most && file.size > most) {
-        return { attr: input.name, detail: `${file.name} is ${humanSize(file.size)}. The limit is ${humanSize(most)}.` };
+        return {
+          attr: input.name,
+          detail: `${file.name} is ${humanSize(file.size)}. The limit is ${humanSize(most)}.`,
+        };
       }
     }
   }
@@ -90,7 +98,12 @@ function progressText({ loaded, size, speed, left, note, paused }) {
   const share = `${Math.floor((loaded / size) * 100)} % of ${humanSize(size)}`;
   if (paused) return `${share}. Paused.`;
   if (note) return `${share}. ${note}`;
-  const rest = left === null || left < 3 ? "" : left < 120 ? `about ${Math.ceil(left)} s left` : `about ${Math.ceil(left / 60)} min left`;
+  const rest =
+    left === null || left < 3
+      ? ""
+      : left < 120
+        ? `about ${Math.ceil(left)} s left`
+        : `about ${Math.ceil(left / 60)} min left`;
   return [share, speed ? `${humanSize(speed)}/s` : "", rest].filter(Boolean).join(" · ");
 }
 
@@ -177,7 +190,8 @@ export function mountUpload(form) {
     const csrf = form.elements.csrfmiddlewaretoken.value;
     body.delete("archive");
     try {
-      if (!(await endsAsZip(file))) throw new Refused([{ attr: "archive", detail: `${file.name} is not a ZIP file, or it is damaged.` }], 0);
+      if (!(await endsAsZip(file)))
+        throw new Refused([{ attr: "archive", detail: `${file.name} is not a ZIP file, or it is damaged.` }], 0);
       parts = new PartsUpload({ api: uploads, file, fileName: file.name, identity, purpose, csrf, onChange });
       earlier.hidden = true;
       pause.hidden = false;
@@ -185,7 +199,9 @@ export function mountUpload(form) {
       pause.hidden = true;
       bar.removeAttribute("value");
       words.textContent = "Sent. Being handed over …";
-      const made = await parts.again(() => parts.ask("POST", form.dataset.api, { ...Object.fromEntries(body), upload }));
+      const made = await parts.again(() =>
+        parts.ask("POST", form.dataset.api, { ...Object.fromEntries(body), upload }),
+      );
       forgetUpload(identity);
       parts = null;
       words.textContent = "Received. Opening its page …";
@@ -252,7 +268,9 @@ export function mountUpload(form) {
       words.textContent = "Sent. Being stored …";
     });
     request.addEventListener("load", answered);
-    request.addEventListener("error", () => fail([{ attr: null, detail: "The connection broke. Check that the platform runs, then try again." }]));
+    request.addEventListener("error", () =>
+      fail([{ attr: null, detail: "The connection broke. Check that the platform runs, then try again." }]),
+    );
     request.addEventListener("abort", () => fail([{ attr: null, detail: "Stopped. Nothing was kept." }]));
     request.send(body);
   }

@@ -25,7 +25,10 @@ class Viewer {
     this.index = Math.floor(this.count / 2);
     this.classes = classes.map((item, at) => ({ ...item, shown: at > 0 }));
     this.source = new SliceSource(base, this.count);
-    const panes = [...root.querySelectorAll("[data-pane]")].map((canvas) => ({ canvas, ...PANES[canvas.dataset.pane] }));
+    const panes = [...root.querySelectorAll("[data-pane]")].map((canvas) => ({
+      canvas,
+      ...PANES[canvas.dataset.pane],
+    }));
     this.stage = new Stage(panes, [shape.at(-1), shape.at(-2)]);
     this.part = (name) => root.querySelector(`[data-${name}]`);
     root.style.setProperty("--image-ratio", `${shape.at(-1)} / ${shape.at(-2)}`);
@@ -58,7 +61,8 @@ class Viewer {
       if (this.unsure) await this.showUnsure(wanted);
       this.source.prefetch(wanted);
     } catch (error) {
-      if (wanted === this.index && error.name !== "AbortError") this.say(`The picture could not be loaded. ${error.message}`);
+      if (wanted === this.index && error.name !== "AbortError")
+        this.say(`The picture could not be loaded. ${error.message}`);
     } finally {
       if (wanted === this.index) this.root.removeAttribute("aria-busy");
     }
@@ -154,11 +158,20 @@ class Viewer {
     const onKey = (event) => {
       if (!this.root.isConnected) return stop.abort();
       if (event.ctrlKey || event.metaKey || event.altKey) return;
-      if (event.target.closest("input:not([type=checkbox], [type=radio], [type=range]), textarea, select, [contenteditable]")) return;
+      if (
+        event.target.closest(
+          "input:not([type=checkbox], [type=radio], [type=range]), textarea, select, [contenteditable]",
+        )
+      )
+        return;
       if (event.key === "o") return this.blink();
       if (event.key === "u" && this.part("unsure")) return this.toggleUnsure();
       if (!event.target.closest("[data-stage]")) return;
-      const actions = { "+": () => this.zoomMiddle(1.5), "-": () => this.zoomMiddle(1 / 1.5), 0: () => this.resetZoom() };
+      const actions = {
+        "+": () => this.zoomMiddle(1.5),
+        "-": () => this.zoomMiddle(1 / 1.5),
+        0: () => this.resetZoom(),
+      };
       if (steps[event.key] && this.count > 1) this.show(this.index + steps[event.key]);
       else if (actions[event.key]) actions[event.key]();
       else return;
@@ -193,8 +206,12 @@ class Viewer {
         this.stage.panBy(deltaX, deltaY, canvas);
       }
     });
-    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => fingers.delete(event.pointerId));
-    canvas.addEventListener("pointerleave", () => (this.part("readout").textContent = this.part("readout").dataset.empty));
+    for (const name of ["pointerup", "pointercancel"])
+      canvas.addEventListener(name, (event) => fingers.delete(event.pointerId));
+    canvas.addEventListener(
+      "pointerleave",
+      () => (this.part("readout").textContent = this.part("readout").dataset.empty),
+    );
   }
 
   onWheel(event, canvas) {
@@ -216,6 +233,7 @@ class Viewer {
     const grey = red === green && green === blue ? `grey ${red}` : `RGB ${red} ${green} ${blue}`;
     const found = this.classes[slice.labels[at]];
     const sure = this.stage.certainty ? ` · ${Math.round(this.stage.certainty[at] / 2.55)} % sure` : "";
-    this.part("readout").textContent = `x ${x}, y ${y} · ${grey} · ${found ? `${found.name} (${found.value})` : "no class"}${sure}`;
+    this.part("readout").textContent =
+      `x ${x}, y ${y} · ${grey} · ${found ? `${found.name} (${found.value})` : "no class"}${sure}`;
   }
 }

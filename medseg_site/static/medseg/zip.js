@@ -39,7 +39,18 @@ export async function zipOf(files) {
     used.add(unique);
     const name = new TextEncoder().encode(unique);
     // Version 2.0, UTF-8 names (bit 11), stored, 1980-01-01.
-    const common = [[2, 20], [2, 0x800], [2, 0], [2, 0], [2, 0x21], [4, await crc32(file)], [4, file.size], [4, file.size], [2, name.length], [2, 0]];
+    const common = [
+      [2, 20],
+      [2, 0x800],
+      [2, 0],
+      [2, 0],
+      [2, 0x21],
+      [4, await crc32(file)],
+      [4, file.size],
+      [4, file.size],
+      [2, name.length],
+      [2, 0],
+    ];
     const local = record([[4, 0x04034b50], ...common]);
     directory.push(record([[4, 0x02014b50], [2, 20], ...common, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]]), name);
     parts.push(local, name, file);
@@ -47,6 +58,15 @@ export async function zipOf(files) {
     if (offset > MAX_BYTES) throw new Error("Together the images are over 4 GB. Choose fewer, or upload a ZIP file.");
   }
   const size = directory.reduce((sum, part) => sum + part.byteLength, 0);
-  const end = record([[4, 0x06054b50], [2, 0], [2, 0], [2, files.length], [2, files.length], [4, size], [4, offset], [2, 0]]);
+  const end = record([
+    [4, 0x06054b50],
+    [2, 0],
+    [2, 0],
+    [2, files.length],
+    [2, files.length],
+    [4, size],
+    [4, offset],
+    [2, 0],
+  ]);
   return new Blob([...parts, ...directory, end], { type: "application/zip" });
 }
