@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,3 +101,7 @@ def test_a_websocket_of_another_site_is_refused(origin: bytes) -> None:
         return str((await connection.receive_output())["type"])
 
     assert asyncio.run(answer()) == "websocket.close"
+
+
+def test_the_api_document_is_made_without_a_warning(db: None, tmp_path: Path) -> None:
+    call_command("spectacular", "--validate", "--fail-on-warn", "--file", str(tmp_path / "schema.yml"))
