@@ -16,6 +16,7 @@ from django.views.decorators.http import require_GET, require_POST
 from datasets import services
 from datasets.forms import ClassForm
 from datasets.models import Dataset, DatasetClass, Sample
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
 
 DATASETS_PER_PAGE = 25
@@ -73,7 +74,7 @@ def dataset_version(request: HttpRequest, pk: int) -> HttpResponse:
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
     if dataset.status != dataset.WORDS.done:
         return to_page(dataset)
-    chosen = [int(number) for number in request.GET.getlist("leave_out") if number.isdecimal() and len(number) < 19]
+    chosen = [number for text in request.GET.getlist("leave_out") if (number := whole_number(text)) is not None]
     names = dataset.samples.filter(pk__in=chosen).values_list("name", flat=True)
     context = {"dataset": dataset, "leave_out": "\n".join(names), **_upload_context()}
     return render(request, "datasets/dataset_version.html", context)

@@ -72,7 +72,7 @@ class InferenceViewSet(
     filterset_class = InferenceFilter
     search_fields = ["image_name"]
     ordering_fields = ["id", "created_at", "status", "seconds", "confidence", "image_name"]
-    lookup_value_regex = r"\d{1,18}"
+    lookup_value_regex = r"[0-9]{1,18}"
 
     def get_queryset(self) -> QuerySet[InferenceResult]:
         return InferenceResult.objects.visible_to(self.request.user)
@@ -210,7 +210,7 @@ class InferenceBatchViewSet(
     filterset_class = BatchFilter
     search_fields = ["archive_name"]
     ordering_fields = ["id", "created_at", "status"]
-    lookup_value_regex = r"\d{1,18}"
+    lookup_value_regex = r"[0-9]{1,18}"
 
     def get_queryset(self) -> QuerySet[InferenceBatch]:
         return with_counts(InferenceBatch.objects.visible_to(self.request.user))

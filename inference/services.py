@@ -16,7 +16,7 @@ from inference.batches import cancel_images, close_batch_if_done, note_cancelled
 from inference.models import InferenceBatch, InferenceResult
 from inference.tasks import expand_batch, note_cancelled, run_inference
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
-from medseg_site.shared.base.text import clean_file_name
+from medseg_site.shared.base.text import clean_file_name, whole_number
 from medseg_site.shared.catalogue import manifests, removal
 from medseg_site.shared.catalogue.declarations import objects_of
 from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
@@ -135,7 +135,7 @@ def _checked_suffix(upload: File[Any], field: str) -> str:
     suffix = ".nii.gz" if lower.endswith(".nii.gz") else PurePosixPath(lower).suffix
     if suffix in SUPPORTED_SUFFIXES or suffix == ".zip":
         return suffix
-    if suffix and not suffix[1:].isdigit() and len(suffix) < 6:
+    if suffix and whole_number(suffix[1:]) is None and len(suffix) < 6:
         text = f"{name}: files of the kind {suffix} cannot be read. Use PNG, JPG, TIFF, BMP, DICOM, NIfTI, or a ZIP of one DICOM series."
         raise MedSegError("unsupported_type", text, attr=field, http_status=415)
     return ".dcm"  # DICOM files often have no ending, or a number; the reader looks into the file

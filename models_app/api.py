@@ -63,7 +63,7 @@ class ModelViewSet(
     filterset_class = ModelFilter
     search_fields = ["name"]
     ordering_fields = ["id", "name", "version", "status", "created_at", "trained_at"]
-    lookup_value_regex = r"\d{1,18}"
+    lookup_value_regex = r"[0-9]{1,18}"
 
     def get_queryset(self) -> QuerySet[SegmentationModel]:
         rows = SegmentationModel.objects.visible_to(self.request.user).select_related("dataset")
@@ -141,7 +141,7 @@ class ModelViewSet(
         )
 
     @extend_schema(responses={(200, "image/png"): OpenApiTypes.BINARY})
-    @action(detail=True, url_path=r"cases/(?P<sample_id>\d{1,18})/overlay", url_name="case-overlay")
+    @action(detail=True, url_path=r"cases/(?P<sample_id>[0-9]{1,18})/overlay", url_name="case-overlay")
     def case_overlay(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """What the model got right and wrong on one held-out case: green found, red missed, blue too much."""
         key = storage.object_key("models", self.get_object().uuid, "cases", f"{int(sample_id)}.png")

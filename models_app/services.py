@@ -10,7 +10,7 @@ from django.db.models import Max, QuerySet
 
 from datasets.models import Dataset
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
-from medseg_site.shared.base.text import clean_name
+from medseg_site.shared.base.text import clean_name, whole_number
 from medseg_site.shared.catalogue import manifests, removal
 from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
 from medseg_site.shared.storage import objects as storage
@@ -53,9 +53,8 @@ def check_hyperparameters(*, user: Any, values: dict[str, Any]) -> Hyperparamete
 
 
 def _is_usable_model(user: Any, number: str) -> bool:
-    # isdecimal() alone is true of other scripts' digits, and the database refuses numbers of more than 64 bits.
-    is_number = number.isascii() and number.isdecimal() and len(number) < 19
-    return is_number and usable_models(user).filter(pk=int(number)).exists()
+    key = whole_number(number)
+    return key is not None and usable_models(user).filter(pk=key).exists()
 
 
 def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]) -> Plan:
