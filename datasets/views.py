@@ -94,7 +94,9 @@ def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "hidden_issues": 0 if show_all else max(0, len(dataset.issues) - ISSUES_SHOWN),
         "models": models,
         "versions": _versions_of(request.user, dataset),
-        "delete_blocked": _delete_blocked(dataset),
+        "delete_blocked": services.why_not_deletable(dataset),
+        "recheck_blocked": services.why_not_recheckable(dataset),
+        "train_blocked": services.why_not_trainable(dataset),
     }
     return render(request, "datasets/dataset_detail.html", context)
 
@@ -104,15 +106,6 @@ def _versions_of(user: Any, dataset: Dataset) -> list[Dataset]:
     found = Dataset.objects.visible_to(user).filter(family=dataset.family).order_by("-version")
     rows = list(found.defer("fingerprint", "issues", "timeline", "log", "leave_out")[:VERSIONS_SHOWN])
     return rows if len(rows) > 1 else []
-
-
-def _delete_blocked(dataset: Dataset) -> str:
-    """Why the dataset cannot be deleted now; empty when it can."""
-    if services.is_being_built_on(dataset):
-        return "A newer version is being made from this one. Wait until it is checked."
-    if dataset.models.filter(status__in=["queued", "training"]).exists():
-        return "A training reads this dataset. Cancel it or wait until it has ended."
-    return ""
 
 
 @login_required

@@ -16,7 +16,7 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
 from datasets.models import Dataset
-from medseg_site.shared.base.errors import WrongStateError
+from medseg_site.shared.base.errors import refuse_if
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.web.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.web.downloads import object_response
@@ -133,8 +133,7 @@ class ModelViewSet(
     def download(self, request: Request, pk: str) -> HttpResponseBase:
         """The model package: weights (safetensors), plan, classes, metrics and card in one ZIP."""
         model = self.get_object()
-        if not model.s3_key:
-            raise WrongStateError(f"{model} is {model.status} and has no weights yet.")
+        refuse_if(services.why_not_usable(model))
         name = f"{model.name}-v{model.version}.zip"
         return object_response(
             request, model.s3_key, content_type="application/zip", name=name, sha256=model.checksum, download=True

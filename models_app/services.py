@@ -9,10 +9,11 @@ from django.db import IntegrityError, transaction
 from django.db.models import Max, QuerySet
 
 from datasets.models import Dataset
-from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from datasets.services import why_not_trainable
+from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
 from medseg_site.shared.base.text import clean_name, whole_number
 from medseg_site.shared.catalogue import manifests, removal
-from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
+from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue, why_not_requeueable
 from medseg_site.shared.storage import objects as storage
 from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters
 from ml_core.planning.plan import Machine, Plan
@@ -30,6 +31,13 @@ class HyperparametersError(MedSegError):
         self.fields = fields
         text = " ".join(f"{name}: {sentence}" for name, sentence in fields.items())
         super().__init__("invalid_hyperparameters", text, attr="hyperparameters")
+
+
+def why_not_usable(model: SegmentationModel) -> str | None:
+    """Why no image can be segmented with a model now; None where one can."""
+    if model.is_usable:
+        return None
+    return f"{model} is {model.status} and has no weights{' yet' if model.is_active else ''}."
 
 
 def usable_models(user: Any) -> QuerySet[SegmentationModel]:
@@ -63,8 +71,7 @@ def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]
     Raises HyperparametersError, or WrongStateError for a dataset that is not ready.
     """
     wanted = check_hyperparameters(user=user, values=hyperparameters)
-    if dataset.status != "ready":
-        raise WrongStateError(f"The dataset is {dataset.status}, not ready. Wait for its check, or mend what it found.")
+    refuse_if(why_not_trainable(dataset))
     seconds = settings.MEDSEG_TRAINING_SECONDS
     try:
         return make_plan(wanted, dataset.fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
@@ -110,6 +117,19 @@ def cancel_model(*, model: SegmentationModel) -> SegmentationModel:
     return model
 
 
+def why_not_resumable(*, user: Any, model: SegmentationModel) -> str | None:
+    """Why a training cannot go on as it was asked for; None where it can."""
+    if model.dataset is None:
+        return "Its dataset was deleted, so the training cannot go on."
+    if reason := why_not_requeueable(model):
+        return reason
+    try:
+        check_hyperparameters(user=user, values=model.requested)
+    except HyperparametersError as error:  # such as a model to start from that was deleted since
+        return error.detail
+    return None
+
+
 def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any] | None = None) -> SegmentationModel:
     """Go on with a failed or cancelled training from its last checkpoint (from the start where there is none).
 
@@ -120,9 +140,8 @@ def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any]
         text = "It is settled since the training started. Only epochs and time_budget_seconds can change now."
         raise HyperparametersError(dict.fromkeys(sorted(strange), text))
     requested = check_hyperparameters(user=user, values={**model.requested, **changes}).to_dict()
+    refuse_if(why_not_resumable(user=user, model=model))
     with transaction.atomic():
-        if model.dataset is None:
-            raise WrongStateError("Its dataset was deleted, so the training cannot go on.")
         requeue(model, requested=requested)
         enqueue_on_commit(train_model, model.pk)
     return model
@@ -132,10 +151,10 @@ def delete_model(*, model: SegmentationModel) -> None:
     """Remove the row and its objects; inferences stay. Raises WrongStateError while it is in use."""
     owner = model.uuid
     prefix = storage.object_key("models", owner)
-    _check_not_in_use(SegmentationModel.objects.get(pk=model.pk))
+    refuse_if(why_not_deletable(SegmentationModel.objects.get(pk=model.pk)))
     with removal.deletion({SegmentationModel: [owner]}):
         locked = SegmentationModel.objects.select_for_update().get(pk=model.pk)
-        _check_not_in_use(locked)
+        refuse_if(why_not_deletable(locked))
         checksum = locked.checksum
         locked.delete()
         removal.remove_on_commit(SegmentationModel, [owner], lambda: storage.delete_prefix(prefix))
@@ -143,12 +162,12 @@ def delete_model(*, model: SegmentationModel) -> None:
         transaction.on_commit(lambda: storage.forget_copies([checksum] if checksum else []), robust=True)
 
 
-def _check_not_in_use(model: SegmentationModel) -> None:
+def why_not_deletable(model: SegmentationModel) -> str | None:
+    """Why a model cannot be deleted now; None where it can."""
     if model.is_active:
-        raise WrongStateError("This model is being trained. Cancel the training first.")
+        return "This model is being trained. Cancel the training first."
     if model.inferences.filter(status__in=["queued", "running"]).exists():
-        raise WrongStateError("Images are being segmented with this model. Wait until they are done.")
+        return "Images are being segmented with this model. Wait until they are done."
     if model.batches.filter(status__in=["queued", "running"]).exists():
-        raise WrongStateError(
-            "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
-        )
+        return "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
+    return None

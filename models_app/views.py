@@ -121,20 +121,12 @@ def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "decided": display.decided(model),
         "groups": display.plan_of(model),
         "weights_due": late_weights.is_due(model),
-        "delete_blocked": _delete_blocked(model),
-        "resume_blocked": "" if model.dataset_id else "Its dataset was deleted, so the training cannot go on.",
+        "delete_blocked": services.why_not_deletable(model),
+        "resume_blocked": services.why_not_resumable(user=request.user, model=model),
+        "use_blocked": services.why_not_usable(model),
         "latest_inferences": model.inferences.visible_to(request.user).filter(status="completed")[:6],
     }
     return render(request, "models_app/model_detail.html", context)
-
-
-def _delete_blocked(model: SegmentationModel) -> str:
-    """Why the model cannot be deleted now; empty when it can."""
-    if model.is_active:
-        return "This model is being trained. Cancel the training first."
-    if model.inferences.filter(status__in=["queued", "running"]).exists():
-        return "Images are being segmented with this model. Wait until they are done."
-    return ""
 
 
 @login_required

@@ -273,6 +273,12 @@ def _cancelled(row: Job) -> tuple[str, str | None]:
     return row.WORDS.failed, row.CANCELLED
 
 
+def why_not_requeueable(row: Job) -> str | None:
+    """Why a row cannot be started again now; None where it can."""
+    ended = [word for word in (row.WORDS.failed, row.WORDS.cancelled) if word]
+    return None if row.status in ended else f"It is {row.status}. Only {' or '.join(ended)} ones can be started again."
+
+
 def requeue(row: Job, **fields: Any) -> None:
     """Put an ended row (failed or cancelled) back into the queue. The caller enqueues the task on commit."""
     words = row.WORDS
@@ -282,7 +288,7 @@ def requeue(row: Job, **fields: Any) -> None:
     with transaction.atomic():
         if not mine.filter(status__in=ended).update(enqueued_at=timezone.now(), attempt=0, **fields):
             row.refresh_from_db(fields=["status"])
-            raise WrongStateError(f"It is {row.status}. Only {' or '.join(ended)} ones can be started again.")
+            raise WrongStateError(why_not_requeueable(row) or "It changed a moment ago. Try again.")
         add_to_timeline(mine, "queued", detail="Started again by hand.")
         announce(row, words.queued)
     row.refresh_from_db()
