@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +15,10 @@ from medseg_site.shared.jobs.claim import announce
 from medseg_site.shared.jobs.log import add_to_timeline
 from medseg_site.shared.storage import cache
 from medseg_site.shared.storage import objects as storage
-from models_app.models import SegmentationModel
+from models_app.models import NO_WEIGHTS, WEIGHTS_KEPT, SegmentationModel
 from models_app.training import bring_checkpoints, job_document, store_package, write_job
 
 log = logging.getLogger(__name__)
-
-KEPT, NONE = "weights kept", "no weights"
-LOOKED_BACK = timedelta(days=1)
-
-
-def without_weights(**only: Any) -> Iterator[int]:
-    """Models that were cancelled after an epoch, and whose weights nobody has looked for yet. `only`: as for a filter."""
-    lately = _cancelled().filter(finished_at__gt=timezone.now() - LOOKED_BACK, dataset__isnull=False, **only)
-    for pk, timeline in lately.filter(epochs__isnull=False).distinct().values_list("pk", "timeline"):
-        if timeline and timeline[-1]["event"] not in (KEPT, NONE):
-            yield pk
-
-
-def is_due(model: SegmentationModel) -> bool:
-    """Whether this is one of them."""
-    cancelled = model.status == SegmentationModel.WORDS.cancelled and not model.s3_key  # most are not: no query
-    return cancelled and any(without_weights(pk=model.pk))
 
 
 def keep_weights(pk: int) -> None:
@@ -65,7 +46,9 @@ def keep_weights(pk: int) -> None:
     with transaction.atomic():
         written = mine.update(**columns, heartbeat_at=timezone.now())
         if written:
-            add_to_timeline(SegmentationModel.objects.filter(pk=pk), KEPT if stored else NONE, attempt=model.attempt)
+            add_to_timeline(
+                SegmentationModel.objects.filter(pk=pk), WEIGHTS_KEPT if stored else NO_WEIGHTS, attempt=model.attempt
+            )
             announce(SegmentationModel.objects.get(pk=pk), model.status)
     if stored and not written and not SegmentationModel.objects.filter(s3_key=stored.key).exists():
         storage.delete_object(stored.key)

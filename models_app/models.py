@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.db import models
@@ -12,6 +14,10 @@ from django.utils import timezone
 from datasets.models import Dataset
 from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
+
+# Of a timeline: somebody has looked for the weights of a training that was cancelled while nobody was at work on it.
+WEIGHTS_KEPT, NO_WEIGHTS = "weights kept", "no weights"
+LOOKED_BACK = timedelta(days=1)
 
 WORDS = JobWords(queued="queued", working="training", done="completed", failed="failed", cancelled="cancelled")
 
@@ -68,12 +74,27 @@ class SegmentationModel(Job):
         return bool(self.s3_key)
 
     @property
+    def are_weights_due(self) -> bool:
+        """Whether a worker has yet to package what a cancelled training had learnt."""
+        is_cancelled = self.status == WORDS.cancelled and not self.s3_key  # most are not: no query
+        return is_cancelled and any(without_weights(pk=self.pk))
+
+    @property
     def split_numbers(self) -> dict[str, Any] | None:
         """How many samples of the dataset's version were trained on and held out, and what was kept together; None before the plan."""
         if not self.split:
             return None
         numbers = {part: len(self.split.get(part, [])) for part in ("train", "val", "test")}
         return {**numbers, "grouping": self.split.get("grouping", "")}
+
+
+def without_weights(**only: Any) -> Iterator[int]:
+    """Models that were cancelled after an epoch, and whose weights nobody has looked for yet. `only`: as for a filter."""
+    cancelled = SegmentationModel.objects.filter(status=WORDS.cancelled, s3_key="", dataset__isnull=False, **only)
+    lately = cancelled.filter(finished_at__gt=timezone.now() - LOOKED_BACK, epochs__isnull=False)
+    for pk, timeline in lately.distinct().values_list("pk", "timeline"):
+        if timeline and timeline[-1]["event"] not in (WEIGHTS_KEPT, NO_WEIGHTS):
+            yield pk
 
 
 class Epoch(models.Model):

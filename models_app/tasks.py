@@ -18,8 +18,7 @@ def train_model(pk: int) -> None:
 @shared_task(soft_time_limit=60, time_limit=90)
 def reap_models() -> None:
     from medseg_site.shared.jobs.reaper import reap
-    from models_app.late_weights import without_weights
-    from models_app.models import SegmentationModel
+    from models_app.models import SegmentationModel, without_weights
 
     reap(SegmentationModel, train_model.delay)
     for pk in without_weights():  # asked for again in the next pass, until it is done

@@ -15,7 +15,7 @@ from datasets.models import Dataset
 from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
 from ml_core.networks.catalogue import ARCHITECTURES
-from models_app import display, late_weights, services
+from models_app import display, services
 from models_app.forms import TrainForm
 from models_app.models import SegmentationModel
 
@@ -120,7 +120,7 @@ def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "worst_cases": display.worst_cases(model.metrics),
         "decided": display.decided(model),
         "groups": display.plan_of(model),
-        "weights_due": late_weights.is_due(model),
+        "weights_due": model.are_weights_due,
         "delete_blocked": services.why_not_deletable(model),
         "resume_blocked": services.why_not_resumable(user=request.user, model=model),
         "use_blocked": services.why_not_usable(model),
@@ -142,7 +142,7 @@ def model_live(request: HttpRequest, pk: int) -> HttpResponseBase:
             "models_app/partials/model_live.html",
             {"model": model, "groups": display.plan_of(model), "oob": True},
         )
-    if late_weights.is_due(model):
+    if model.are_weights_due:
         return render(request, "models_app/partials/weights_due.html", {"model": model})
     return end_live_part(model_detail(request, pk), *end_text(model))
 

@@ -22,7 +22,7 @@ from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import network_of
 from ml_core.training.state import save_weights
 from models_app import late_weights, tasks
-from models_app.models import Epoch, SegmentationModel
+from models_app.models import NO_WEIGHTS, WEIGHTS_KEPT, Epoch, SegmentationModel, without_weights
 from tests.factories import ModelFactory
 from tests.pages import HTMX, text
 
@@ -53,7 +53,7 @@ def test_a_training_cancelled_between_two_attempts_keeps_its_best_weights(
 ) -> None:
     model = cancelled_between_attempts()
     assert (model.status, model.is_usable) == ("cancelled", False)  # at once, whoever is busy
-    assert list(late_weights.without_weights()) == [model.pk]
+    assert list(without_weights()) == [model.pk]
     before = sorted(storage.training_folder(model.uuid).iterdir())
     with django_capture_on_commit_callbacks(execute=True):
         late_weights.keep_weights(model.pk)
@@ -61,8 +61,8 @@ def test_a_training_cancelled_between_two_attempts_keeps_its_best_weights(
     assert (model.status, model.is_usable) == ("cancelled", True)
     package = read_package(storage.fetch(model.s3_key, model.checksum))
     assert (package.facts["best_epoch"], package.split) == (2, model.split)
-    assert model.timeline[-1]["event"] == late_weights.KEPT
-    assert list(late_weights.without_weights()) == []
+    assert model.timeline[-1]["event"] == WEIGHTS_KEPT
+    assert list(without_weights()) == []
     assert sorted(storage.training_folder(model.uuid).iterdir()) == before  # it can still be resumed
     assert manifests.differences(model, manifests.read(f"models/{model.uuid}/manifest.json")) == []
 
@@ -99,7 +99,7 @@ def test_what_an_outage_kept_from_being_packed_is_asked_for_again(monkeypatch: p
     monkeypatch.setattr(late_weights, "_package", Mock(side_effect=full))
     with pytest.raises(OSError, match="No space"):
         late_weights.keep_weights(model.pk)
-    assert list(late_weights.without_weights()) == [model.pk]
+    assert list(without_weights()) == [model.pk]
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -116,4 +116,4 @@ def test_where_there_is_nothing_to_keep_nobody_looks_again(monkeypatch: pytest.M
     tasks.reap_models()
     assert sent == [(model.pk,)]
     model.refresh_from_db()
-    assert (model.is_usable, model.timeline[-1]["event"]) == (False, late_weights.NONE)
+    assert (model.is_usable, model.timeline[-1]["event"]) == (False, NO_WEIGHTS)
