@@ -21,8 +21,8 @@ from datasets.models import Dataset
 from medseg_site.shared.base.errors import WrongStateError
 from medseg_site.shared.jobs import claim, reaper
 from medseg_site.shared.jobs.requests import request_cancel
-from medseg_site.shared.recovery.verify import find_problems
 from tests.datasets.test_check import objects, pairs, zipped
+from tests.problems import find_problems
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

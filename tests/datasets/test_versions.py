@@ -23,11 +23,11 @@ from medseg_site.shared.base.errors import MedSegError, WrongStateError
 from medseg_site.shared.catalogue import declarations
 from medseg_site.shared.recovery.rebuild import rebuild
 from medseg_site.shared.recovery.sweep import collect
-from medseg_site.shared.recovery.verify import find_problems
 from medseg_site.tasks import remove_remains
 from tests.datasets.test_check import ingest, objects, pairs, picture, zipped
 from tests.e2e import drawings
 from tests.pages import text
+from tests.problems import find_problems
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -1,4 +1,4 @@
-"""What every API view shares: errors, pages of a list, and `Prefer: wait`."""
+"""What every API view shares: errors, rows named by their id, pages of a list, and `Prefer: wait`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from django.core.exceptions import ObjectDoesNotExist, RequestDataTooBig, SuspiciousOperation
+from django.db.models import Model, QuerySet
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
 from drf_standardized_errors.handler import ExceptionHandler as StandardizedExceptionHandler
 from rest_framework import status
 from rest_framework.exceptions import APIException, ErrorDetail, NotFound, ParseError, ValidationError
 from rest_framework.pagination import PageNumberPagination
 from rest_framework.parsers import JSONParser as PlainJSONParser
+from rest_framework.relations import PrimaryKeyRelatedField
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
@@ -76,6 +80,25 @@ def _api_error(detail: str, code: str, http_status: int) -> APIException:
     return answer
 
 
+@extend_schema_field(OpenApiTypes.INT)
+class VisibleRowField(PrimaryKeyRelatedField[Any]):
+    """The id of a row of `table` that the user may see."""
+
+    def __init__(self, table: type[Model], **options: Any) -> None:
+        self.table: Any = table
+        super().__init__(**options)
+
+    def get_queryset(self) -> QuerySet[Any]:
+        rows: QuerySet[Any] = self.table.objects.visible_to(self.context["request"].user)
+        return rows
+
+    def to_internal_value(self, data: Any) -> Any:
+        try:
+            return super().to_internal_value(data)
+        except OverflowError:  # the number 1e400
+            self.fail("incorrect_type", data_type=type(data).__name__)
+
+
 def answer_page(paginator: Any, rows: Any, request: Request, serializer: type[BaseSerializer[Any]]) -> Response:
     """One page of a list inside another resource, such as a dataset's samples or a model's epochs."""
     page = paginator.paginate_queryset(rows, request)
@@ -85,7 +108,7 @@ def answer_page(paginator: Any, rows: Any, request: Request, serializer: type[Ba
 
 def wait_seconds(request: Request) -> float:
     """Seconds of the header `Prefer: wait=N`; 0 without it, MAX_WAIT_SECONDS at most."""
-    found = re.search(r"\bwait\s*=\s*(\d{1,6})", request.headers.get("Prefer", ""))
+    found = re.search(r"\bwait\s*=\s*([0-9]{1,6})", request.headers.get("Prefer", ""))
     return float(min(int(found[1]), MAX_WAIT_SECONDS)) if found else 0.0
 
 

@@ -24,7 +24,7 @@ from medseg_site.shared.storage import remote
 
 SENT_AT_ONCE = 2**18  # bytes
 KEPT_BY_BROWSERS = "private, max-age=3600"
-RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class _PieceByPiece(StreamingHttpResponse):

@@ -11,6 +11,7 @@ from typing import Any
 from django.http import HttpResponse, JsonResponse
 
 from medseg_site.shared.base import outages
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.web import failures
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class UploadLimit:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         headers = dict(scope.get("headers", []))
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self.max_bytes:
+        if length.isdigit() and whole_number(length.decode(), maximum=self.max_bytes) is None:
             await _answer(send, self._refusal())
             return
         received, started = 0, False
