@@ -21,7 +21,7 @@ from tests.environment import REPOSITORY
 from tests.factories import DatasetFactory
 
 WORK_OF_WORKERS = {
-    "datasets": ["ingestion", "pipeline", "samples", "thumbnails", "versions"],
+    "datasets": ["check", "pipeline", "samples", "thumbnails", "versions"],
     "models_app": ["late_weights", "training", "training_process"],
     "inference": ["prediction", "turns"],
 }
