@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -114,6 +115,7 @@ def test_a_download_that_is_stopped_leaves_nothing_and_can_be_begun_again(
     check(dataset.pk)
     dataset.refresh_from_db()
     assert (dataset.status, dataset.error) == ("ready", None)
+    assert dataset.checksum == hashlib.sha256((own_media / dataset.s3_key).read_bytes()).hexdigest()
 
 
 def test_a_cancelled_check_whose_worker_died_ends_as_cancelled(user: Any, own_media: Path) -> None:
