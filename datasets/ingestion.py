@@ -15,7 +15,6 @@ from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.db import transaction
 
-from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pairing, SafeArchive, find_pairs
 from datasets.models import Dataset, DatasetClass, Sample
 from datasets.pipeline import PairPipeline
 from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
@@ -27,9 +26,11 @@ from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError,
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.dataset.near_duplicates import MOST_COMPARED, near_duplicate_groups
+from ml_core.dataset.pairing import Issue, Pairing, find_pairs
 from ml_core.dataset.patients import BY_NAME, groups_of_names
 from ml_core.dataset.splits import Split
 from ml_core.errors import ImageError, MLError
+from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
 from uploads.verification import UploadDamagedError, checked_sha256
 
 log = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from django.utils.crypto import salted_hmac
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from datasets.archives import Issue, Pair, SafeArchive
 from datasets.display import overlay
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.fingerprint import FingerprintBuilder, count_values
 from ml_core.dataset.near_duplicates import signature
+from ml_core.dataset.pairing import Issue, Pair
 from ml_core.dataset.patients import group_of_name
 from ml_core.errors import ImageError
 from ml_core.io import (
@@ -35,6 +35,7 @@ from ml_core.io import (
     to_screen,
     write_label_map,
 )
+from ml_core.io.containers import SafeArchive
 
 THUMBNAIL_SIDE = 256
 MOST_VALUES = 64  # distinct values in one picture's mask; more means smoothing or a photograph

@@ -13,7 +13,6 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
-from datasets.archives import ArchiveError, ArchiveLimits, SafeArchive
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared.base import outages
 from medseg_site.shared.base.text import clean_file_name
@@ -23,6 +22,7 @@ from medseg_site.shared.jobs.log import MOST_EVENTS, add_to_timeline, timeline_e
 from medseg_site.shared.jobs.reaper import LOST_MESSAGE_SECONDS, is_message_due, waits_since
 from medseg_site.shared.storage import objects as storage
 from ml_core.io import SUPPORTED_SUFFIXES
+from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
 from uploads.verification import UploadDamagedError, check_upload
 
 log = logging.getLogger(__name__)

@@ -34,15 +34,8 @@ class Limits:
     """Voxels of one volume."""
     volume_bytes: int = 4 * 1024**3
     """Bytes of one NIfTI file's pixels as stored, expanded."""
-    archive_bytes: int = 4 * 1024**3
-    """Expanded bytes of a ZIP or folder with one DICOM series."""
-    archive_ratio: int = 200
-    """Expanded over packed size of one file in such a ZIP, where it is over `archive_free_bytes`."""
-    archive_free_bytes: int = 256 * 1024**2
     dicom_elements: int = 20_000
     """Elements at the top level of one DICOM file. Parsing takes time and memory with each, and zeros are such."""
-    archive_entries: int = 10_000
-    """Entries of a ZIP or folder with one DICOM series."""
 
 
 LIMITS = Limits()
@@ -153,17 +146,6 @@ def check_size(shape: Sequence[int]) -> None:
             "too_many_pixels",
             f"The image has {text} {unit}; at most {limit:,} are read.",
             "Cut it into tiles, crop it or scale it down.",
-        )
-
-
-def check_archive(entries: int, size: int) -> None:
-    """Refuse a series of too many files or bytes. Call it before expanding anything."""
-    if entries > LIMITS.archive_entries or size > LIMITS.archive_bytes:
-        raise ImageError(
-            "archive_too_large",
-            f"The series has {entries:,} files of {size / 1024**3:.1f} GiB; at most {LIMITS.archive_entries:,} files "
-            f"and {LIMITS.archive_bytes / 1024**3:g} GiB are read.",
-            "Give it only the files of one series.",
         )
 
 

@@ -15,7 +15,8 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, JPEGBaseline8Bit, RLELossless
 
-from ml_core.io import ImageError, check_pair, image, read_image, read_mask, write_label_map
+from ml_core.io import ImageError, check_pair, image, read_image, read_mask, series, write_label_map
+from ml_core.io.containers import ArchiveLimits
 from tests.ml_core.io.test_raster import IMAGE, LABELS, code_of
 from tests.synthetic import (
     Array,
@@ -288,9 +289,12 @@ def test_archives_of_a_series_are_guarded(tmp_path: Path, monkeypatch: pytest.Mo
     for name, content, code in (
         ("inner.zip", b"PK\x03\x04", "nested_archive"),
         ("photo.png", b"\x89PNG", "not_dicom"),
+        ("scan.nii.gz", b"\x1f\x8b", "not_dicom"),
+        ("../slice.dcm", b"x", "unsafe_path"),
+        ("zeros.dcm", bytes(300 * 2**20), "ratio"),
         ("readme.txt", b"hello", None),
     ):
-        with zipfile.ZipFile(zip_folder(folder, path), "a") as archive:
+        with zipfile.ZipFile(zip_folder(folder, path), "a", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(name, content)
         if code is None:
             assert read_image(path).shape == VOLUME.shape
@@ -303,9 +307,10 @@ def test_archives_of_a_series_are_guarded(tmp_path: Path, monkeypatch: pytest.Mo
     locked[locked.rindex(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(locked)
     assert code_of(path) == "encrypted"
-    for limits in (image.Limits(archive_entries=5), image.Limits(archive_bytes=3000)):
-        monkeypatch.setattr(image, "LIMITS", limits)
-        assert code_of(zip_folder(folder, path)) == "archive_too_large"
-        assert code_of(folder) == "archive_too_large"
+    for limits in (ArchiveLimits(max_entries=5), ArchiveLimits(max_expanded_bytes=3000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(series, "LIMITS", limits)
+            assert code_of(zip_folder(folder, path)) == "archive_too_large"
+            assert code_of(folder) == "archive_too_large"
     monkeypatch.setattr(image, "LIMITS", image.Limits(voxels=479))
     assert code_of(folder) == "too_many_pixels"
