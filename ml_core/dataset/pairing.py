@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from ml_core.io import SUPPORTED_SUFFIXES, stem
 from ml_core.io.containers import ArchiveError, shown_name
+from ml_core.io.formats import SUPPORTED_SUFFIXES, stem, suffixes_of
 
 SPLIT_FOLDER = re.compile(r"train|training|val|valid|validation|test|testing")
-DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".ima"}
+DICOM_SUFFIXES = {"", *suffixes_of("dicom")}
 SILENT = re.compile(
     r"(?i).*\.(json|txt|csv|tsv|md|rst|pdf|xml|ya?ml|toml|html?|xlsx?|docx?|log|py|ipynb|ini)"
     r"|dicomdir|readme|licen[cs]e|version|changes|lockfile|md5sums|checksums"

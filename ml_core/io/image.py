@@ -16,11 +16,6 @@ from ml_core.errors import ImageError
 Family = Literal["raster", "nifti", "dicom"]
 Coding = Literal["values", "rgb"]
 
-RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-SUPPORTED_SUFFIXES = RASTER_SUFFIXES + NIFTI_SUFFIXES + DICOM_SUFFIXES
-
 _KEPT_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "int32", "float32"))
 
 
@@ -199,15 +194,3 @@ def rescale(array: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]
     real += intercept
     with np.errstate(over="ignore"):
         return real.astype(np.float32, copy=False)
-
-
-def stem(name: str) -> str:
-    """File name without folders and extension; ".nii.gz" is one extension.
-
-    Only a known extension is cut: a DICOM file called "1.2.840.5" keeps its ".5".
-    """
-    base = name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    for suffix in (*SUPPORTED_SUFFIXES, ".zip"):
-        if base.lower().endswith(suffix) and len(base) > len(suffix):
-            return base[: -len(suffix)]
-    return base

@@ -16,8 +16,9 @@ from pydicom.dataset import Dataset
 from ml_core.errors import ImageError
 from ml_core.io import dicom
 from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive, is_archive, list_folder
+from ml_core.io.formats import suffix_of, suffixes_of
 from ml_core.io.geometry import Plane, stack
-from ml_core.io.image import DICOM_SUFFIXES, Image, Mask, check_size, decoding, supported
+from ml_core.io.image import Image, Mask, check_size, decoding, supported
 
 # Slices are sparse by nature, so the ratio bounds single large files only; the sum bounds the rest.
 LIMITS = ArchiveLimits(
@@ -212,7 +213,7 @@ def _wanted(name: str, opened: Callable[[], IO[bytes]]) -> bool:
     base = name.rpartition("/")[2].lower()
     if base == _DIRECTORY:
         return False
-    if head[128:132] == b"DICM" or base.endswith(DICOM_SUFFIXES):
+    if head[128:132] == b"DICM" or suffix_of(base) in suffixes_of("dicom"):
         return True
     if is_archive(name) or head[:4] == b"PK\x03\x04":
         raise ImageError("nested_archive", f"{name} is an archive inside the archive.", "Unpack it first.")
