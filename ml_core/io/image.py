@@ -37,6 +37,29 @@ LIMITS = Limits()
 
 
 @dataclass(frozen=True)
+class DicomSource:
+    """The DICOM objects that an image was read from, for objects that refer to them (segmentations, contours).
+
+    UIDs identify a study: they belong into files that go back to where the image came from, and nowhere else.
+    """
+
+    instances: tuple[str, ...]
+    """SOPInstanceUID of each slice of the array, in the array's order along `axis`; of a picture the one. "" where there is none."""
+    frames: tuple[int, ...]
+    """For each of these slices the number of its frame in its instance, from 1."""
+    sop_class: str
+    """SOPClassUID. This and the following ones are "" where the header is silent."""
+    study: str
+    """StudyInstanceUID."""
+    series: str
+    """SeriesInstanceUID."""
+    frame_of_reference: str
+    """FrameOfReferenceUID."""
+    axis: int = 0
+    """Spatial axis of the array across the slices: 0 is D. A sagittal series, turned to RAS+, has its slices along W (2)."""
+
+
+@dataclass(frozen=True)
 class Grid:
     """How the pixels lie in the file: what is needed to write a label map back on the file's own grid."""
 
@@ -48,6 +71,8 @@ class Grid:
     """nibabel's 3x2 orientation of the stored axes. None: the array is in stored order."""
     codes: tuple[int, int] = (1, 1)
     """NIfTI: sform and qform code of the header."""
+    source: DicomSource | None = None
+    """DICOM: where the slices came from."""
 
 
 @dataclass(frozen=True)

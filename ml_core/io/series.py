@@ -40,17 +40,15 @@ Member = tuple[str, Callable[[], BinaryIO]]
 
 def read_image(path: Path) -> Image:
     """Read the series as a volume (D, H, W) sorted along its normal; a series of one file as that file."""
-    return dicom.to_image(*_read(path, raw=False))
+    return dicom.to_image(_read(path, raw=False))
 
 
 def read_mask(path: Path) -> Mask:
     """Read a series of label maps, stored values as they are."""
-    return dicom.to_mask(*_read(path, raw=True))
+    return dicom.to_mask(_read(path, raw=True))
 
 
-def _read(
-    path: Path, *, raw: bool
-) -> tuple[NDArray[Any], tuple[float, ...] | None, NDArray[np.float64] | None, Dataset]:
+def _read(path: Path, *, raw: bool) -> dicom.Slices:
     with (
         decoding("archive of a DICOM series", "Make the ZIP again, with the files of one series."),
         _members(path) as members,
@@ -63,8 +61,7 @@ def _read(
         if len(headers) == 1:
             name, opened, _ = headers[0]
             with naming(name), opened() as file:
-                dataset = dicom.open_dataset(file, pixels=True)
-                return *dicom.frames(dataset, raw=raw), dataset
+                return dicom.sorted_frames(dicom.open_dataset(file, pixels=True), raw=raw)
         _check_alike(headers, frames)
         headers = _by_number(headers)
         names = [name for name, _, _ in headers]
@@ -73,7 +70,8 @@ def _read(
         first = headers[0][2]
         check_size((len(headers), int(first.Rows), int(first.Columns)))
         volume = _fill([headers[i][:2] for i in order], raw=raw)
-        return volume, spacing, affine, first
+        source = dicom.source_of([headers[i][2] for i in order], frames=[1])
+        return dicom.Slices(volume, spacing, affine, first, source)
 
 
 def _fill(members: list[Member], *, raw: bool) -> NDArray[Any]:
