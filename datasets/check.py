@@ -13,7 +13,6 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 
-from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pairing, SafeArchive, find_pairs
 from datasets.models import Dataset, DatasetClass, Sample
 from datasets.pipeline import PairPipeline
 from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
@@ -26,9 +25,11 @@ from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.dataset.near_duplicates import MOST_COMPARED, near_duplicate_groups
+from ml_core.dataset.pairing import Issue, Pairing, find_pairs
 from ml_core.dataset.patients import BY_NAME, groups_of_names
 from ml_core.dataset.splits import Split
 from ml_core.errors import ImageError, MLError
+from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
 from uploads.verification import UploadDamagedError, checked_sha256
 
 LEAST_PAIRS = 2

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.archives import Pair
 from datasets.models import Dataset, Sample
 from datasets.samples import CheckedSample, ClassTable, KnownSample, PairFiles, thumbnail_jpeg
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.fingerprint import FingerprintBuilder, count_values
 from ml_core.dataset.near_duplicates import signature
+from ml_core.dataset.pairing import Pair
 from ml_core.dataset.splits import Split, reuse_split, split_cases
 from ml_core.errors import ConfigError, ImageError, MLError
 from ml_core.io import Image, Mask, read_image, read_mask

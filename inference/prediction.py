@@ -105,8 +105,7 @@ def _predict(job: Claim[InferenceResult], folder: Path) -> None:
         path = write_label_map(found.values, image, folder)
         metrics = _score(row, image, found, predictor) if row.reference_key else None
         certainty = _store_certainty(row, image, found, folder)
-        suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".png"
-        stored = storage.store_file(storage.object_key("inferences", row.uuid, f"labels{suffix}"), path)
+        stored = storage.store_file(storage.object_key("inferences", row.uuid, path.name), path)
         columns = {
             "output_image_s3_key": stored.key,
             "output_sha256": stored.sha256,

@@ -68,9 +68,10 @@ def body(answer: Any) -> bytes:
 
 def test_a_picture_gets_a_png_in_the_dataset_s_values(api: APIClient, model: SegmentationModel) -> None:
     image = draw_cells(np.random.default_rng(5))[0]
-    row = send(api, model, "new.png", png(image[:100]))
+    row = send(api, model, "new.01.png", png(image[:100]))
     assert (row.status, row.error) == ("completed", None)
     shown = api.get(f"/api/v1/inferences/{row.pk}/").json()
+    assert api.get(shown["mask_url"])["Content-Disposition"].endswith('"new.01_labels.png"')
     mask = np.asarray(PILImage.open(io.BytesIO(body(api.get(shown["mask_url"])))))
     assert mask.shape == (100, 160)
     assert set(np.unique(mask)) <= {0, 255}
