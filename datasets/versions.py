@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from datasets.samples import CheckedSample, ClassTable, KnownSample, PairFiles, 
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.fingerprint import FingerprintBuilder, count_values
 from ml_core.dataset.near_duplicates import signature
-from ml_core.dataset.splits import Split, reuse_split, split_cases
+from ml_core.dataset.splits import PARTS, Name, Split, StoredSplit, reuse_split, split_cases
 from ml_core.errors import ConfigError, ImageError, MLError
 from ml_core.io import Image, Mask, read_image, read_mask
 
@@ -145,10 +144,12 @@ def split_of(samples: list[CheckedSample], duplicates: list[int] | None, base: B
     fresh = split_cases(groups, duplicates=duplicates)
     if base is None:
         return fresh
-    stored: dict[str, Any] = {"grouping": base.dataset.fingerprint.get("grouping", "as stored")}
-    for name, side in base.dataset.samples.values_list("name", "split"):
-        stored.setdefault(side, []).append(name)
-    if fresh.test and not stored.get("test"):
+    parts: dict[str, list[Name]] = {part: [] for part in PARTS}
+    for name, side in base.dataset.samples.exclude(split="").values_list("name", "split"):
+        parts[side].append(name)
+    train, val, test = (parts[part] for part in PARTS)
+    stored = StoredSplit(train, val, test, base.dataset.fingerprint.get("grouping", "as stored"))
+    if fresh.test and not stored.test:
         return fresh
     try:
         return reuse_split(stored, [sample.name for sample in samples], groups, duplicates=duplicates)

@@ -25,10 +25,10 @@ from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, claim
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.case import label_indices
+from ml_core.documents import to_json
 from ml_core.errors import ImageError, MLError
 from ml_core.io import Image, check_pair, read_image, read_mask, write_label_map
 from ml_core.measures.metrics import case_metrics, summarise
-from ml_core.prediction.package import to_json
 from ml_core.prediction.predictor import Predictor, Segmentation
 from models_app.models import SegmentationModel
 

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from numpy.typing import NDArray
 from ml_core.dataset.case import Case
 from ml_core.dataset.folders import Described, describe, find_cases, find_images, read_all
 from ml_core.dataset.nnunet import export_raw, read_raw, read_splits, write_splits
-from ml_core.dataset.splits import split_cases
+from ml_core.dataset.splits import StoredSplit, split_cases
+from ml_core.documents import to_json
 from ml_core.errors import MLError, TrainingError
 from ml_core.front.progress import ProgressBar
 from ml_core.io import Image, read_image, write_label_map
 from ml_core.measures.metrics import NAMES
 from ml_core.planning.hyperparameters import Hyperparameters
-from ml_core.prediction.package import read_package, to_json
+from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import Predictor, Segmentation
 from ml_core.training.evaluation import evaluate as evaluate_cases
 from ml_core.training.run import TrainingJob, run
@@ -123,18 +125,18 @@ def train(
             if case.id in described.signatures:
                 keep_signature(case, folder / STORE, described.signatures[case.id])
         if tests:
-            split = {**(split or _split(cases, folder / STORE, **hyperparameters)), "test": [case.id for case in tests]}
+            split = replace(split or _split(cases, folder / STORE, **hyperparameters), test=[case.id for case in tests])
             cases = cases + tests
         wanted, copies = dict(hyperparameters), None
         if split is not None:
-            named = set(itertools.chain(*split.values()))
+            named = set(itertools.chain(*split.parts().values()))
             if unnamed := [case.name for case in cases if case.id not in named]:
                 bar.note(f"left out: {len(unnamed)} cases that the split does not name, such as {unnamed[0]}.")
             cases = [case for case in cases if case.id in named]
             wanted.pop("validation_fraction", None)  # the job would split anew by it
             copies = copies_held_out(cases, split, folder / STORE)
         _begin(folder, {"cases": [[case.name, case.key] for case in cases], "hyperparameters": hyperparameters,
-                        "split": split})  # fmt: skip
+                        "split": split and split.to_json()})  # fmt: skip
         job = TrainingJob(
             cases,
             described.classes,
@@ -265,8 +267,8 @@ def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Describe
 
 def _split(
     cases: list[Case], store: Path, *, seed: int = 0, validation_fraction: float = 0.15, **_: Any
-) -> dict[str, list[int]]:
-    """Ids to train and to validate on. With a test set from elsewhere, none of the cases need to be locked away."""
+) -> StoredSplit:
+    """Who is trained and who is validated on. With a test set from elsewhere, none of the cases need to be locked away."""
     made = split_cases(
         [case.group for case in cases],
         seed=seed,
@@ -274,7 +276,7 @@ def _split(
         test_fraction=0.0,
         duplicates=duplicates_of(cases, store),
     )
-    return {"train": [cases[index].id for index in made.train], "val": [cases[index].id for index in made.val]}
+    return made.to_names([case.id for case in cases])
 
 
 def _check_unfinished(folder: Path) -> None:
@@ -305,7 +307,7 @@ class _Record:
         self.bar.on_event(event)
         if kind == "plan":
             _write_json(self.folder / "plan.json", event["plan"])
-            write_splits(self.folder / "splits_final.json", event["split"], self.cases)
+            write_splits(self.folder / "splits_final.json", StoredSplit.from_json(event["split"]), self.cases)
         elif kind == "start" and path.exists():
             with path.open(newline="") as file:  # the epochs before an interruption
                 self.curve = [row for row in csv.DictReader(file) if int(row["epoch"]) <= event["epoch"]]

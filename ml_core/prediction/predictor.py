@@ -23,7 +23,8 @@ from ml_core.io import Image
 from ml_core.networks.catalogue import build
 from ml_core.networks.device import most_probable
 from ml_core.planning.plan import Machine, Plan
-from ml_core.prediction.package import Package, Refinements, read_package
+from ml_core.prediction.decisions import Refinements
+from ml_core.prediction.package import Package, read_package
 from ml_core.prediction.postprocessing import apply
 from ml_core.prediction.runtimes import Forward, OpenVinoForward, TorchForward
 from ml_core.prediction.windows import blend
@@ -74,7 +75,8 @@ class Predictor:
         """The converted networks where the package says that they agree and this machine runs on its CPU, else PyTorch's."""
         plan, machine = package.plan, Machine.here()
         # The precision is the machine's choice too: a model trained in bf16 may be used where only fp32 is fast.
-        precision = package.decisions.get("serving", {}).get("precision", plan.precision) if machine.bf16 else "fp32"
+        chosen = package.decisions.serving.precision if package.decisions.serving else plan.precision
+        precision = chosen if machine.bf16 else "fp32"
         forwards: list[Forward]
         if package.converted and not machine.cuda:
             forwards = [OpenVinoForward(xml, weights, precision) for xml, weights in package.converted]
@@ -82,7 +84,7 @@ class Predictor:
             forwards = [TorchForward(network_of(plan, weights), precision) for weights in package.members]
         nbytes = sum(tensor.nbytes for member in package.members for tensor in member.values())
         nbytes += sum(len(weights) for _, weights in package.converted)
-        return cls(forwards, plan, package.refinements(), nbytes)
+        return cls(forwards, plan, package.decisions.refinements(), nbytes)
 
     def predict(
         self, image: Image, on_probabilities: Callable[[int, NDArray[np.float32]], None] | None = None

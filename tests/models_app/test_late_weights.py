@@ -15,6 +15,7 @@ from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import claim as claim_row
 from medseg_site.shared.jobs.claim import request_cancel, requeue
 from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.splits import StoredSplit
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
 from ml_core.planning.rules import make_plan
@@ -37,7 +38,7 @@ def cancelled_between_attempts(**values: Any) -> SegmentationModel:
     plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
     claim = claim_row(SegmentationModel, model.pk)
     assert claim
-    claim.update(plan=plan.to_dict(), split={"train": [1, 2], "val": [3], "test": [4]})
+    claim.update(plan=plan.to_dict(), split=StoredSplit([1, 2], [3], [4]).to_json())
     Epoch.objects.create(model=model, epoch=2, val_dice=0.5, learning_rate=0.1, seconds=1, images_per_second=1)
     folder = storage.training_folder(model.uuid)
     folder.mkdir(parents=True)
@@ -60,7 +61,7 @@ def test_a_training_cancelled_between_two_attempts_keeps_its_best_weights(
     model.refresh_from_db()
     assert (model.status, model.is_usable) == ("cancelled", True)
     package = read_package(storage.fetch(model.s3_key, model.checksum))
-    assert (package.facts["best_epoch"], package.split) == (2, model.split)
+    assert (package.facts["best_epoch"], package.split.to_json()) == (2, model.split)
     assert model.timeline[-1]["event"] == late_weights.KEPT
     assert list(late_weights.without_weights()) == []
     assert sorted(storage.training_folder(model.uuid).iterdir()) == before  # it can still be resumed

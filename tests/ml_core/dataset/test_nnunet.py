@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 import ml_core
 from ml_core.dataset.case import Case
 from ml_core.dataset.nnunet import NnunetError, read_raw, read_splits, write_splits
+from ml_core.dataset.splits import StoredSplit
 from ml_core.front.command_line import main
 from tests.ml_core.front.test_command_line import folders
 from tests.synthetic import draw_volume, write_nifti, write_png
@@ -141,7 +142,7 @@ def test_a_training_takes_names_and_splits_over(tmp_path: Path) -> None:
 def test_splits_come_back_as_they_went(tmp_path: Path) -> None:
     cases = [Case(number, name, tmp_path, tmp_path) for number, name in enumerate("abcd", start=1)]
     path = tmp_path / "splits_final.json"
-    split = {"train": [2, 1], "val": [3], "test": [4]}
+    split = StoredSplit([2, 1], [3], [4])
     write_splits(path, split, cases)
     assert json.loads(path.read_text()) == [{"train": ["b", "a"], "val": ["c"], "test": ["d"]}]
     assert read_splits(path, 0, cases) == split

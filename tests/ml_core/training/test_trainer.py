@@ -15,6 +15,7 @@ from ml_core.cases.patches import PatchSampler
 from ml_core.cases.store import open_store
 from ml_core.dataset.case import Case, label_indices
 from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.splits import StoredSplit
 from ml_core.errors import ConfigError, TrainingError
 from ml_core.io import Image, read_image, read_mask
 from ml_core.io.image import Grid
@@ -373,7 +374,7 @@ def test_classes_that_only_held_out_cases_show_are_named(tmp_path: Path) -> None
         {**QUICK, "epochs": 1},
         tmp_path / "run",
         tmp_path / "store",
-        split={"train": [2, 3, 4, 5], "val": [1, 6], "test": []},
+        split=StoredSplit([2, 3, 4, 5], [1, 6]),
     )
     job.folder.mkdir()
     events: list[dict[str, Any]] = []
@@ -386,7 +387,7 @@ def test_an_evaluation_that_would_not_end_in_time_takes_fewer_cases_and_says_so(
 ) -> None:
     monkeypatch.setattr("ml_core.training.run.LATEST", 0.0)  # as if the budget were over when the evaluation begins
     cases = draw(tmp_path, 8)
-    split = {"train": [1, 2, 3], "val": [4], "test": [5, 6, 7, 8]}
+    split = StoredSplit([1, 2, 3], [4], [5, 6, 7, 8])
     wanted = {**QUICK, "epochs": 1, "time_budget_seconds": 60}
     job = TrainingJob(cases, CLASSES, fingerprint_of(cases), wanted, tmp_path / "run", tmp_path / "store", split=split)
     job.folder.mkdir()
