@@ -14,6 +14,7 @@ from medseg_site.shared.base.text import clean_name
 from medseg_site.shared.catalogue import manifests, removal
 from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
 from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters
 from ml_core.planning.plan import Machine, Plan
 from ml_core.planning.rules import make_plan
@@ -66,9 +67,9 @@ def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]
     wanted = check_hyperparameters(user=user, values=hyperparameters)
     if dataset.status != "ready":
         raise WrongStateError(f"The dataset is {dataset.status}, not ready. Wait for its check, or mend what it found.")
-    seconds = settings.MEDSEG_TRAINING_SECONDS
+    fingerprint, seconds = Fingerprint.from_json(dataset.fingerprint), settings.MEDSEG_TRAINING_SECONDS
     try:
-        return make_plan(wanted, dataset.fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
+        return make_plan(wanted, fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
     except ConfigErrors as error:
         raise HyperparametersError(error.fields) from None
 

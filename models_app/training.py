@@ -23,6 +23,7 @@ from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, claim
 from medseg_site.shared.storage import cache
 from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import Fingerprint
 from models_app.models import SegmentationModel
 from models_app.training_process import SECONDS_TO_PACKAGE, TrainingFailedError, TrainingKilledError, TrainingProcess
 
@@ -207,7 +208,7 @@ def _stored_split(dataset: Dataset) -> dict[str, Any] | None:
     if not all(sample.split for sample in samples):
         return None
     parts = {part: [sample.pk for sample in samples if sample.split == part] for part in ("train", "val", "test")}
-    return {**parts, "grouping": dataset.fingerprint.get("grouping", "as stored")}
+    return {**parts, "grouping": Fingerprint.from_json(dataset.fingerprint).grouping}
 
 
 def _warm_start(model: SegmentationModel, folder: Path) -> str | None:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ml_core.cases.store import StoredCase, open_store
 from ml_core.dataset.case import Case
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.splits import Split, StoredSplit
 from ml_core.errors import TrainingError, explained, is_out_of_memory
 from ml_core.files import size_of
+from ml_core.measures.results import Metrics
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine, Plan
 from ml_core.planning.rules import DEFAULT_SECONDS, make_plan
@@ -48,7 +50,7 @@ class TrainingJob:
 
     cases: list[Case]
     classes: list[dict[str, Any]]
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
     hyperparameters: dict[str, Any]
     folder: Path
     store: Path
@@ -68,7 +70,8 @@ class TrainingJob:
         cases = [Case.from_dict(item) for item in values.pop("cases")]
         paths = {name: Path(values[name]) for name in ("folder", "store", "warm_start") if values.get(name)}
         splits = {name: StoredSplit.from_json(values[name]) for name in ("split", "earlier_split") if values.get(name)}
-        return cls(**{**values, "split": None, "earlier_split": None, "cases": cases, **paths, **splits})
+        values |= {"split": None, "earlier_split": None, "fingerprint": Fingerprint.from_json(values["fingerprint"])}
+        return cls(**{**values, "cases": cases, **paths, **splits})
 
 
 Event = Callable[[dict[str, Any]], None]
@@ -108,7 +111,7 @@ class _Run:
         job = self.job
         plan = make_plan(self.wanted, job.fingerprint, job.classes, self.machine, default_seconds=job.default_seconds)
         if job.plan and self._goes_on():
-            plan = plan.continuing(Plan.from_dict(job.plan))
+            plan = plan.continuing(Plan.from_json(job.plan))
         if job.batch_limit and job.batch_limit < plan.batch_size:
             text = f"The batch was lowered from {plan.batch_size} to {job.batch_limit}, since memory ran out."
             plan = lower_batch(plan, job.batch_limit, text)
@@ -122,7 +125,7 @@ class _Run:
         if self.job.salvage:
             known = self.job.folder / LEARNT_FROM
             self.learnt_from = set(json.loads(known.read_text())) if known.exists() else set()
-            self._package(self._salvaged(), {}, Decisions(), stopped=True)
+            self._package(self._salvaged(), None, Decisions(), stopped=True)
             return
         self._preflight()
         try:
@@ -140,7 +143,7 @@ class _Run:
             self.emit({"type": "done", "stopped": True, "package": None, "metrics": {}, "decisions": {},
                        "warnings": self.warnings})  # fmt: skip
             return
-        metrics: dict[str, Any] = {}
+        metrics: Metrics | None = None
         decisions = Decisions()
         if not stopped:
             try:
@@ -171,14 +174,8 @@ class _Run:
         part = self.job.folder / f".{LEARNT_FROM}.part"  # for a salvage, which has no cases; whole or not at all
         part.write_text(json.dumps(sorted(self.learnt_from)))
         part.replace(self.job.folder / LEARNT_FROM)
-        self.emit(
-            {
-                "type": "plan",
-                "hyperparameters": self.plan.hyperparameters(),
-                "plan": self.plan.to_dict(),
-                "split": self.split.to_json(),
-            }
-        )
+        plan = {"hyperparameters": self.plan.hyperparameters(), "plan": self.plan.to_json()}
+        self.emit({"type": "plan", **plan, "split": self.split.to_json()})
         return splits
 
     def _decode(self, splits: list[Split]) -> dict[int, StoredCase]:
@@ -303,9 +300,7 @@ class _Run:
             raise TrainingError("no_weights", "No epoch was finished, so there are no weights to keep.", "Train again.")
         return members
 
-    def _finish(
-        self, members: list[Member], splits: list[Split], estimate: Estimate
-    ) -> tuple[Decisions, dict[str, Any]]:
+    def _finish(self, members: list[Member], splits: list[Split], estimate: Estimate) -> tuple[Decisions, Metrics]:
         decisions = refine(
             members,
             self.plan,
@@ -345,7 +340,7 @@ class _Run:
             cases += held_out
         return predictors, cases
 
-    def _package(self, members: list[Member], metrics: dict[str, Any], decisions: Decisions, stopped: bool) -> None:
+    def _package(self, members: list[Member], metrics: Metrics | None, decisions: Decisions, stopped: bool) -> None:
         facts = {
             **self.job.facts,
             "epochs": self.epochs,
@@ -365,7 +360,7 @@ class _Run:
                 "type": "done",
                 "stopped": stopped,
                 "package": str(path),
-                "metrics": metrics,
+                "metrics": metrics.to_json() if metrics else {},
                 "decisions": decisions.to_json(),
                 "warnings": self.warnings,
             }

@@ -48,7 +48,7 @@ def model(tmp_path: Path, own_media: Path) -> SegmentationModel:
     wanted = Hyperparameters(architecture="unet", encoder="mobilenet_v2")
     plan = make_plan(wanted, builder.result(), CLASSES, Machine(False, 2, False))
     network, _ = build("unet", encoder="mobilenet_v2", channels=1, classes=2)
-    write_package(tmp_path / "model.zip", Package(plan, [network.state_dict()], {}, StoredSplit(), {}))
+    write_package(tmp_path / "model.zip", Package(plan, [network.state_dict()], None, StoredSplit(), {}))
     dataset = DatasetFactory.create()
     stored = storage.store_file(f"models/{tmp_path.name}/model.zip", tmp_path / "model.zip")
     return CompletedModelFactory.create(dataset=dataset, classes=CLASSES, s3_key=stored.key, checksum=stored.sha256)

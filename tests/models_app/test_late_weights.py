@@ -15,6 +15,7 @@ from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import claim as claim_row
 from medseg_site.shared.jobs.claim import request_cancel, requeue
 from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.splits import StoredSplit
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
@@ -35,10 +36,12 @@ def cancelled_between_attempts(**values: Any) -> SegmentationModel:
     model: SegmentationModel = ModelFactory.create(requested={"encoder": "plain-16", "patch_size": 32}, **values)
     assert model.dataset
     wanted = Hyperparameters.from_dict(model.requested)
-    plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
+    plan = make_plan(
+        wanted, Fingerprint.from_json(model.dataset.fingerprint), model.dataset.class_dicts(), Machine.here()
+    )
     claim = claim_row(SegmentationModel, model.pk)
     assert claim
-    claim.update(plan=plan.to_dict(), split=StoredSplit([1, 2], [3], [4]).to_json())
+    claim.update(plan=plan.to_json(), split=StoredSplit([1, 2], [3], [4]).to_json())
     Epoch.objects.create(model=model, epoch=2, val_dice=0.5, learning_rate=0.1, seconds=1, images_per_second=1)
     folder = storage.training_folder(model.uuid)
     folder.mkdir(parents=True)

@@ -12,6 +12,7 @@ from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs import claim as claims
 from medseg_site.shared.jobs.claim import claim as claim_row
 from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.splits import StoredSplit
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
@@ -109,9 +110,11 @@ def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypat
     SampleFactory.create_batch(4, dataset=model.dataset)
     assert model.dataset
     wanted = Hyperparameters.from_dict(model.requested)
-    plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
+    plan = make_plan(
+        wanted, Fingerprint.from_json(model.dataset.fingerprint), model.dataset.class_dicts(), Machine.here()
+    )
     split = StoredSplit([1, 2], [3], [4]).to_json()
-    SegmentationModel.objects.filter(pk=model.pk).update(plan=plan.to_dict(), split=split, cancel_requested=True)
+    SegmentationModel.objects.filter(pk=model.pk).update(plan=plan.to_json(), split=split, cancel_requested=True)
     folder = storage.training_folder(model.uuid)
     folder.mkdir(parents=True)
     save_weights(folder / "best.safetensors", network_of(plan).state_dict(), {"epoch": 2, "val_dice": 0.5})

@@ -146,7 +146,7 @@ def test_folds_answer_together_and_every_case_is_validated_on(tmp_path: Path) ->
             reference = label_indices(read_mask(case.mask).values, package.plan.class_values, case.name)
             found = Predictor(own, package.plan, used).predict(read_image(case.image)).indices
             said = next(row["dice"] for row in metrics["per_case"] if row["sample"] == case.id)
-            assert case_metrics(reference, found, 2, None)[1]["dice"] == pytest.approx(said, abs=0.02)
+            assert case_metrics(reference, found, 2, None)[1].dice == pytest.approx(said, abs=0.02)
 
 
 def test_a_warm_start_begins_with_the_earlier_weights(tmp_path: Path) -> None:
