@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.documents import Document
-from ml_core.networks.catalogue import ARCHITECTURES, input_multiple
+from ml_core.networks.catalogue import find
 from ml_core.planning.hyperparameters import specs
 
 FLAT = 2.5  # a volume whose slices lie that many times further apart than its pixels is seen slice by slice
@@ -151,7 +151,8 @@ class Plan(Document):
 
     def padded_shape(self, spatial: Sequence[int]) -> list[int]:
         """The least sizes, at least `spatial`, that the network can take."""
-        multiple, least = input_multiple(self.architecture, self.network), ARCHITECTURES[self.architecture].minimum_size
+        architecture = find(self.architecture)
+        multiple, least = architecture.multiple(self.network), architecture.minimum_size
         if self.configuration == "3d":
             least = min(least, *self.patch)
         return [

@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.errors import ConfigError
-from ml_core.networks.catalogue import ARCHITECTURES, Architecture, input_multiple, network_arguments
+from ml_core.networks.architecture import Architecture
+from ml_core.networks.catalogue import ARCHITECTURES, network_arguments
 from ml_core.planning.choosing import Chooser
 from ml_core.planning.grid import choose_preprocessing, shape_on_grid, spacing_of
 from ml_core.planning.hyperparameters import CONFIGURATIONS, ConfigErrors, Hyperparameters
@@ -60,7 +61,7 @@ def make_plan(
         )
     except ConfigError as error:  # the patch does not fit the network
         raise ConfigErrors({"patch_size": str(error)}) from None
-    _check_patch(patch, input_multiple(architecture, network), configuration, depth)
+    _check_patch(patch, described.multiple(network), configuration, depth)
     batch = choose("batch_size", *_batch_size(patch, machine))
     epochs, budget = _duration(wanted, choose.reasons, default_seconds)
     shares = [item.share for item in fingerprint.classes]
@@ -76,7 +77,7 @@ def make_plan(
         network=network,
         epochs=epochs,
         time_budget_seconds=budget,
-        learning_rate=choose("learning_rate", *_learning_rate(described)),
+        learning_rate=choose("learning_rate", *described.learning_rate),
         optimizer=choose("optimizer", *_optimizer(described, machine, epochs, budget)),
         weight_decay=choose("weight_decay", 1e-4, "A little keeps the weights small."),
         warm_up_steps=choose("warm_up_steps", 20, "Adam's statistics need some steps before they can be trusted."),
@@ -206,19 +207,11 @@ def _patch_depth(shape: list[float], configuration: str, machine: Machine, least
     return depth, f"{depth} slices in a patch."
 
 
-def _learning_rate(architecture: Architecture) -> tuple[float, str]:
-    if architecture.library == "plain" and architecture.dimensions == 3:
-        return 2e-3, "Small batches of 3D patches learn steadily from 0.002, with warm-up and cosine decay."
-    if architecture.library == "plain":
-        return 4e-3, "A plain U-Net with normalised layers learns quickest from 0.004, with warm-up and cosine decay."
-    return 1e-3, "AdamW with warm-up and cosine decay learns well from 0.001."
-
-
 def _optimizer(architecture: Architecture, machine: Machine, epochs: int | None, budget: int | None) -> tuple[str, str]:
     if (epochs or FEW_EPOCHS) < FEW_EPOCHS or (budget or FEW_SECONDS) < FEW_SECONDS:
         return "adamw", "AdamW learns more than Muon in the first steps, and the training is not much longer."
     # Muon multiplies matrices in bfloat16, which a machine without it does many times slower.
-    if architecture.library == "plain" and architecture.dimensions == 2 and machine.bf16:
+    if architecture.suits_muon and machine.bf16:
         return "muon", "Muon learns more in each step than AdamW, and this machine takes its steps quickly."
     return "adamw", "AdamW is steady and its steps cost little."
 
