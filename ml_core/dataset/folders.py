@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.dataset.case import Case
-from ml_core.dataset.fingerprint import FingerprintBuilder, count_values
+from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder, count_values
 from ml_core.dataset.near_duplicates import MOST_COMPARED, signature
 from ml_core.dataset.pairing import SILENT, Folders, all_dicom, pair_folders
 from ml_core.dataset.patients import BY_NAME, group_of_name, groups_of_names
@@ -36,7 +36,7 @@ class Described:
 
     cases: list[Case]
     classes: list[dict[str, Any]]
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
     signatures: dict[int, NDArray[np.float16]]
 
 
