@@ -26,7 +26,7 @@ def model_card(plan: Plan, metrics: dict[str, Any], facts: dict[str, Any], decis
     ]
     if metrics:
         lines += [
-            f"Full images in their own resolution; {metrics['n_cases']} cases of the {metrics['evaluated_on']} part; HD95 in "
+            f"Full images in their own resolution; cases of the {metrics['evaluated_on']} part: {metrics['n_cases']}; HD95 in "
             f"{metrics['unit']}. Undefined (class in neither mask) is left out of a mean and counted; a miss counts as 0.",
             "",
             "| class | Dice | IoU | precision | recall | HD95 | NSD | cases | undefined | misses |",
