@@ -194,10 +194,10 @@ def _bring_archive(job: Claim[Dataset], folder: Path) -> Path:
         max_bytes=settings.MEDSEG_MAX_UPLOAD_BYTES, total_seconds=settings.MEDSEG_URL_IMPORT_SECONDS
     )
     allow = settings.MEDSEG_URL_IMPORT_ALLOW_PRIVATE
-    download(dataset.source_url, target, limits=limits, allow_private=allow, on_progress=on_progress)
+    sha256 = download(dataset.source_url, target, limits=limits, allow_private=allow, on_progress=on_progress)
     key = storage.object_key("datasets", dataset.uuid, "archive.zip")
     with job.kept_alive():
-        stored = storage.store_file(key, target)
+        stored = storage.store_file(key, target, sha256=sha256)
     job.update(
         s3_key=key,
         checksum=stored.sha256,

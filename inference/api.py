@@ -27,7 +27,7 @@ from inference.serializers import (
     InferenceCreateSerializer,
     InferenceSerializer,
 )
-from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
 from medseg_site.shared.web.api import JSONParser, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.web.downloads import object_response
 from medseg_site.shared.web.job_api import JobLogMixin
@@ -72,7 +72,7 @@ class InferenceViewSet(
     filterset_class = InferenceFilter
     search_fields = ["image_name"]
     ordering_fields = ["id", "created_at", "status", "seconds", "confidence", "image_name"]
-    lookup_value_regex = r"\d{1,18}"
+    lookup_value_regex = r"[0-9]{1,18}"
 
     def get_queryset(self) -> QuerySet[InferenceResult]:
         return InferenceResult.objects.visible_to(self.request.user)
@@ -210,7 +210,7 @@ class InferenceBatchViewSet(
     filterset_class = BatchFilter
     search_fields = ["archive_name"]
     ordering_fields = ["id", "created_at", "status"]
-    lookup_value_regex = r"\d{1,18}"
+    lookup_value_regex = r"[0-9]{1,18}"
 
     def get_queryset(self) -> QuerySet[InferenceBatch]:
         return with_counts(InferenceBatch.objects.visible_to(self.request.user))
@@ -245,6 +245,5 @@ class InferenceBatchViewSet(
     def download(self, request: Request, pk: str) -> HttpResponseBase:
         """A ZIP of all label maps with summary.json."""
         batch = self.get_object()
-        if batch.status not in {"completed", "cancelled"}:
-            raise WrongStateError(f"This batch is {batch.status}. Ask again when it is completed.")
+        refuse_if(services.why_not_downloadable(batch))
         return batch_zip(batch)

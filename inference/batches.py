@@ -18,7 +18,7 @@ from medseg_site.shared.base.text import clean_file_name
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import Claim
 from medseg_site.shared.jobs.endings import cancel_all_waiting, end_unclaimed
-from medseg_site.shared.jobs.log import MOST_EVENTS, timeline_entry
+from medseg_site.shared.jobs.log import MAX_EVENTS, timeline_entry
 from medseg_site.shared.jobs.reaper import LOST_MESSAGE_SECONDS, is_message_lost
 from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
@@ -239,7 +239,7 @@ def note_cancelled_images(pk: int) -> None:
         if number % NOTED_AT_ONCE == 0:
             note_call(pk)
         entry = timeline_entry("cancelled", detail="The batch was cancelled.")
-        image.note_due, image.progress, image.timeline = False, {}, [*image.timeline, entry][-MOST_EVENTS:]
+        image.note_due, image.progress, image.timeline = False, {}, [*image.timeline, entry][-MAX_EVENTS:]
         manifests.store(image)
         if not unnoted_images().filter(pk=image.pk).update(note_due=False, progress={}, timeline=image.timeline):
             # Deleted, or tried again meanwhile.

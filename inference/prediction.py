@@ -1,4 +1,4 @@
-"""The worker's side of an inference: bring image and model, predict, store the label map, write the numbers."""
+"""The worker's side of an inference: read the image, predict, store the label map, write the row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class _WarmModels:
-    """Loaded models, the last used ones, bounded by bytes. One process handles one inference at a time."""
+    """Loaded models, bounded by bytes: the least recently used one goes first. A process makes one prediction at a time."""
 
     def __init__(self, max_bytes: int) -> None:
         self._loaded: OrderedDict[str, Predictor] = OrderedDict()
@@ -44,7 +44,8 @@ class _WarmModels:
         self._max_bytes = max_bytes
 
     def get(self, model: SegmentationModel) -> Predictor:
-        key = model.checksum  # the weights themselves, so a model that went on training is another one
+        # The weights themselves: a model that was trained further is another one.
+        key = model.checksum
         if key not in self._loaded:
             started = time.perf_counter()
             self._loaded[key] = Predictor.load(storage.fetch(model.s3_key, model.checksum))
@@ -96,7 +97,8 @@ def _predict(job: Claim[InferenceResult], folder: Path) -> None:
     started = time.perf_counter()
     with job.kept_alive():
         image = read_image(storage.fetch(row.input_image_s3_key, row.input_sha256))
-        job.beat()  # here and below: the moment to notice a cancel wish, where it took long enough for somebody to have one
+        # A beat also notices that somebody wishes to cancel.
+        job.beat()
         predictor = _warm.get(row.model)
         found = predictor.predict(image)
         job.beat()
@@ -118,17 +120,19 @@ def _predict(job: Claim[InferenceResult], folder: Path) -> None:
             "metrics": to_json(metrics),
             "warnings": found.warnings,
         }
-        columns = manifests.store_done(row, columns | job.last_words(), is_fresh=True)  # a request waits
+        # A request waits, so the row is not read again.
+        columns = manifests.store_done(row, columns | job.last_words(), is_fresh=True)
     with transaction.atomic():
         job.finish(**columns)
 
 
 def _store_certainty(row: InferenceResult, image: Image, found: Segmentation, folder: Path) -> storage.StoredObject:
-    """The map of certainty on the image's own grid, uint8 with 255 for sure: PNG, or NIfTI for volumes."""
+    """Store the map of certainty on the image's own grid, uint8 with 255 for certain: PNG, or NIfTI for volumes."""
     levels = np.rint(found.certainty.astype(np.float32) * 255).astype(np.uint8)
     key = partial(storage.object_key, "inferences", row.uuid)
     if image.dimensions == 2 and image.family != "nifti":
-        png = io.BytesIO()  # a request waits for this: little compression, and no way over the disk
+        # A request waits: little compression, and nothing is written to the disk first.
+        png = io.BytesIO()
         PILImage.fromarray(levels).save(png, "PNG", compress_level=1)
         return storage.store_bytes(key("certainty.png"), png.getvalue())
     place = folder / "certainty"
@@ -152,7 +156,7 @@ def _class_rows(indices: NDArray[np.uint8], classes: list[dict[str, Any]], image
 
 
 def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor) -> dict[str, Any]:
-    """The numbers of this one image against the reference mask that came with it. Raises ImageError if it does not fit."""
+    """The scores of this image against its reference mask. Raises ImageError if the mask does not fit."""
     try:
         mask = read_mask(storage.fetch(row.reference_key), like=image)
         check_pair(image, mask)

@@ -76,6 +76,7 @@ def inference_detail(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(rows_of(request.user), pk=pk)
     context = {
         "inference": inference,
+        "retry_blocked": services.why_not_retryable(inference),
         "again": AgainForm(user=request.user, initial={"model": inference.model_id}),
         "has_model": usable_models(request.user).exists(),
         "metrics": _metrics(inference),
@@ -156,7 +157,13 @@ def batch_detail(request: HttpRequest, pk: int) -> HttpResponse:
     unsure_first = request.GET.get("order") == "unsure"
     order = [F("confidence").asc(nulls_last=True), "pk"] if unsure_first else ["pk"]
     page = page_of(request, batch.inferences.visible_to(request.user).order_by(*order), BATCH_PAGE)
-    context = {"batch": batch, "page": page, "ended": _ended(batch), "unsure_first": unsure_first}
+    context = {
+        "batch": batch,
+        "page": page,
+        "ended": _ended(batch),
+        "unsure_first": unsure_first,
+        "download_blocked": services.why_not_downloadable(batch),
+    }
     return render(request, "inference/batch_detail.html", context)
 
 

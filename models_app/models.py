@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.db import models
@@ -12,6 +13,10 @@ from django.utils import timezone
 from datasets.models import Dataset
 from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
+
+# Of a timeline: somebody has looked for the weights of a training that was cancelled while nobody was at work on it.
+WEIGHTS_KEPT, NO_WEIGHTS = "weights kept", "no weights"
+LOOKED_BACK = timedelta(days=1)
 
 WORDS = JobWords(queued="queued", working="training", done="completed", failed="failed", cancelled="cancelled")
 

@@ -9,11 +9,12 @@ from django.db import IntegrityError, transaction
 from django.db.models import Max, QuerySet
 
 from datasets.models import Dataset
-from medseg_site.shared.base.errors import MedSegError, WrongStateError
-from medseg_site.shared.base.text import clean_name
+from datasets.services import why_not_trainable
+from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
+from medseg_site.shared.base.text import clean_name, whole_number
 from medseg_site.shared.catalogue import manifests, removal
 from medseg_site.shared.jobs.messages import call_on_commit, send_on_commit
-from medseg_site.shared.jobs.requests import request_cancel, requeue
+from medseg_site.shared.jobs.requests import request_cancel, requeue, why_not_requeueable
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters
@@ -31,6 +32,13 @@ class HyperparametersError(MedSegError):
         self.fields = fields
         text = " ".join(f"{name}: {sentence}" for name, sentence in fields.items())
         super().__init__("invalid_hyperparameters", text, attr="hyperparameters")
+
+
+def why_not_usable(model: SegmentationModel) -> str | None:
+    """Why no image can be segmented with a model now; None where one can."""
+    if model.is_usable:
+        return None
+    return f"{model} is {model.status} and has no weights{' yet' if model.is_active else ''}."
 
 
 def usable_models(user: Any) -> QuerySet[SegmentationModel]:
@@ -54,9 +62,8 @@ def check_hyperparameters(*, user: Any, values: dict[str, Any]) -> Hyperparamete
 
 
 def _is_usable_model(user: Any, number: str) -> bool:
-    # isdecimal() alone is true of other scripts' digits, and the database refuses numbers of more than 64 bits.
-    is_number = number.isascii() and number.isdecimal() and len(number) < 19
-    return is_number and usable_models(user).filter(pk=int(number)).exists()
+    key = whole_number(number)
+    return key is not None and usable_models(user).filter(pk=key).exists()
 
 
 def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]) -> Plan:
@@ -65,8 +72,7 @@ def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]
     Raises HyperparametersError, or WrongStateError for a dataset that is not ready.
     """
     wanted = check_hyperparameters(user=user, values=hyperparameters)
-    if dataset.status != "ready":
-        raise WrongStateError(f"The dataset is {dataset.status}, not ready. Wait for its check, or mend what it found.")
+    refuse_if(why_not_trainable(dataset))
     seconds = settings.MEDSEG_TRAINING_SECONDS
     try:
         return make_plan(wanted, dataset.fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
@@ -115,6 +121,19 @@ def cancel_model(*, model: SegmentationModel) -> SegmentationModel:
     return model
 
 
+def why_not_resumable(*, user: Any, model: SegmentationModel) -> str | None:
+    """Why a training cannot go on as it was asked for; None where it can."""
+    if model.dataset is None:
+        return "Its dataset was deleted, so the training cannot go on."
+    if reason := why_not_requeueable(model):
+        return reason
+    try:
+        check_hyperparameters(user=user, values=model.requested)
+    except HyperparametersError as error:  # such as a model to start from that was deleted since
+        return error.detail
+    return None
+
+
 def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any] | None = None) -> SegmentationModel:
     """Go on with a failed or cancelled training from its last checkpoint (from the start where there is none).
 
@@ -125,9 +144,8 @@ def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any]
         text = "This cannot change after the training has started. Only epochs and time_budget_seconds can."
         raise HyperparametersError(dict.fromkeys(sorted(strange), text))
     requested = check_hyperparameters(user=user, values={**model.requested, **changes}).to_dict()
+    refuse_if(why_not_resumable(user=user, model=model))
     with transaction.atomic():
-        if model.dataset is None:
-            raise WrongStateError("Its dataset was deleted, so the training cannot go on.")
         requeue(model, requested=requested)
     return model
 
@@ -136,10 +154,10 @@ def delete_model(*, model: SegmentationModel) -> None:
     """Remove the row and its objects; inferences stay. Raises WrongStateError while it is in use."""
     owner = model.uuid
     prefix = storage.object_key("models", owner)
-    _check_not_in_use(SegmentationModel.objects.get(pk=model.pk))
+    refuse_if(why_not_deletable(SegmentationModel.objects.get(pk=model.pk)))
     with removal.deletion({SegmentationModel: [owner]}):
         locked = SegmentationModel.objects.select_for_update().get(pk=model.pk)
-        _check_not_in_use(locked)
+        refuse_if(why_not_deletable(locked))
         checksum = locked.checksum
         locked.delete()
         removal.remove_on_commit(SegmentationModel, [owner], lambda: storage.delete_prefix(prefix))
@@ -147,12 +165,12 @@ def delete_model(*, model: SegmentationModel) -> None:
         transaction.on_commit(lambda: storage.forget_copies([checksum] if checksum else []), robust=True)
 
 
-def _check_not_in_use(model: SegmentationModel) -> None:
+def why_not_deletable(model: SegmentationModel) -> str | None:
+    """Why a model cannot be deleted now; None where it can."""
     if model.is_active:
-        raise WrongStateError("This model is being trained. Cancel the training first.")
+        return "This model is being trained. Cancel the training first."
     if model.inferences.filter(status__in=["queued", "running"]).exists():
-        raise WrongStateError("Images are being segmented with this model. Wait until they are done.")
+        return "Images are being segmented with this model. Wait until they are done."
     if model.batches.filter(status__in=["queued", "running"]).exists():
-        raise WrongStateError(
-            "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
-        )
+        return "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
+    return None

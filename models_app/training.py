@@ -18,6 +18,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from datasets.models import Dataset
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import CancelledError, Claim
 from medseg_site.shared.jobs.messages import call_on_commit
@@ -198,7 +199,8 @@ def _warm_start(model: SegmentationModel, folder: Path) -> str | None:
     asked = model.requested.get("warm_start")
     if not asked:
         return None
-    earlier = SegmentationModel.objects.filter(pk=int(asked)).first() if asked.isdecimal() else None
+    number = whole_number(asked)
+    earlier = None if number is None else SegmentationModel.objects.filter(pk=number).first()
     if earlier is None or not earlier.is_usable:
         raise TrainingFailedError(f"The model {asked} to start from is gone or has no weights. Choose another one.")
     return str(storage.fetch_into(folder / "objects", earlier.s3_key, earlier.checksum))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from django.contrib.messages import get_messages
@@ -128,9 +129,10 @@ CLASSES = [
 
 
 def text(client: Client, url: str, **headers: Any) -> str:
+    """The page's HTML. A run of white space is one space, as for a browser: where a template breaks its lines says nothing."""
     answer = client.get(url, **headers)
     assert answer.status_code == 200, (url, answer.status_code)
-    return answer.content.decode()
+    return re.sub(r"[ \t\n]+", " ", answer.content.decode())
 
 
 def completed_inference(**columns: Any) -> InferenceResult:

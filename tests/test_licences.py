@@ -19,7 +19,8 @@ def test_the_notices_name_every_direct_dependency_with_its_range() -> None:
     for line in lines("requirements.in"):
         name, bounds = re.fullmatch(r"([\w.-]+(?:\[[\w,-]+\])?)(.*)", line).groups()  # type: ignore[union-attr]  # always
         required[name] = bounds or "any"
-    required |= json.loads((REPOSITORY / "package.json").read_text())["dependencies"]
+    package = json.loads((REPOSITORY / "package.json").read_text())
+    required |= package["dependencies"] | package["devDependencies"]
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in lines("THIRD_PARTY_NOTICES.md") if line[0] == "|"
     ]

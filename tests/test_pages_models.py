@@ -111,7 +111,7 @@ def test_model_in_training_shows_progress_and_cancel(client: Client) -> None:
     now = {"stage": "training", "epoch": 3, "epochs": 12, "step": 7, "steps": 40, "fraction": 0.25, "eta_seconds": 200}
     model = ModelFactory.create(status="training", claim_token=uuid.uuid4(), progress={**now, "train_loss": 0.4321})
     page = text(client, model.get_absolute_url())
-    for shown in ("3 of 12", "7 of 40", "3 min 20 s", "0.432", "When the training is done."):
+    for shown in ("3 of 12", "7 of 40", "3 min 20 s", "0.432", "is training and has no weights yet."):
         assert shown in page
     part = text(client, reverse("models_app:live", args=[model.pk]), headers=HTMX)
     assert "3 of 12" in part
@@ -296,7 +296,7 @@ def test_batch_page_lists_its_images(client: Client) -> None:
     for shown in (
         "notes.txt",
         "Not an image.",
-        "When the last image is done.",
+        "when the last image is done.",
         reverse("inference-overlay", args=[done.pk]),
         live,
     ):

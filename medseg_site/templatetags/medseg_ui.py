@@ -98,12 +98,6 @@ def times(sizes: Any) -> str:
 
 
 @register.filter
-def item(mapping: Any, key: Any) -> Any:
-    """`mapping[key]`, None where there is none."""
-    return mapping.get(key) if isinstance(mapping, dict) else None
-
-
-@register.filter
 def megabytes(size: Any) -> str:
     if not _is_number(size):
         return NOTHING

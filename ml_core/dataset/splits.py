@@ -35,11 +35,6 @@ class Split:
         """The cases for the final numbers: the test part, or the validation part where the data is too little for one."""
         return self.test or self.val
 
-    def to_names(self, names: Sequence[Hashable]) -> dict[str, Any]:
-        """To be stored: the names or ids of the cases of each part, and the grouping. `names`: that of each position."""
-        parts = {part: [names[position] for position in getattr(self, part)] for part in PARTS}
-        return {**parts, "grouping": self.grouping}
-
 
 def join(count: int, pairs: ArrayLike) -> NDArray[np.int32]:
     """Group numbers 0, 1, ... in order of appearance for `count` things, of which `pairs` (M, 2) belong together."""
@@ -109,8 +104,9 @@ def reuse_split(
     *,
     duplicates: Sequence[int] | None = None,
 ) -> Split:
-    """A split as `Split.to_names` gave it, over the cases of today: who is in it keeps the side, who is gone is left out.
+    """A stored split over the cases of today: who is in it keeps the side, who is gone is left out.
 
+    `stored`: the names or ids of the cases of each part, and the grouping. `names`: that of each case of today.
     A new case is trained on, unless its patient or near-duplicates are held out: then it joins them (in the test part if
     they are in both). Where the stored split has a patient in training and held out at once (blocks of neighbours),
     the new case is trained on. Raises ConfigError (code split) where nothing is left to train on or to validate on.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import random
 import stat
@@ -58,14 +57,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "work" / "upload.zip"
 
 
-def test_members_are_listed_and_extracted_with_their_checksum(path: Path) -> None:
+def test_members_are_listed_and_extracted(path: Path) -> None:
     make_zip(path, {"images/": b"", "images/a.png": NOISE, "masks/a.png": b""})
     with SafeArchive(path) as archive:
         assert archive.sizes == {"images/a.png": len(NOISE), "masks/a.png": 0}
         target = path.parent / "0001"
-        assert archive.extract("images/a.png", target) == hashlib.sha256(NOISE).hexdigest()
+        archive.extract("images/a.png", target)
         assert target.read_bytes() == NOISE
-        assert archive.extract("masks/a.png", target) == hashlib.sha256(b"").hexdigest()
+        archive.extract("masks/a.png", target)
+        assert target.read_bytes() == b""
     assert sorted(os.listdir(path.parent)) == ["0001", "upload.zip"]
 
 

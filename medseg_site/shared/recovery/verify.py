@@ -115,10 +115,6 @@ def mend_recent_manifests(*, since_seconds: float | None = None) -> int:
     return mended
 
 
-def find_problems(*, quick: bool = False) -> list[Problem]:
-    return verify(quick=quick).open_problems
-
-
 def _with_objects(model: type[Job], report: Report) -> Iterator[list[tuple[Job, list[ObjectInfo]]]]:
     """Chunks of rows with the objects below their prefix. Objects without a row are counted in the report."""
     seen: set[uuid.UUID] = set()

@@ -23,11 +23,12 @@ from datasets.models import Dataset
 from inference.models import InferenceResult
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.recovery.sweep import collect
-from medseg_site.shared.recovery.verify import find_problems, mend_recent_manifests, verify
+from medseg_site.shared.recovery.verify import mend_recent_manifests, verify
 from medseg_site.shared.storage import objects as storage
 from models_app.models import SegmentationModel
 from models_app.services import delete_model
 from tests.factories import DatasetFactory, ModelFactory
+from tests.problems import find_problems
 from tests.shared.conftest import Filled
 
 HOUR = 3600
