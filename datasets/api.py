@@ -31,6 +31,7 @@ from datasets.serializers import (
 from medseg_site.shared.web.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.web.downloads import object_response, part_response
 from medseg_site.shared.web.job_api import JobLogMixin
+from ml_core.io.formats import FORMATS, suffix_of
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
 PNG = {(200, "image/png"): OpenApiTypes.BINARY}
@@ -199,12 +200,14 @@ class DatasetViewSet(
     def sample_mask(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """The mask in the dataset's label values: PNG, or NIfTI for a volume."""
         sample = self._sample(sample_id)
-        suffix = ".nii.gz" if sample.mask_key.endswith(".nii.gz") else ".png"
-        kind = "application/gzip" if suffix == ".nii.gz" else "image/png"
-        name = f"{sample.name}_mask{suffix}"
-        is_volume = suffix == ".nii.gz"
+        kind = FORMATS[suffix_of(sample.mask_key)]
         return object_response(
-            request, sample.mask_key, content_type=kind, name=name, sha256=sample.mask_sha256, download=is_volume
+            request,
+            sample.mask_key,
+            content_type=kind.mime,
+            name=f"{sample.name}_mask{kind.suffix}",
+            sha256=sample.mask_sha256,
+            download=kind.is_volume,
         )
 
     @extend_schema(responses={(200, "image/jpeg"): OpenApiTypes.BINARY})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 
-from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pairing, SafeArchive, find_pairs
 from datasets.models import Dataset, DatasetClass, Sample
 from datasets.pipeline import PairPipeline
 from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
@@ -24,11 +24,13 @@ from medseg_site.shared.jobs.claim import Claim, ClaimLostError
 from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
-from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder
 from ml_core.dataset.near_duplicates import MOST_COMPARED, near_duplicate_groups
+from ml_core.dataset.pairing import Issue, Pairing, find_pairs
 from ml_core.dataset.patients import BY_NAME, groups_of_names
 from ml_core.dataset.splits import Split
 from ml_core.errors import ImageError, MLError
+from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
 from uploads.verification import UploadDamagedError, checked_sha256
 
 LEAST_PAIRS = 2
@@ -89,7 +91,7 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     if base and changes["kept"] == base.dataset.file_count == len(samples):
         raise _nothing_new(base, issues)
     fingerprint = checked.builders[dimensions].result()
-    classes = checked.classes.rows({entry["value"] for entry in fingerprint["classes"]})
+    classes = checked.classes.rows({entry.value for entry in fingerprint.classes})
     _check_classes(fingerprint, issues)
     _group_by_names(samples, issues)
     with job.kept_alive():
@@ -98,11 +100,11 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     split = split_of(samples, duplicates, base)
     columns: dict[str, Any] = {
         "file_count": len(samples),
-        "modality": fingerprint["modality"][:32],
+        "modality": fingerprint.modality[:32],
         "dimensions": dimensions,
-        "channels": fingerprint["channels"],
+        "channels": fingerprint.channels,
         "changes": changes,
-        "fingerprint": {**fingerprint, "grouping": split.grouping, "mask_codes": checked.classes.codes()},
+        "fingerprint": replace(fingerprint, grouping=split.grouping, mask_codes=checked.classes.codes()).to_json(),
         **_issue_columns(issues),
     }
     # Samples first, for their manifest tells their numbers; the dataset is not ready before that lies in storage.
@@ -340,15 +342,15 @@ def _near_duplicates(samples: list[CheckedSample], issues: list[Issue]) -> list[
     return groups
 
 
-def _check_classes(fingerprint: dict[str, Any], issues: list[Issue]) -> None:
-    found = fingerprint["classes"]
+def _check_classes(fingerprint: Fingerprint, issues: list[Issue]) -> None:
+    found = fingerprint.classes
     if len(found) < 2:
-        reason = f"All masks hold the one value {found[0]['value']}, so there is nothing to tell apart."
+        reason = f"All masks hold the one value {found[0].value}, so there is nothing to tell apart."
         raise DatasetRefusedError(reason, "Check that the masks were exported with the structures drawn in.", issues)
     for entry in found:
-        if entry["share"] < RARE_SHARE:
+        if entry.share < RARE_SHARE:
             text = (
-                f"The mask value {entry['value']} covers only {entry['pixels']} pixels in {entry['cases']} cases. "
+                f"The mask value {entry.value} covers only {entry.pixels} pixels in {entry.cases} cases. "
                 "If it is a stray value and no class, correct the masks and upload again."
             )
             issues.append(Issue("warning", "rare_value", "masks", text))

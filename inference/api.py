@@ -31,6 +31,7 @@ from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_
 from medseg_site.shared.web.api import JSONParser, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.web.downloads import object_response
 from medseg_site.shared.web.job_api import JobLogMixin
+from ml_core.io.formats import FORMATS, stem, suffix_of
 from models_app.models import SegmentationModel
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
@@ -171,10 +172,9 @@ def _certainty(row: InferenceResult) -> NDArray[np.uint8]:
 
 def _map_response(request: Request, row: InferenceResult, key: str, sha256: str, what: str) -> HttpResponseBase:
     """A stored map as it is."""
-    is_volume = key.endswith(".nii.gz")
-    name = f"{row.image_name.split('.')[0] or 'image'}_{what}{'.nii.gz' if is_volume else '.png'}"
-    kind = "application/gzip" if is_volume else "image/png"
-    return object_response(request, key, content_type=kind, name=name, sha256=sha256, download=is_volume)
+    kind = FORMATS[suffix_of(key)]
+    name = f"{stem(row.image_name)}_{what}{kind.suffix}"
+    return object_response(request, key, content_type=kind.mime, name=name, sha256=sha256, download=kind.is_volume)
 
 
 def _opacity(text: str | None) -> float:

@@ -28,7 +28,7 @@ from ml_core.dataset.case import label_indices
 from ml_core.errors import ImageError, MLError
 from ml_core.io import Image, check_pair, read_image, read_mask, write_label_map
 from ml_core.measures.metrics import case_metrics, summarise
-from ml_core.prediction.package import to_json
+from ml_core.measures.results import ImageMetrics, NamedScores
 from ml_core.prediction.predictor import Predictor, Segmentation
 from models_app.models import SegmentationModel
 
@@ -105,8 +105,7 @@ def _predict(job: Claim[InferenceResult], folder: Path) -> None:
         path = write_label_map(found.values, image, folder)
         metrics = _score(row, image, found, predictor) if row.reference_key else None
         certainty = _store_certainty(row, image, found, folder)
-        suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".png"
-        stored = storage.store_file(storage.object_key("inferences", row.uuid, f"labels{suffix}"), path)
+        stored = storage.store_file(storage.object_key("inferences", row.uuid, path.name), path)
         columns = {
             "output_image_s3_key": stored.key,
             "output_sha256": stored.sha256,
@@ -117,7 +116,7 @@ def _predict(job: Claim[InferenceResult], folder: Path) -> None:
             "spacing": [float(step) for step in image.spacing] if image.spacing else None,
             "seconds": round(time.perf_counter() - started, 4),
             "classes": _class_rows(found.indices, row.model.classes, image),
-            "metrics": to_json(metrics),
+            "metrics": metrics.to_json() if metrics else None,
             "warnings": found.warnings,
         }
         # A request waits, so the row is not read again.
@@ -155,7 +154,7 @@ def _class_rows(indices: NDArray[np.uint8], classes: list[dict[str, Any]], image
     ]
 
 
-def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor) -> dict[str, Any]:
+def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor) -> ImageMetrics:
     """The scores of this image against its reference mask. Raises ImageError if the mask does not fit."""
     try:
         mask = read_mask(storage.fetch(row.reference_key), like=image)
@@ -174,10 +173,16 @@ def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: P
     rows = case_metrics(reference, found.indices, len(predictor.plan.class_values), image.spacing)
     summary = summarise([rows])
     classes = zip(predictor.plan.class_values, predictor.plan.class_names, predictor.plan.class_colors, strict=True)
-    per_class = [{"value": v, "name": n, "color": c, **entry} for (v, n, c), entry in zip(classes, rows, strict=True)]
-    unit = "mm" if image.spacing else "px"
-    return {
-        **{name: summary[name] for name in ("dice", "iou", "precision", "recall", "hd95", "nsd")},
-        "per_class": per_class,
-        "unit": unit,
-    }
+    return ImageMetrics(
+        dice=summary.dice,
+        iou=summary.iou,
+        precision=summary.precision,
+        recall=summary.recall,
+        hd95=summary.hd95,
+        nsd=summary.nsd,
+        per_class=[
+            NamedScores(**vars(scores), value=value, name=name, color=color)
+            for (value, name, color), scores in zip(classes, rows, strict=True)
+        ],
+        unit="mm" if image.spacing else "px",
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
 from django.conf import settings
@@ -20,7 +19,7 @@ from medseg_site.shared.catalogue.declarations import objects_of
 from medseg_site.shared.jobs.messages import call_on_commit, send_on_commit
 from medseg_site.shared.jobs.requests import request_cancel, requeue, why_not_requeueable
 from medseg_site.shared.storage import objects as storage
-from ml_core.io import SUPPORTED_SUFFIXES
+from ml_core.io.formats import SUPPORTED_SUFFIXES, suffix_of
 from models_app.models import SegmentationModel
 from models_app.services import why_not_usable
 from uploads.services import find_upload, mark_used, place_upload
@@ -131,8 +130,7 @@ def _checked_suffix(upload: File[Any], field: str) -> str:
     if upload.size > settings.MEDSEG_MAX_IMAGE_UPLOAD_BYTES:
         limit = settings.MEDSEG_MAX_IMAGE_UPLOAD_BYTES // 2**20
         raise MedSegError("too_large", f"{name} is larger than {limit} MB.", attr=field, http_status=413)
-    lower = name.lower()
-    suffix = ".nii.gz" if lower.endswith(".nii.gz") else PurePosixPath(lower).suffix
+    suffix = suffix_of(name)
     if suffix in SUPPORTED_SUFFIXES or suffix == ".zip":
         return suffix
     if suffix and whole_number(suffix[1:]) is None and len(suffix) < 6:

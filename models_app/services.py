@@ -17,6 +17,7 @@ from medseg_site.shared.jobs.messages import call_on_commit, send_on_commit
 from medseg_site.shared.jobs.requests import request_cancel, requeue, why_not_requeueable
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters
 from ml_core.planning.plan import Machine, Plan
 from ml_core.planning.rules import make_plan
@@ -73,9 +74,9 @@ def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]
     """
     wanted = check_hyperparameters(user=user, values=hyperparameters)
     refuse_if(why_not_trainable(dataset))
-    seconds = settings.MEDSEG_TRAINING_SECONDS
+    fingerprint, seconds = Fingerprint.from_json(dataset.fingerprint), settings.MEDSEG_TRAINING_SECONDS
     try:
-        return make_plan(wanted, dataset.fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
+        return make_plan(wanted, fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
     except ConfigErrors as error:
         raise HyperparametersError(error.fields) from None
 

@@ -25,6 +25,7 @@ from medseg_site.shared.jobs.messages import call_on_commit
 from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import cache, scratch
 from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import Fingerprint
 from models_app.models import KEEP_WEIGHTS, SegmentationModel
 from models_app.training_process import TrainingFailedError, TrainingKilledError, TrainingProcess
 
@@ -191,7 +192,7 @@ def _stored_split(dataset: Dataset) -> dict[str, Any] | None:
     if not all(sample.split for sample in samples):
         return None
     parts = {part: [sample.pk for sample in samples if sample.split == part] for part in ("train", "val", "test")}
-    return {**parts, "grouping": dataset.fingerprint.get("grouping", "as stored")}
+    return {**parts, "grouping": Fingerprint.from_json(dataset.fingerprint).grouping}
 
 
 def _warm_start(model: SegmentationModel, folder: Path) -> str | None:

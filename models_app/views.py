@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from datasets.models import Dataset
 from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
+from ml_core.measures.results import Metrics
 from ml_core.networks.catalogue import ARCHITECTURES
 from models_app import display, services
 from models_app.forms import TrainForm
@@ -112,12 +113,13 @@ def _initial(request: HttpRequest) -> dict[str, Any]:
 @require_GET
 def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(rows_of(request.user), pk=pk)
+    metrics = Metrics.from_json(model.metrics) if model.metrics else None
     context = {
         "model": model,
-        "headline": display.headline(model.metrics),
-        "volume_unit": display.volume_unit(model),
-        "reliability": display.reliability(model.metrics),
-        "worst_cases": display.worst_cases(model.metrics),
+        "metrics": metrics,
+        "headline": display.headline(metrics) if metrics else [],
+        "reliability_points": display.reliability_points(metrics.calibration) if metrics else {},
+        "worst_cases": display.worst_cases(metrics) if metrics else [],
         "decided": display.decided(model),
         "groups": display.plan_of(model),
         "weights_due": model.are_weights_due,

@@ -22,7 +22,18 @@ from tests.factories import (
     InferenceFactory,
     ModelFactory,
 )
-from tests.pages import DECISIONS, ESTIMATE, HTMX, METRICS, NOTICE, batch, completed_inference, said, text
+from tests.pages import (
+    DECISIONS,
+    ESTIMATE,
+    HTMX,
+    IMAGE_METRICS,
+    METRICS,
+    NOTICE,
+    batch,
+    completed_inference,
+    said,
+    text,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -167,8 +178,8 @@ def test_completed_model_shows_what_was_measured_on_its_validation_cases(client:
         "The final scores are measured on whole images",
     ):
         assert shown in page, shown
-    older = CompletedModelFactory.create(metrics={"dice": 0.5, "n_cases": 2})
-    page = text(client, older.get_absolute_url())
+    stopped = CompletedModelFactory.create()
+    page = text(client, stopped.get_absolute_url())
     assert "Measured on the validation cases" not in page
     assert "reliability-points" not in page
 
@@ -223,8 +234,7 @@ def test_model_is_deleted_unless_it_is_in_use(client: Client) -> None:
 
 
 def test_completed_inference_shows_viewer_classes_and_scores(client: Client) -> None:
-    metrics = {"dice": 0.625, "iou": 0.5, "hd95": 3.25, "unit": "px", "per_class": [{"name": "cell", "dice": 0.5625}]}
-    row = completed_inference(metrics=metrics, spacing=[0.5, 0.5], warnings=["Other spacing."], seconds=1.5)
+    row = completed_inference(metrics=IMAGE_METRICS, spacing=[0.5, 0.5], warnings=["Other spacing."], seconds=1.5)
     page = text(client, row.get_absolute_url())
     for shown in ("viewer-config", "1,000", "90.0 %", "1.50 ml", "0.562", "0.625", "Other spacing.", "1.5 s", NOTICE):
         assert shown in page, shown

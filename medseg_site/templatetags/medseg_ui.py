@@ -40,6 +40,12 @@ def status_text(row: Any) -> str:
 
 
 @register.filter
+def is_defined(value: Any) -> bool:
+    """Whether it is a number, and not NaN."""
+    return _is_number(value)
+
+
+@register.filter
 def score(value: Any) -> str:
     """0.913; a dash where the number is undefined."""
     return f"{value:.3f}" if _is_number(value) else NOTHING

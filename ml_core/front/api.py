@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import shutil
 import signal
 import tempfile
@@ -13,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,15 @@ from numpy.typing import NDArray
 from ml_core.dataset.case import Case
 from ml_core.dataset.folders import Described, describe, find_cases, find_images, read_all
 from ml_core.dataset.nnunet import export_raw, read_raw, read_splits, write_splits
-from ml_core.dataset.splits import split_cases
+from ml_core.dataset.splits import StoredSplit, split_cases
+from ml_core.documents import to_json
 from ml_core.errors import MLError, TrainingError
 from ml_core.front.progress import ProgressBar
 from ml_core.io import Image, read_image, write_label_map
 from ml_core.measures.metrics import NAMES
+from ml_core.measures.results import Metrics
 from ml_core.planning.hyperparameters import Hyperparameters
-from ml_core.prediction.package import read_package, to_json
+from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import Predictor, Segmentation
 from ml_core.training.evaluation import evaluate as evaluate_cases
 from ml_core.training.run import TrainingJob, run
@@ -40,7 +44,7 @@ ANOTHER_FOLDER = "Choose another folder for the output, or remove this one."
 
 
 class Model:
-    """A trained model: `path` of its package, `metrics` of its held-out cases ({} where stopped), and its `plan`."""
+    """A trained model: `path` of its package, `metrics` of its held-out cases (None where stopped), and its `plan`."""
 
     def __init__(self, path: Folder) -> None:
         """`path`: model.zip, or the folder of a training. Raises ConfigError when it is damaged."""
@@ -50,8 +54,7 @@ class Model:
         self.metrics, self.plan = package.metrics, package.plan
 
     def __repr__(self) -> str:
-        dice = self.metrics.get("dice")
-        return f"Model({str(self.path)!r}, {'not evaluated' if dice is None else f'Dice {dice:.3f}'})"
+        return f"Model({str(self.path)!r}, {f'Dice {self.metrics.dice:.3f}' if self.metrics else 'not evaluated'})"
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -71,9 +74,7 @@ class Model:
             warnings.warn(text, stacklevel=2)
         return found.values
 
-    def evaluate(
-        self, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True
-    ) -> dict[str, Any]:
+    def evaluate(self, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True) -> Metrics:
         """As ml_core.evaluate."""
         return evaluate(self, images, masks, out=out, progress=progress)
 
@@ -123,18 +124,18 @@ def train(
             if case.id in described.signatures:
                 keep_signature(case, folder / STORE, described.signatures[case.id])
         if tests:
-            split = {**(split or _split(cases, folder / STORE, **hyperparameters)), "test": [case.id for case in tests]}
+            split = replace(split or _split(cases, folder / STORE, **hyperparameters), test=[case.id for case in tests])
             cases = cases + tests
         wanted, copies = dict(hyperparameters), None
         if split is not None:
-            named = set(itertools.chain(*split.values()))
+            named = set(itertools.chain(*split.parts().values()))
             if unnamed := [case.name for case in cases if case.id not in named]:
                 bar.note(f"left out: {len(unnamed)} cases that the split does not name, such as {unnamed[0]}.")
             cases = [case for case in cases if case.id in named]
             wanted.pop("validation_fraction", None)  # the job would split anew by it
             copies = copies_held_out(cases, split, folder / STORE)
         _begin(folder, {"cases": [[case.name, case.key] for case in cases], "hyperparameters": hyperparameters,
-                        "split": split})  # fmt: skip
+                        "split": split and split.to_json()})  # fmt: skip
         job = TrainingJob(
             cases,
             described.classes,
@@ -179,8 +180,8 @@ def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *
 
 def evaluate(
     model: Model | Folder, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True
-) -> dict[str, Any]:
-    """The metrics of ml_core.training.evaluation on two folders, undefined numbers as None; `out` gets metrics.json and cases/*.png."""
+) -> Metrics:
+    """The metrics of two folders (ml_core.training.evaluation); `out` gets metrics.json and cases/*.png."""
     used = model if isinstance(model, Model) else Model(model)
     pictures = None
     if out is not None:
@@ -193,8 +194,7 @@ def evaluate(
             bar.count("evaluating", done, total)
 
         predictors = [used.predictor] * len(cases)
-        found = evaluate_cases(predictors, cases, evaluated_on="given", pictures=pictures, on_case=on_case)
-    metrics: dict[str, Any] = to_json(found)
+        metrics = evaluate_cases(predictors, cases, evaluated_on="given", pictures=pictures, on_case=on_case)
     if out is not None:
         _write_json(Path(out) / "metrics.json", metrics)
     return metrics
@@ -208,19 +208,18 @@ def export_nnunet(images: Folder, masks: Folder, out: Folder, *, progress: bool 
     return Path(out)
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
+def metrics_table(metrics: Metrics) -> str:
     """The metrics per class as text, one row for each, with the mean of the foreground below."""
-    names = [name for name in NAMES if name in metrics]
-    rows = [["class", *names, "cases", "undefined", "misses"]]
-    for row in [*metrics["per_class"], {**metrics, "name": "foreground"}]:
-        numbers = ["–" if row[name] is None else f"{row[name]:.3f}" for name in names]
-        rows.append([row["name"], *numbers, *(str(row[name]) for name in ("n_cases", "undefined", "misses"))])
+    rows = [["class", *NAMES, "cases", "undefined", "misses"]]
+    for name, means in [*((row.name, row) for row in metrics.per_class), ("foreground", metrics)]:
+        numbers = ["–" if math.isnan(value) else f"{value:.3f}" for value in (getattr(means, item) for item in NAMES)]
+        rows.append([name, *numbers, str(means.n_cases), str(means.undefined), str(means.misses)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    low, high = metrics["ci95"]["dice"]
-    if low is not None:
+    low, high = metrics.ci95["dice"]
+    if not math.isnan(low):
         lines.append(f"95 % interval of the foreground's Dice over cases: {low:.3f} to {high:.3f}")
-    lines.append(f"Evaluated on: {metrics['evaluated_on']}, full images; distances in {metrics['unit']}.")
+    lines.append(f"Evaluated on: {metrics.evaluated_on}, full images; distances in {metrics.unit}.")
     return "\n".join(lines)
 
 
@@ -265,8 +264,8 @@ def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Describe
 
 def _split(
     cases: list[Case], store: Path, *, seed: int = 0, validation_fraction: float = 0.15, **_: Any
-) -> dict[str, list[int]]:
-    """Ids to train and to validate on. With a test set from elsewhere, none of the cases need to be locked away."""
+) -> StoredSplit:
+    """Who is trained and who is validated on. With a test set from elsewhere, none of the cases need to be locked away."""
     made = split_cases(
         [case.group for case in cases],
         seed=seed,
@@ -274,7 +273,7 @@ def _split(
         test_fraction=0.0,
         duplicates=duplicates_of(cases, store),
     )
-    return {"train": [cases[index].id for index in made.train], "val": [cases[index].id for index in made.val]}
+    return made.to_names([case.id for case in cases])
 
 
 def _check_unfinished(folder: Path) -> None:
@@ -305,7 +304,7 @@ class _Record:
         self.bar.on_event(event)
         if kind == "plan":
             _write_json(self.folder / "plan.json", event["plan"])
-            write_splits(self.folder / "splits_final.json", event["split"], self.cases)
+            write_splits(self.folder / "splits_final.json", StoredSplit.from_json(event["split"]), self.cases)
         elif kind == "start" and path.exists():
             with path.open(newline="") as file:  # the epochs before an interruption
                 self.curve = [row for row in csv.DictReader(file) if int(row["epoch"]) <= event["epoch"]]

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_core.measures.results import CalibrationBin, Reliability
+
 BINS = 15
 CHUNK_PIXELS = 2**19  # pixels looked at together, which bounds the memory however large a volume is
 
@@ -42,30 +44,23 @@ class Calibration:
         for row, weights in enumerate((confidence.ravel(), correct.ravel(), None)):
             self._sums[region, row] += np.bincount(bins, weights, minlength=BINS)
 
-    def result(self) -> dict[str, Any]:
-        """ece, ece_foreground (NaN where no pixel was seen), and bins and bins_foreground for a reliability diagram.
-
-        A bin: low, high (its bounds), confidence and accuracy (means, NaN where empty) and count (pixels).
-        """
-        (ece, bins), (ece_foreground, bins_foreground) = map(_reliability, self._sums)
-        return {"ece": ece, "ece_foreground": ece_foreground, "bins": bins, "bins_foreground": bins_foreground}
+    def result(self) -> Reliability:
+        """NaN where no pixel was seen."""
+        (bins, ece), (bins_foreground, ece_foreground) = map(_reliability, self._sums)
+        return Reliability(ece, ece_foreground, bins, bins_foreground)
 
 
-def _reliability(sums: NDArray[np.float64]) -> tuple[float, list[dict[str, Any]]]:
+def _reliability(sums: NDArray[np.float64]) -> tuple[list[CalibrationBin], float]:
     confidence, correct, count = sums
     total = float(count.sum())
     ece = float(np.abs(correct - confidence).sum() / total) if total else math.nan
+    with np.errstate(invalid="ignore"):
+        means = zip(confidence / count, correct / count, count, strict=True)
     bins = [
-        {
-            "low": index / BINS,
-            "high": (index + 1) / BINS,
-            "confidence": float(confidence[index] / count[index]) if count[index] else math.nan,
-            "accuracy": float(correct[index] / count[index]) if count[index] else math.nan,
-            "count": int(count[index]),
-        }
-        for index in range(BINS)
+        CalibrationBin(index / BINS, (index + 1) / BINS, float(sure), float(right), int(pixels))
+        for index, (sure, right, pixels) in enumerate(means)
     ]
-    return ece, bins
+    return bins, ece
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:

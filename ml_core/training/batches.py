@@ -78,7 +78,7 @@ class BatchLoader:
             labels,
             PRESETS[self._plan.augmentation],
             generator,
-            modality=str(self._plan.fingerprint["modality"]),
+            modality=self._plan.fingerprint.modality,
             anisotropic=self._plan.is_anisotropic,
         )
         layout = torch.channels_last_3d if images.ndim == 5 else torch.channels_last

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ml_core.documents import to_json
 from ml_core.errors import DISK_FULL, MLError, is_full_disk
-from ml_core.prediction.package import to_json
 from ml_core.training.run import TrainingJob, run
 
 PR_SET_PDEATHSIG = 1

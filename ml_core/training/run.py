@@ -14,19 +14,22 @@ from torch import Tensor
 
 from ml_core.cases.store import StoredCase, open_store
 from ml_core.dataset.case import Case
-from ml_core.dataset.splits import Split
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.dataset.splits import Split, StoredSplit
 from ml_core.errors import TrainingError, explained, is_out_of_memory
 from ml_core.files import size_of
+from ml_core.measures.results import Metrics
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine, Plan
 from ml_core.planning.rules import DEFAULT_SECONDS, make_plan
-from ml_core.prediction.package import LEARNT_FROM, Package, Refinements, read_package, write_package
+from ml_core.prediction.decisions import Decisions, Refinements
+from ml_core.prediction.package import LEARNT_FROM, Package, read_package, write_package
 from ml_core.prediction.predictor import Predictor, network_of
 from ml_core.training.evaluation import caveats, evaluate
 from ml_core.training.preflight import check_disk, fit_into_memory, lower_batch
 from ml_core.training.refinement import Member, refine
 from ml_core.training.rehearsal import Estimate, rehearse
-from ml_core.training.split import as_document, order_to_read, same_again, split_job, unseen_classes
+from ml_core.training.split import order_to_read, same_again, split_job, stored_split, unseen_classes
 from ml_core.training.state import load_weights, seconds_spent
 from ml_core.training.trainer import TrainResult, fit
 from ml_core.training.warm_start import read_warm_start
@@ -39,23 +42,22 @@ LATEST = 1.07  # of the time budget: no evaluation of a further case that would 
 class TrainingJob:
     """What a training needs. `folder` gets checkpoints, pictures and model.zip; `store` the decoded samples (may be shared).
 
-    split: an earlier one to be reused, {"train": [case ids], "val": …, "test": …}. earlier_split: of an earlier attempt, perhaps with
-    folds; it is kept where that left a checkpoint. warm_start: a package to take weights from.
-    plan: of an earlier attempt; it is kept where that left a checkpoint, whatever this machine would plan. batch_limit: what
-    fitted into memory after all. salvage: train no more, package the best weights of the checkpoints. caveats: sentences that the
-    model's warnings begin with.
+    split: one to be reused, by ids. earlier_split: that of an earlier attempt; it is kept where that left a checkpoint.
+    warm_start: a package to take weights from. plan: that of an earlier attempt; it is kept where that left a checkpoint, whatever
+    this machine would plan. batch_limit: what fitted into memory after all. salvage: train no more, package the best weights of the
+    checkpoints. caveats: sentences that the model's warnings begin with.
     """
 
     cases: list[Case]
     classes: list[dict[str, Any]]
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
     hyperparameters: dict[str, Any]
     folder: Path
     store: Path
     default_seconds: int = DEFAULT_SECONDS
     facts: dict[str, Any] = field(default_factory=dict)
-    split: dict[str, Any] | None = None
-    earlier_split: dict[str, Any] | None = None
+    split: StoredSplit | None = None
+    earlier_split: StoredSplit | None = None
     warm_start: Path | None = None
     plan: dict[str, Any] = field(default_factory=dict)
     batch_limit: int | None = None
@@ -67,7 +69,9 @@ class TrainingJob:
         values = json.loads(path.read_text())
         cases = [Case.from_dict(item) for item in values.pop("cases")]
         paths = {name: Path(values[name]) for name in ("folder", "store", "warm_start") if values.get(name)}
-        return cls(**{**values, "cases": cases, **paths})
+        splits = {name: StoredSplit.from_json(values[name]) for name in ("split", "earlier_split") if values.get(name)}
+        values |= {"split": None, "earlier_split": None, "fingerprint": Fingerprint.from_json(values["fingerprint"])}
+        return cls(**{**values, "cases": cases, **paths, **splits})
 
 
 Event = Callable[[dict[str, Any]], None]
@@ -99,7 +103,7 @@ class _Run:
         self.machine = Machine.here()
         self.plan = self._plan()
         self.epochs = 0
-        self.split: dict[str, Any] = {}
+        self.split = job.split or StoredSplit()
         self.best_epochs: list[int] = []
         self.learnt_from: set[str] = set()
 
@@ -107,7 +111,7 @@ class _Run:
         job = self.job
         plan = make_plan(self.wanted, job.fingerprint, job.classes, self.machine, default_seconds=job.default_seconds)
         if job.plan and self._goes_on():
-            plan = plan.continuing(Plan.from_dict(job.plan))
+            plan = plan.continuing(Plan.from_json(job.plan))
         if job.batch_limit and job.batch_limit < plan.batch_size:
             text = f"The batch was lowered from {plan.batch_size} to {job.batch_limit}, since memory ran out."
             plan = lower_batch(plan, job.batch_limit, text)
@@ -119,9 +123,9 @@ class _Run:
 
     def whole(self) -> None:
         if self.job.salvage:
-            self.split, known = self.job.split or {}, self.job.folder / LEARNT_FROM
+            known = self.job.folder / LEARNT_FROM
             self.learnt_from = set(json.loads(known.read_text())) if known.exists() else set()
-            self._package(self._salvaged(), {}, {}, stopped=True)
+            self._package(self._salvaged(), None, Decisions(), stopped=True)
             return
         self._preflight()
         try:
@@ -139,8 +143,8 @@ class _Run:
             self.emit({"type": "done", "stopped": True, "package": None, "metrics": {}, "decisions": {},
                        "warnings": self.warnings})  # fmt: skip
             return
-        metrics: dict[str, Any] = {}
-        decisions: dict[str, Any] = {}
+        metrics: Metrics | None = None
+        decisions = Decisions()
         if not stopped:
             try:
                 decisions, metrics = self._finish(members, splits, estimate)
@@ -165,19 +169,13 @@ class _Run:
         earlier = self.job.earlier_split if self._goes_on() else None
         splits = same_again(self.job.cases, earlier) if earlier else None
         splits = splits or split_job(self.job.cases, self.plan, self.wanted, self.job.split, self.job.store)
-        self.split = as_document(self.job.cases, splits)
+        self.split = stored_split(self.job.cases, splits)
         self.learnt_from = {self.job.cases[index].mark for split in splits for index in split.train}
         part = self.job.folder / f".{LEARNT_FROM}.part"  # for a salvage, which has no cases; whole or not at all
         part.write_text(json.dumps(sorted(self.learnt_from)))
         part.replace(self.job.folder / LEARNT_FROM)
-        self.emit(
-            {
-                "type": "plan",
-                "hyperparameters": self.plan.hyperparameters(),
-                "plan": self.plan.to_dict(),
-                "split": self.split,
-            }
-        )
+        plan = {"hyperparameters": self.plan.hyperparameters(), "plan": self.plan.to_json()}
+        self.emit({"type": "plan", **plan, "split": self.split.to_json()})
         return splits
 
     def _decode(self, splits: list[Split]) -> dict[int, StoredCase]:
@@ -302,10 +300,8 @@ class _Run:
             raise TrainingError("no_weights", "No epoch was finished, so there are no weights to keep.", "Train again.")
         return members
 
-    def _finish(
-        self, members: list[Member], splits: list[Split], estimate: Estimate
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        refinements, decisions = refine(
+    def _finish(self, members: list[Member], splits: list[Split], estimate: Estimate) -> tuple[Decisions, Metrics]:
+        decisions = refine(
             members,
             self.plan,
             seconds=estimate.refining_seconds,
@@ -315,7 +311,7 @@ class _Run:
         )
         pictures = self.job.folder / "cases"
         pictures.mkdir(exist_ok=True)
-        predictors, cases = self._predictors(members, splits, refinements)
+        predictors, cases = self._predictors(members, splits, decisions.refinements())
         budget = self.plan.time_budget_seconds
         metrics = evaluate(
             predictors,
@@ -344,9 +340,7 @@ class _Run:
             cases += held_out
         return predictors, cases
 
-    def _package(
-        self, members: list[Member], metrics: dict[str, Any], decisions: dict[str, Any], stopped: bool
-    ) -> None:
+    def _package(self, members: list[Member], metrics: Metrics | None, decisions: Decisions, stopped: bool) -> None:
         facts = {
             **self.job.facts,
             "epochs": self.epochs,
@@ -366,8 +360,8 @@ class _Run:
                 "type": "done",
                 "stopped": stopped,
                 "package": str(path),
-                "metrics": metrics,
-                "decisions": decisions,
+                "metrics": metrics.to_json() if metrics else {},
+                "decisions": decisions.to_json(),
                 "warnings": self.warnings,
             }
         )

@@ -20,6 +20,7 @@ from inference.models import InferenceBatch, InferenceResult
 from medseg_site.demo import draw_cells, png
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.splits import StoredSplit
 from ml_core.io import read_image, write_label_map
 from ml_core.networks.catalogue import build
 from ml_core.planning.hyperparameters import Hyperparameters
@@ -47,7 +48,7 @@ def model(tmp_path: Path, own_media: Path) -> SegmentationModel:
     wanted = Hyperparameters(architecture="unet", encoder="mobilenet_v2")
     plan = make_plan(wanted, builder.result(), CLASSES, Machine(False, 2, False))
     network, _ = build("unet", encoder="mobilenet_v2", channels=1, classes=2)
-    write_package(tmp_path / "model.zip", Package(plan, [network.state_dict()], {}, {}, {}))
+    write_package(tmp_path / "model.zip", Package(plan, [network.state_dict()], None, StoredSplit(), {}))
     dataset = DatasetFactory.create()
     stored = storage.store_file(f"models/{tmp_path.name}/model.zip", tmp_path / "model.zip")
     return CompletedModelFactory.create(dataset=dataset, classes=CLASSES, s3_key=stored.key, checksum=stored.sha256)
@@ -68,9 +69,10 @@ def body(answer: Any) -> bytes:
 
 def test_a_picture_gets_a_png_in_the_dataset_s_values(api: APIClient, model: SegmentationModel) -> None:
     image = draw_cells(np.random.default_rng(5))[0]
-    row = send(api, model, "new.png", png(image[:100]))
+    row = send(api, model, "new.01.png", png(image[:100]))
     assert (row.status, row.error) == ("completed", None)
     shown = api.get(f"/api/v1/inferences/{row.pk}/").json()
+    assert api.get(shown["mask_url"])["Content-Disposition"].endswith('"new.01_labels.png"')
     mask = np.asarray(PILImage.open(io.BytesIO(body(api.get(shown["mask_url"])))))
     assert mask.shape == (100, 160)
     assert set(np.unique(mask)) <= {0, 255}

@@ -16,6 +16,8 @@ from medseg_site.shared.jobs.claim import claim as claim_row
 from medseg_site.shared.jobs.requests import request_cancel, requeue
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.dataset.splits import StoredSplit
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
 from ml_core.planning.rules import make_plan
@@ -35,10 +37,12 @@ def cancelled_between_attempts(**values: Any) -> SegmentationModel:
     model: SegmentationModel = ModelFactory.create(requested={"encoder": "plain-16", "patch_size": 32}, **values)
     assert model.dataset
     wanted = Hyperparameters.from_dict(model.requested)
-    plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
+    plan = make_plan(
+        wanted, Fingerprint.from_json(model.dataset.fingerprint), model.dataset.class_dicts(), Machine.here()
+    )
     claim = claim_row(SegmentationModel, model.pk)
     assert claim
-    claim.update(plan=plan.to_dict(), split={"train": [1, 2], "val": [3], "test": [4]}, weights_due=True)
+    claim.update(plan=plan.to_json(), split=StoredSplit([1, 2], [3], [4]).to_json(), weights_due=True)
     Epoch.objects.create(model=model, epoch=2, val_dice=0.5, learning_rate=0.1, seconds=1, images_per_second=1)
     folder = scratch.training_folder(model.uuid)
     folder.mkdir(parents=True)
@@ -61,7 +65,7 @@ def test_a_training_cancelled_between_two_attempts_keeps_its_best_weights(
     model.refresh_from_db()
     assert (model.status, model.is_usable) == ("cancelled", True)
     package = read_package(storage.fetch(model.s3_key, model.checksum))
-    assert (package.facts["best_epoch"], package.split) == (2, model.split)
+    assert (package.facts["best_epoch"], package.split.to_json()) == (2, model.split)
     assert model.timeline[-1]["event"] == "weights kept"
     assert not model.are_weights_due
     assert sorted(scratch.training_folder(model.uuid).iterdir()) == before  # it can still be resumed

@@ -13,6 +13,8 @@ from medseg_site.shared.jobs import claim as claims
 from medseg_site.shared.jobs.claim import claim as claim_row
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.dataset.splits import StoredSplit
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
 from ml_core.planning.rules import make_plan
@@ -110,10 +112,12 @@ def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypat
     SampleFactory.create_batch(4, dataset=model.dataset)
     assert model.dataset
     wanted = Hyperparameters.from_dict(model.requested)
-    plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
-    split = {"train": [1, 2], "val": [3], "test": [4]}
+    plan = make_plan(
+        wanted, Fingerprint.from_json(model.dataset.fingerprint), model.dataset.class_dicts(), Machine.here()
+    )
+    split = StoredSplit([1, 2], [3], [4]).to_json()
     SegmentationModel.objects.filter(pk=model.pk).update(
-        plan=plan.to_dict(), split=split, weights_due=True, cancel_requested=True
+        plan=plan.to_json(), split=split, weights_due=True, cancel_requested=True
     )
     folder = scratch.training_folder(model.uuid)
     folder.mkdir(parents=True)
@@ -125,7 +129,7 @@ def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypat
     model.refresh_from_db()
     assert (model.status, model.is_usable, model.are_weights_due) == ("cancelled", True, False)
     package = read_package(storage.fetch(model.s3_key, model.checksum))
-    assert (package.facts["best_epoch"], package.split) == (2, split)
+    assert (package.facts["best_epoch"], package.split.to_json()) == (2, split)
 
 
 def test_a_cancel_before_the_first_step_of_all_leaves_no_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from inference.services import create_batch, create_inference
 from medseg_site.demo import draw_cells, png
 from medseg_site.shared.jobs import claim
 from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.splits import StoredSplit
 from ml_core.io import read_image
 from ml_core.networks.catalogue import build
 from ml_core.planning.hyperparameters import Hyperparameters
@@ -155,8 +156,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     classes = [{"value": 0, "name": "ground", "color": "#000000"}, {"value": 255, "name": "cell", "color": "#ff0000"}]
     plan = make_plan(wanted, builder.result(), classes, Machine(False, 2, False))
     network, _ = build("unet", encoder="mobilenet_v2", channels=1, classes=2)
-    write_package(folder / "model.zip", Package(plan, [network.state_dict()], {}, {}, {}))
-    return folder / "model.zip", plan.to_dict()
+    write_package(folder / "model.zip", Package(plan, [network.state_dict()], None, StoredSplit(), {}))
+    return folder / "model.zip", plan.to_json()
 
 
 def trained(user: Any, name: str, of: Dataset, package: tuple[Path, dict[str, Any]], folder: Path) -> SegmentationModel:

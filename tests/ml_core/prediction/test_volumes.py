@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from ml_core.cases.preprocessing import labels_to_network, network_shape, preprocess
 from ml_core.dataset.case import Case, label_indices
 from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.splits import StoredSplit
 from ml_core.errors import TrainingError
 from ml_core.io import read_image, read_mask
 from ml_core.measures.metrics import case_metrics
@@ -131,21 +132,21 @@ def test_folds_answer_together_and_every_case_is_validated_on(tmp_path: Path) ->
     events = train_pictures(tmp_path / "run", cases, folds=3, epochs=2)
     package = read_package(Path(events[-1]["package"]))
     assert len(package.members) == 3
-    assert sorted(case for fold in package.split["folds"] for case in fold["val"]) == [case.id for case in cases]
+    assert sorted(case for fold in package.split.folds or [] for case in fold.val) == [case.id for case in cases]
     assert [event["epoch"] for event in curve(events)] == [1, 2, 3, 4, 5, 6]
     assert Predictor.from_package(package).predict(read_image(cases[0].image)).values.shape == (48, 48)
     # The numbers are of all cases, each predicted by the network that had not learnt from it.
     metrics = events[-1]["metrics"]
     assert (metrics["evaluated_on"], metrics["n_cases"], metrics["held_out"]) == ("val", 6, 6)
     assert any("cross-validation" in text for text in events[-1]["warnings"])
-    used = package.refinements()
-    for index, fold in enumerate(package.split["folds"]):
+    used = package.decisions.refinements()
+    for index, fold in enumerate(package.split.folds or []):
         own: list[Forward] = [TorchForward(network_of(package.plan, package.members[index]), "fp32")]
-        for case in (case for case in cases if case.id in fold["val"]):
+        for case in (case for case in cases if case.id in fold.val):
             reference = label_indices(read_mask(case.mask).values, package.plan.class_values, case.name)
             found = Predictor(own, package.plan, used).predict(read_image(case.image)).indices
             said = next(row["dice"] for row in metrics["per_case"] if row["sample"] == case.id)
-            assert case_metrics(reference, found, 2, None)[1]["dice"] == pytest.approx(said, abs=0.02)
+            assert case_metrics(reference, found, 2, None)[1].dice == pytest.approx(said, abs=0.02)
 
 
 def test_a_warm_start_begins_with_the_earlier_weights(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_warm_start_begins_with_the_earlier_weights(tmp_path: Path) -> None:
 def test_a_warm_start_that_has_seen_the_held_out_cases_is_told(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
     quick = {"epochs": 1, "patch_size": 32, "batch_size": 4, "encoder": "plain-16"}
-    sides = [{"train": [1, 2, 3], "val": [4], "test": []}, {"train": [3, 4], "val": [2], "test": [1]}]
+    sides = [StoredSplit([1, 2, 3], [4]), StoredSplit([3, 4], [2], [1])]
     package, told = None, []
     for number, split in enumerate([*sides, sides[1]]):
         events: list[dict[str, Any]] = []
@@ -184,11 +185,11 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_stored_split_is_reused(tmp_path: Path) -> None:
     cases = draw(tmp_path, 5)
-    stored = {"train": [2, 4], "val": [1], "test": [3, 5], "grouping": "file"}
+    stored = StoredSplit([2, 4], [1], [3, 5], "file")
     events: list[dict[str, Any]] = []
     wanted = {"epochs": 1, "patch_size": 32, "batch_size": 2}
     run(picture_job(tmp_path / "run", cases, wanted, split=stored), on_event=events.append, should_stop=lambda: False)
-    assert {name: events[0]["split"][name] for name in stored} == stored
+    assert StoredSplit.from_json(events[0]["split"]) == stored
     assert events[-1]["metrics"]["evaluated_on"] == "test"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ml_core.dataset.splits import StoredSplit
 from ml_core.errors import TrainingError
 from ml_core.planning.plan import Machine
 from ml_core.training import run as job_module
@@ -106,11 +107,13 @@ def test_a_resumed_training_keeps_its_plan_and_may_get_more_epochs(tmp_path: Pat
     job = TrainingJob(
         cases, CLASSES, fingerprint_of(cases), {**wanted, "epochs": 5}, tmp_path / "run", tmp_path / "store", plan=plan
     )
-    job = replace(job, earlier_split={"train": [4, 1], "val": [3, 2], "test": [], "grouping": "of an earlier program"})
+    job = replace(job, earlier_split=StoredSplit([4, 1], [3, 2], [], "of an earlier program"))
     run(job, on_event=events.append, should_stop=lambda: False)
     used = next(event["plan"] for event in events if event["type"] == "plan")
     assert used["patch_size"] == QUICK["patch_size"]
-    assert next(event["split"] for event in events if event["type"] == "plan") == job.earlier_split
+    assert (
+        StoredSplit.from_json(next(event["split"] for event in events if event["type"] == "plan")) == job.earlier_split
+    )
     assert [event["epoch"] for event in curve(events)] == [3, 4, 5]
 
 
@@ -130,7 +133,7 @@ def test_the_best_weights_of_a_killed_training_can_be_packaged(tmp_path: Path) -
     (tmp_path / "run/model.zip").unlink()
     events: list[dict[str, Any]] = []
     job = TrainingJob(cases, CLASSES, fingerprint_of(cases), QUICK, tmp_path / "run", tmp_path / "store", salvage=True)
-    job = replace(job, plan=plan["plan"], split=plan["split"])
+    job = replace(job, plan=plan["plan"], split=StoredSplit.from_json(plan["split"]))
     run(job, on_event=events.append, should_stop=lambda: True)
     assert [event["type"] for event in events] == ["done"]
     assert events[0]["stopped"]

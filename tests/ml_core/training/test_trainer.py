@@ -14,7 +14,8 @@ from PIL import Image as PILImage
 from ml_core.cases.patches import PatchSampler
 from ml_core.cases.store import open_store
 from ml_core.dataset.case import Case, label_indices
-from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder
+from ml_core.dataset.splits import StoredSplit
 from ml_core.errors import ConfigError, TrainingError
 from ml_core.io import Image, read_image, read_mask
 from ml_core.io.image import Grid
@@ -58,7 +59,7 @@ def draw(folder: Path, count: int, side: int = 48) -> list[Case]:
     return cases
 
 
-def fingerprint_of(cases: list[Case]) -> dict[str, Any]:
+def fingerprint_of(cases: list[Case]) -> Fingerprint:
     builder = FingerprintBuilder()
     for case in cases:
         values = read_mask(case.mask).values
@@ -133,7 +134,7 @@ def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_
     whole = train(tmp_path / "whole", cases, epochs=4, optimizer=optimizer)
     stopped = train(tmp_path / "run", cases, epochs=4, stop_after=2, optimizer=optimizer)
     assert stopped[-1]["stopped"]
-    assert read_package(Path(stopped[-1]["package"])).metrics == {}
+    assert read_package(Path(stopped[-1]["package"])).metrics is None
     resumed = train(tmp_path / "run", cases, epochs=4, optimizer=optimizer)
     start = next(event for event in resumed if event["type"] == "start")
     told = [(event["epoch"], event["train_loss"]) for event in curve(stopped)]
@@ -213,7 +214,7 @@ def test_the_plan_gives_a_reason_for_everything_and_obeys_the_user(tmp_path: Pat
     assert plan.reasons["epochs"] == "You chose it."
     assert set(plan.hyperparameters()) <= set(plan.reasons)
     assert plan.patch_size == 64
-    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_a_label_that_is_no_class_is_refused() -> None:
@@ -373,7 +374,7 @@ def test_classes_that_only_held_out_cases_show_are_named(tmp_path: Path) -> None
         {**QUICK, "epochs": 1},
         tmp_path / "run",
         tmp_path / "store",
-        split={"train": [2, 3, 4, 5], "val": [1, 6], "test": []},
+        split=StoredSplit([2, 3, 4, 5], [1, 6]),
     )
     job.folder.mkdir()
     events: list[dict[str, Any]] = []
@@ -386,7 +387,7 @@ def test_an_evaluation_that_would_not_end_in_time_takes_fewer_cases_and_says_so(
 ) -> None:
     monkeypatch.setattr("ml_core.training.run.LATEST", 0.0)  # as if the budget were over when the evaluation begins
     cases = draw(tmp_path, 8)
-    split = {"train": [1, 2, 3], "val": [4], "test": [5, 6, 7, 8]}
+    split = StoredSplit([1, 2, 3], [4], [5, 6, 7, 8])
     wanted = {**QUICK, "epochs": 1, "time_budget_seconds": 60}
     job = TrainingJob(cases, CLASSES, fingerprint_of(cases), wanted, tmp_path / "run", tmp_path / "store", split=split)
     job.folder.mkdir()
