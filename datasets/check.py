@@ -19,6 +19,7 @@ from datasets.pipeline import PairPipeline
 from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
 from datasets.url_import import DownloadLimits, UrlImportError, download
 from datasets.versions import Base, KeptSampleError, Merged, changes_of, merge, read_kept, split_of
+from medseg_site.shared.base.text import count_of
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import Claim, ClaimLostError
 from medseg_site.shared.jobs.run import Work, run
@@ -313,8 +314,9 @@ def _group_by_names(samples: list[CheckedSample], issues: list[Issue]) -> None:
         return
     [(largest, most)] = sizes.most_common(1)
     text = (
-        f"By their names the images come from {len(sizes)} patients, such as {largest.removeprefix(BY_NAME)} with {most} images. Each "
-        "patient stays on one side of the split. If that is wrong, number the files in another way and upload again."
+        f"By their names the images come from {count_of(len(sizes), 'patient')}, such as {largest.removeprefix(BY_NAME)} with "
+        f"{count_of(most, 'image')}. Each patient stays on one side of the split. If that is wrong, number the files in another "
+        "way and upload again."
     )
     issues.append(Issue("warning", "grouped_by_name", "images", text))
 
@@ -350,7 +352,7 @@ def _check_classes(fingerprint: Fingerprint, issues: list[Issue]) -> None:
     for entry in found:
         if entry.share < RARE_SHARE:
             text = (
-                f"The mask value {entry.value} covers only {entry.pixels} pixels in {entry.cases} cases. "
+                f"The mask value {entry.value} covers only {count_of(entry.pixels, 'pixel')} in {count_of(entry.cases, 'case')}. "
                 "If it is a stray value and no class, correct the masks and upload again."
             )
             issues.append(Issue("warning", "rare_value", "masks", text))

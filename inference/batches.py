@@ -13,7 +13,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared.base.text import clean_file_name
+from medseg_site.shared.base.text import clean_file_name, count_of
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import Claim
 from medseg_site.shared.jobs.endings import cancel_all_waiting, end_unclaimed
@@ -109,7 +109,7 @@ def _expand(job: Claim[InferenceBatch], folder: Path, stored: list[str]) -> None
     with transaction.atomic():
         InferenceResult.objects.bulk_create(rows, batch_size=500)
         # The batch goes on without a worker of its own: its inferences are jobs themselves.
-        job.log.add(f"{len(rows)} images, {len(issues)} files that are none")
+        job.log.add(f"{count_of(len(rows), 'image')}, left out: {count_of(len(issues), 'file')}")
         job.log.detach()
         ended: dict[str, Any] = {"issues": issues[:1000], "progress": {}, "archive_key": "", "log": job.log.text()}
         job.update(claim_token=None, heartbeat_at=None, **ended)

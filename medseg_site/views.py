@@ -15,7 +15,7 @@ from datasets.models import Dataset
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.demo import start_demo as make_demo
 from medseg_site.shared.base.errors import MedSegError
-from medseg_site.shared.base.text import whole_number
+from medseg_site.shared.base.text import count_of, whole_number
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, to_page
 from models_app.models import SegmentationModel
 
@@ -93,7 +93,7 @@ def _next_step(
     if ready and not is_running:
         return {
             "title": "Train your first model",
-            "text": f"{ready.name} is ready with {ready.file_count} images. Everything else is planned from the data.",
+            "text": f"{ready.name} is ready with {count_of(ready.file_count, 'image')}. Everything else is planned from the data.",
             "label": "Train a model",
             "url": f"{reverse('models_app:create')}?dataset={ready.pk}",
         }

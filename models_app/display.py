@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from medseg_site.shared.base.text import count_of
 from ml_core.measures.results import CaseMetrics, Interval, Metrics, Reliability
 from ml_core.planning.hyperparameters import specs
 from models_app.models import SegmentationModel
@@ -164,7 +165,8 @@ def _serving(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
     difference = found.get("dice_difference")
     if difference is None:
         return {"used": used, "head": [], "rows": []}
-    cases = f"{_cases(found)} windows" if found.get("unit") == "validation window" else _cases(found)
+    is_of_windows = found.get("unit") == "validation window"
+    cases = count_of(found["cases"], "window") if is_of_windows else _cases(found)
     row = ["Largest difference in Dice", f"{difference:.5f}", cases]
     return {"used": used, "head": ["Against PyTorch in fp32", "", "Cases"], "rows": [{"cells": row, "used": False}]}
 

@@ -213,7 +213,7 @@ def test_deletion_that_a_service_refuses_is_told_and_leaves_the_row_whole(client
     manifests.rewrite(used)
     answer = act(client, "datasets_dataset", "delete_selected", free, used, post="yes")
     assert "used: A training reads this dataset" in said(answer)
-    assert "1 of 2 were deleted" in said(answer)
+    assert "Deleted: 1 of 2." in said(answer)
     assert "Successfully" not in said(answer)
     assert [entry.object_id for entry in LogEntry.objects.filter(action_flag=DELETION)] == [str(free.pk)]
     assert not default_storage.exists(gone)

@@ -8,6 +8,8 @@ from typing import Any
 
 from django import template
 
+from medseg_site.shared.base import text
+
 register = template.Library()
 
 COLOURS = {
@@ -104,6 +106,13 @@ def times(sizes: Any) -> str:
 
 
 @register.filter
+def count_of(number: int, words: str) -> str:
+    """3 images of 3 and "image"; words: "entry,entries" where the plural is another word."""
+    one, _, many = words.partition(",")
+    return text.count_of(number, one, many)
+
+
+@register.filter
 def megabytes(size: Any) -> str:
     if not _is_number(size):
         return NOTHING
@@ -117,9 +126,9 @@ def _is_number(value: Any) -> bool:
 
 
 @register.filter
-def moment(text: str) -> str:
+def moment(written: str) -> str:
     """An ISO 8601 time as people read it, in UTC to the second."""
     try:
-        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromisoformat(written).strftime("%Y-%m-%d %H:%M:%S")
     except ValueError:
-        return text
+        return written

@@ -130,7 +130,7 @@ def read_splits(path: Path, fold: int, cases: Sequence[Case]) -> StoredSplit:
     if strange := [name for name in listed if name not in by_name]:
         raise NnunetError(
             "unknown_case",
-            f"{path} names {strange[0]} and {len(strange) - 1} more that are not among the cases.",
+            f"{path} names what is not among the cases: {', '.join(strange[:5])}{' …' if len(strange) > 5 else ''}.",
             "Names are those of the files, without extension and without _0000.",
         )
     if len(set(listed)) < len(listed):

@@ -130,7 +130,9 @@ def train(
         if split is not None:
             named = set(itertools.chain(*split.parts().values()))
             if unnamed := [case.name for case in cases if case.id not in named]:
-                bar.note(f"left out: {len(unnamed)} cases that the split does not name, such as {unnamed[0]}.")
+                bar.note(
+                    f"left out: {len(unnamed)} of {len(cases)} cases, such as {unnamed[0]}, which the split does not name."
+                )
             cases = [case for case in cases if case.id in named]
             wanted.pop("validation_fraction", None)  # the job would split anew by it
             copies = copies_held_out(cases, split, folder / STORE)

@@ -41,7 +41,7 @@ def model_card(plan: Plan, metrics: Metrics | None, facts: dict[str, Any], decis
 
 def _held_out(metrics: Metrics) -> list[str]:
     return [
-        f"Full images in their own resolution; {metrics.n_cases} cases of the {metrics.evaluated_on} part; HD95 in "
+        f"Full images in their own resolution; cases of the {metrics.evaluated_on} part: {metrics.n_cases}; HD95 in "
         f"{metrics.unit}. Undefined (class in neither mask) is left out of a mean and counted; a miss counts as 0.",
         "",
         "| class | Dice | IoU | precision | recall | HD95 | NSD | cases | undefined | misses |",

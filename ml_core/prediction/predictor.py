@@ -231,12 +231,8 @@ def input_warnings(image: Image, plan: Plan) -> list[str]:
     if image.modality and seen.modality and image.modality != seen.modality:
         found.append(f"The image is {image.modality}; the model was trained on {seen.modality}.")
     if image.dimensions != plan.dimensions:
-        kinds = {2: "a picture", 3: "a volume"}
-        found.append(
-            f"The image is {kinds[image.dimensions]}; the model was trained on {kinds[plan.dimensions]}s.".replace(
-                "a volumes", "volumes"
-            ).replace("a pictures", "pictures")
-        )
+        kind = {2: "picture", 3: "volume"}
+        found.append(f"The image is a {kind[image.dimensions]}; the model was trained on {kind[plan.dimensions]}s.")
     if image.channels != plan.preprocessing.channels:
         kinds = {1: "greyscale", 3: "colour"}
         found.append(

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
+from medseg_site.shared.base.text import count_of
 from medseg_site.shared.recovery.sweep import MIN_HOURS, collect
 from medseg_site.shared.storage.objects import ObjectInfo
 
@@ -30,12 +31,12 @@ class Command(BaseCommand):
                 bar.update(owners)
 
             def on_object(item: ObjectInfo) -> None:
-                bar.write(f"{item.key} ({item.size} bytes)", file=self.stdout)
+                bar.write(f"{item.key} ({count_of(item.size, 'byte')})", file=self.stdout)
 
             report = collect(delete=delete, older_than_hours=older_than_hours, on_object=on_object, on_step=on_step)
         what = "Deleted" if delete else "Would delete (--delete does it)"
         self.stdout.write(
-            f"{what}: {report.count} objects, {report.bytes / 2**20:.1f} MB. "
+            f"{what}: {count_of(report.count, 'object')}, {report.bytes / 2**20:.1f} MB. "
             f"Left alone as younger than {older_than_hours:g} hours: {report.too_young}."
         )
         if report.unknown:

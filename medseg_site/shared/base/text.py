@@ -1,4 +1,4 @@
-"""Texts that users give: names, and numbers as digits."""
+"""Texts that users give (names, numbers as digits), and texts that count things."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def whole_number(text: str, *, minimum: int = 0, maximum: int = MAX_WHOLE_NUMBER
         return None
     number = int(text)
     return number if minimum <= number <= maximum else None
+
+
+def count_of(number: int, one: str, many: str = "") -> str:
+    """Such as "1 image", "3 images" or "12,000 images". `many`: the plural, where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"

@@ -17,6 +17,7 @@ from django.template.response import TemplateResponse
 from django.utils.html import format_html
 
 from medseg_site.shared.base.errors import MedSegError
+from medseg_site.shared.base.text import count_of
 from medseg_site.shared.catalogue import manifests
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class JobAdmin(ModelAdmin):
             except MedSegError as error:
                 refused.append(f"{row}: {error.detail}")
         if refused:
-            deleted = f"{len(rows) - len(refused)} of {len(rows)} were deleted."
+            deleted = f"Deleted: {len(rows) - len(refused)} of {len(rows)}."
             raise MedSegError("refused", " ".join([*refused, deleted]))
 
     def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
@@ -148,7 +149,7 @@ class JobAdmin(ModelAdmin):
         lines = row.log.splitlines()
         if not lines:
             return "–"
-        return format_html("<details><summary>{} lines</summary><pre>{}</pre></details>", len(lines), row.log)
+        return _folded(count_of(len(lines), "line"), row.log)
 
     @admin.display(description="on the pages")
     def page(self, row: Any) -> str:
@@ -182,4 +183,8 @@ def json_block(value: Any) -> str:
     if not value:
         return "–"
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    return format_html("<details><summary>{} entries</summary><pre>{}</pre></details>", len(value), text[:200_000])
+    return _folded(count_of(len(value), "entry", "entries"), text[:200_000])
+
+
+def _folded(summary: str, text: str) -> str:
+    return format_html("<details><summary>{}</summary><pre>{}</pre></details>", summary, text)

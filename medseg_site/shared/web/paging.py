@@ -94,7 +94,7 @@ def counted(rows: QuerySet[Any], count: int, *, numbered_by: str = "") -> QueryS
     return rows
 
 
-def count_of(table: type[Model], parent: str, **conditions: Any) -> Coalesce:
+def related_count(table: type[Model], parent: str, **conditions: Any) -> Coalesce:
     """The number of rows of `table` that belong to a row, for annotate(). It is counted for the rows of one page only."""
     rows = table._default_manager.filter(**{parent: OuterRef("pk")}, **conditions)
     counts = rows.order_by().values(parent).annotate(number=Count("*")).values("number")

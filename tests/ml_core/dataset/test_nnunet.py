@@ -154,7 +154,7 @@ def test_splits_come_back_as_they_went(tmp_path: Path) -> None:
     [
         ({}, "no list of splits"),
         ([{"train": ["a"], "val": ["a"]}], "two sides"),
-        ([{"train": ["a"], "val": ["z"]}], "z and 0 more"),
+        ([{"train": ["a"], "val": ["z"]}], "among the cases: z"),
         ([{"train": ["a"], "val": []}], "empty side"),
         ([], "no fold 0"),
     ],

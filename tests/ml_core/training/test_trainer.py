@@ -301,7 +301,7 @@ def test_an_image_unlike_the_training_s_is_said(tmp_path: Path) -> None:
     volume = np.full((3, 4, 8, 8), 30_000, np.int16)
     strange = Image(volume, (2.0, 1.0, 1.0), np.eye(4), "nifti", "CT", None, same.grid)
     text = " ".join(input_warnings(strange, plan))
-    for word in ("CT", "volume", "colour", "values"):
+    for word in ("CT", "is a volume; the model was trained on pictures.", "colour", "values"):
         assert word in text
 
 

@@ -75,7 +75,7 @@ def test_repair_mends_manifests_only_and_the_command_says_so(filled: Filled) -> 
     call_command("verify_storage", stdout=out)
     assert "0 problems, 0 mended; 0 objects of no row" in out.getvalue()
     default_storage.delete(filled.completed.s3_key)
-    with pytest.raises(CommandError, match="1 problems are left"):
+    with pytest.raises(CommandError, match="1 problem left"):
         call_command("verify_storage", "--repair", stdout=io.StringIO())
 
 
