@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.models import Dataset, Sample
-from datasets.samples import CheckedSample, ClassTable, KnownSample, PairFiles, thumbnail_jpeg
+from datasets.samples import CheckedSample, KnownSample, PairFiles, thumbnail_jpeg
 from medseg_site.shared.storage import objects as storage
-from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder, count_values
-from ml_core.dataset.near_duplicates import signature
+from ml_core.dataset.checks import DatasetCheck, ReadPair
+from ml_core.dataset.classes import ClassTable
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.pairing import Pair
 from ml_core.dataset.splits import PARTS, Name, Split, StoredSplit, reuse_split, split_cases
 from ml_core.errors import ConfigError, ImageError, MLError
-from ml_core.io import Image, Mask, read_image, read_mask
+from ml_core.io import read_image, read_mask
 
 
 @dataclass
@@ -73,9 +74,7 @@ class ReadKept:
     """An earlier sample, read again."""
 
     sample: Sample
-    image: Image
-    mask: Mask
-    signature: NDArray[np.float16]
+    read: ReadPair
 
 
 class KeptSampleError(MLError):
@@ -97,16 +96,15 @@ def read_kept(sample: Sample) -> ReadKept:
         raise KeptSampleError(sample, str(error)) from error
     except ImageError as error:
         raise KeptSampleError(sample, error.reason) from error
-    return ReadKept(sample, image, mask, signature(image))
+    return ReadKept(sample, ReadPair.of(image, mask, sample.name, sample.name))
 
 
-def know_kept(read: ReadKept, classes: ClassTable, builders: dict[int, FingerprintBuilder]) -> KnownSample:
-    """Its mask is stored in label values already, so the class table has nothing to learn from it."""
-    present, counts = count_values(read.mask.values)
-    by_value = dict(zip((int(v) for v in present), (int(c) for c in counts), strict=True))
-    builders[read.image.dimensions].add(read.image, read.mask.values, by_value)
-    thumbnail = thumbnail_jpeg(read.image, read.mask.values, classes.colors())
-    return KnownSample(as_stored(read.sample, read.signature), thumbnail, None)
+def know_kept(kept: ReadKept, check: DatasetCheck) -> KnownSample:
+    """Its mask is stored in label values already."""
+    read = kept.read
+    check.add_known(read)
+    thumbnail = thumbnail_jpeg(read.image, read.mask.values, check.classes.colors())
+    return KnownSample(as_stored(kept.sample, read.signature), thumbnail, None)
 
 
 def as_stored(sample: Sample, seen: NDArray[np.float16]) -> CheckedSample:

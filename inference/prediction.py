@@ -25,14 +25,17 @@ from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from ml_core.dataset.case import label_indices
-from ml_core.errors import ImageError, MLError
-from ml_core.io import Image, check_pair, read_image, read_mask, write_label_map
+from ml_core.dataset.checks import check_pair, naming
+from ml_core.errors import ImageError, MLError, TrainingError
+from ml_core.io import Image, read_image, read_mask, write_label_map
 from ml_core.measures.metrics import case_metrics, summarise
 from ml_core.measures.results import ImageMetrics, NamedScores
 from ml_core.prediction.predictor import Predictor, Segmentation
 from models_app.models import SegmentationModel
 
 log = logging.getLogger(__name__)
+
+LABEL_VALUES = "Send a mask with the label values that the model's classes have."
 
 
 class _WarmModels:
@@ -150,20 +153,15 @@ def _class_rows(indices: NDArray[np.uint8], classes: list[dict[str, Any]], image
 
 def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor) -> ImageMetrics:
     """The scores of this image against its reference mask. Raises ImageError if the mask does not fit."""
-    try:
+    with naming(row.reference_name):
         mask = read_mask(storage.fetch(row.reference_key), like=image)
         check_pair(image, mask)
         if mask.coding == "rgb":
-            cure = "Send it with the label values that the model's classes have."
-            raise ImageError("mask_coding", "The reference mask is coded in colours.", cure)
+            raise ImageError("mask_coding", "The reference mask is coded in colours.", LABEL_VALUES)
+    try:
         reference = label_indices(mask.values, predictor.plan.class_values, row.reference_name)
-    except ImageError as error:
-        error.file = row.reference_name
-        raise
-    except MLError as error:
-        raise MLError(
-            error.code, error.reason, "Send a mask with the label values that the model's classes have."
-        ) from None
+    except TrainingError as error:
+        raise MLError(error.code, error.reason, LABEL_VALUES) from None
     rows = case_metrics(reference, found.indices, len(predictor.plan.class_values), image.spacing)
     summary = summarise([rows])
     classes = zip(predictor.plan.class_values, predictor.plan.class_names, predictor.plan.class_colors, strict=True)

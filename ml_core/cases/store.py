@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.cases.preprocessing import labels_to_network, preprocess
-from ml_core.dataset.case import Case, label_indices
+from ml_core.dataset.case import Case
 from ml_core.errors import ImageError, TrainingError
 from ml_core.files import in_order, threads_for
 from ml_core.io import read_image, read_mask
@@ -88,6 +88,7 @@ def open_store(
 def stored_stem(folder: Path, case: Case, plan: Plan) -> Path:
     """Where a decoded case lies: its name says its content and how it was made ready."""
     content = [VERSION, case.key or str(case.image.resolve()), plan.preprocessing.to_json(), plan.class_values]
+    content += [sorted(case.codes.items())] if case.codes else []
     return folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -97,7 +98,7 @@ def _decode(case: Case, plan: Plan, stem: Path) -> None:
         mask = read_mask(case.mask, like=image)
     except ImageError as error:
         raise TrainingError(error.code, f"{case.name}: {error.reason}", error.cure) from error
-    indices = label_indices(mask.values, plan.class_values, case.name)
+    indices = case.indices(mask, plan.class_values)
     labels = labels_to_network(indices, image, plan.preprocessing)
     _save(stem.with_suffix(".images.npy"), preprocess(image, plan.preprocessing).astype(np.float16))
     _save(stem.with_suffix(".labels.npy"), labels)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from ml_core.dataset.case import Case, label_indices
+from ml_core.dataset.case import Case
 from ml_core.dataset.folders import Described, make_case
 from ml_core.dataset.splits import PARTS, Fold, Name, StoredSplit
 from ml_core.errors import MLError
@@ -89,7 +89,7 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
     values = [item["value"] for item in described.classes]
     for position, case in enumerate(described.cases):
         image = read_image(case.image)
-        labels = label_indices(read_mask(case.mask, like=image).values, values, case.name)
+        labels = case.indices(read_mask(case.mask, like=image), values)
         image_path = out / "imagesTr" / f"{case.name}_0000{ending}"
         label_path = out / "labelsTr" / f"{case.name}{ending}"
         if pictures:

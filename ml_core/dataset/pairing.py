@@ -7,9 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-from ml_core.io.containers import ArchiveError, shown_name
+from ml_core.dataset import findings
+from ml_core.dataset.findings import Issue
+from ml_core.io.containers import shown_name
 from ml_core.io.formats import SUPPORTED_SUFFIXES, stem, suffixes_of
 
 SPLIT_FOLDER = re.compile(r"train|training|val|valid|validation|test|testing")
@@ -25,21 +27,10 @@ MASK_WORDS = re.compile(r"(?i)(?<=.)(?:[_-](?:masks?|seg(?:mentation)?|labels?|g
 MASK_WORDS_AND_CHANNEL = re.compile(MASK_WORDS.pattern.replace("gt|", "gt|0000|"))
 OTHER_SUFFIX = re.compile(r"(?i)(?<=.)\.[a-z][a-z0-9]{0,4}$")
 LATER_CHANNEL = re.compile(r"(?<=.)[_-]0\d\d\d$")
-WANTED = "Pack them as images/case1.png and masks/case1.png: one mask per image, with the same name."
 _bare = partial(MASK_WORDS_AND_CHANNEL.sub, "")
 
 Key = tuple[tuple[str, ...], tuple[str, ...]]  # wrappers; folders below images or masks, in lower case
 Folders = defaultdict[Key, list[str]]
-
-
-@dataclass(frozen=True)
-class Issue:
-    """A finding about one file or folder. error: it is left out of the dataset; warning: worth knowing."""
-
-    severity: Literal["error", "warning"]
-    code: str
-    file: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ def find_pairs(names: Iterable[str]) -> Pairing:
     """Find the image and mask folders among archive `names` and pair their files by name.
 
     Accepts many folder names in any case below 0-2 wrapper folders, mirrored subfolders, and one subfolder
-    per DICOM series below images/ with one mask file of its name. Raises ArchiveError without such folders.
+    per DICOM series below images/ with one mask file of its name. Raises DatasetRefusedError without such folders.
     """
     return pair_folders(*_find_folders(list(names)))
 
@@ -110,13 +101,10 @@ def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
             else:
                 ignored["/".join(parts[:-1]) or "top of the ZIP"] += 1
         if {wrapper for wrapper, _ in images} & {wrapper for wrapper, _ in masks}:
-            detail = "{} files outside the image and mask folders were not read. " + WANTED
-            issues = [Issue("warning", "ignored_folder", at, detail.format(n)) for at, n in ignored.items()]
-            return images, masks, issues
+            return images, masks, [findings.IGNORED_FOLDER.issue(at, count=count) for at, count in ignored.items()]
     found = sorted({"/".join(name.split("/")[:-1][:3]) for name in names} - {""}, key=natural)
     listed = ", ".join(shown_name(folder) + "/" for folder in found[:8]) or "no folders"
-    reason = f"The ZIP needs a folder of images beside a folder of masks. Found: {listed}."
-    raise ArchiveError("no_folders", reason, WANTED)
+    raise findings.NO_FOLDERS.refusal(found=listed)
 
 
 def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_folders: bool = False) -> Pairing:
@@ -135,8 +123,7 @@ def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_f
             groups[wrapper, folder[:-1]].masks.append(_series(masks.pop(key)))
         elif masks.pop(key, None):
             series = _series(entries)
-            detail = f"The mask of this DICOM series is a folder. Give one file for all slices: {series.stem}.nii.gz."
-            issues.append(Issue("error", "mask_is_folder", series.shown, detail))
+            issues.append(findings.MASK_IS_FOLDER.issue(series.shown, series=series.stem))
         else:
             groups[wrapper, folder[:-1]].images.append(_series(entries))
     for key, entries in masks.items():
@@ -170,8 +157,7 @@ def _items(entries: list[str], issues: list[Issue]) -> Iterator[_Item]:
         if suffix in SUPPORTED_SUFFIXES or suffix in DICOM_SUFFIXES:
             yield _Item(base, entry, (entry,))
         else:
-            detail = f"Files of type {suffix} cannot be read. Convert it to PNG, TIFF, NIfTI or DICOM."
-            issues.append(Issue("error", "unsupported_format", entry, detail))
+            issues.append(findings.UNSUPPORTED_FORMAT.issue(entry, suffix=suffix))
 
 
 def _match(group: _Group, issues: list[Issue]) -> Iterator[tuple[_Item, _Item, str]]:
@@ -180,33 +166,32 @@ def _match(group: _Group, issues: list[Issue]) -> Iterator[tuple[_Item, _Item, s
     The order keeps video frames (frame_0000, frame_0001) apart from nnU-Net's channels (case_0000, _0001).
     """
     if not group.images or not group.masks:
-        for item in (group.images or group.masks)[:1]:
-            lacks = "masks" if group.images else "images"
-            detail = f"There is no folder of {lacks} that belongs to this folder. {WANTED}"
-            issues.append(Issue("error", f"no_{lacks}_folder", item.shown.rpartition("/")[0] + "/", detail))
+        lacking = findings.NO_MASKS_FOLDER if group.images else findings.NO_IMAGES_FOLDER
+        issues.extend(lacking.issue(item.shown.rpartition("/")[0] + "/") for item in (group.images or group.masks)[:1])
         return
     rest = group
     for strip in (str, partial(MASK_WORDS.sub, ""), _bare):
-        found = [g for g in rest.by_name(strip).values() if len(g.images) == len(g.masks) == 1]
-        yield from ((g.images[0], g.masks[0], strip(g.images[0].stem)) for g in found)
-        used = {item for g in found for item in g.images + g.masks}
+        matched = [g for g in rest.by_name(strip).values() if len(g.images) == len(g.masks) == 1]
+        yield from ((g.images[0], g.masks[0], strip(g.images[0].stem)) for g in matched)
+        used = {item for g in matched for item in g.images + g.masks}
         rest = _Group([i for i in rest.images if i not in used], [m for m in rest.masks if m not in used])
     names = (group if rest.images or rest.masks else rest).by_name(_bare)  # only the rest needs it
-    for kind, other, left in (("image", "mask", rest.images), ("mask", "image", rest.masks)):
+    for is_image, left in ((True, rest.images), (False, rest.masks)):
         for item in left:
             same = names[_bare(item.stem).casefold()]
-            mine, theirs = (same.images, same.masks) if kind == "image" else (same.masks, same.images)
+            mine, theirs = (same.images, same.masks) if is_image else (same.masks, same.images)
             twin = next((each for each in mine if each is not item), None)
             case = LATER_CHANNEL.sub("", item.stem)
             if twin:
-                code, detail = f"duplicate_{kind}", f"It has the same name as {twin.shown}. Keep one of them."
-            elif kind == "image" and case != item.stem and names[_bare(case).casefold()].masks:
-                code, detail = "extra_channel", f"{case} has several channels. Keep the one ending in _0000."
+                found = findings.IMAGE_NAMED_TWICE if is_image else findings.MASK_NAMED_TWICE
+            elif is_image and case != item.stem and names[_bare(case).casefold()].masks:
+                found = findings.EXTRA_CHANNEL
             elif theirs:
                 continue  # two images wait for this mask: they are named above
             else:
-                code, detail = f"no_{other}", f"No {other} is named {_bare(item.stem)}. Add one or drop this."
-            issues.append(Issue("error", code, item.shown, detail))
+                found = findings.NO_MASK if is_image else findings.NO_IMAGE
+            facts = {"name": _bare(item.stem), "case": case, "twin": twin and twin.shown}
+            issues.append(found.issue(item.shown, **facts))
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -19,16 +19,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.dataset.case import Case
+from ml_core.dataset.checks import DatasetCheck
+from ml_core.dataset.classes import ClassTable
 from ml_core.dataset.folders import Described, describe, find_cases, find_images, read_all
 from ml_core.dataset.nnunet import export_raw, read_raw, read_splits, write_splits
 from ml_core.dataset.splits import StoredSplit, split_cases
 from ml_core.documents import to_json
 from ml_core.errors import MLError, TrainingError
 from ml_core.front.progress import ProgressBar
-from ml_core.io import Image, read_image, write_label_map
+from ml_core.io import Coding, Image, read_image, write_label_map
 from ml_core.measures.metrics import NAMES
 from ml_core.measures.results import Metrics
 from ml_core.planning.hyperparameters import Hyperparameters
@@ -44,7 +47,10 @@ ANOTHER_FOLDER = "Choose another folder for the output, or remove this one."
 
 
 class Model:
-    """A trained model: `path` of its package, `metrics` of its held-out cases (None where stopped), and its `plan`."""
+    """A trained model: `path` of its package, `metrics` of its held-out cases (None where stopped), and its `plan`.
+
+    mask_codes: colour in a mask (r<<16 | g<<8 | b) → label value, for one that learnt from masks in colours; {} otherwise.
+    """
 
     def __init__(self, path: Folder) -> None:
         """`path`: model.zip, or the folder of a training. Raises ConfigError when it is damaged."""
@@ -52,6 +58,7 @@ class Model:
         self.path = given / "model.zip" if given.is_dir() else given
         package = read_package(self.path)
         self.metrics, self.plan = package.metrics, package.plan
+        self.mask_codes = {int(code): int(value) for code, value in package.facts.get("mask_codes", {}).items()}
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r}, {f'Dice {self.metrics.dice:.3f}' if self.metrics else 'not evaluated'})"
@@ -145,7 +152,7 @@ def train(
             wanted,
             folder,
             folder / STORE,
-            facts={"name": folder.resolve().name},
+            facts={"name": folder.resolve().name, **({"mask_codes": described.codes} if described.codes else {})},
             split=split,
             caveats=[copies] if copies else [],
             warm_start=Path(wanted["warm_start"]) if "warm_start" in wanted else None,
@@ -161,8 +168,9 @@ def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *
     given = [Path(item) for item in (images if isinstance(images, list) else [images])]
     found, folder = find_images(given, used.plan.dimensions), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    # A colour's number needs more than the 16 bits of a grey PNG.
-    coding: Any = "rgb" if max(used.plan.class_values) > 0xFFFF else "values"
+    # Coded as the masks were that it learnt from.
+    color_of = {value: code for code, value in used.mask_codes.items()}
+    codes = np.array([color_of.get(value, value) for value in used.plan.class_values])
     written = []
     with ProgressBar(shown=progress) as bar, tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
         for position, (name, path) in enumerate(found):
@@ -174,7 +182,8 @@ def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *
             result = used.segment(image)
             for text in result.warnings:
                 bar.note(f"{path}: {text}")
-            labels = write_label_map(result.values, image, Path(scratch), coding)
+            coding: Coding = "rgb" if color_of else "values"
+            labels = write_label_map(codes[result.indices], image, Path(scratch), coding)
             written.append(labels.replace(folder / (name + labels.name.removeprefix("labels"))))
             bar.count("predicting", position + 1, len(found))
     return written
@@ -190,7 +199,8 @@ def evaluate(
         pictures = Path(out) / "cases"
         pictures.mkdir(parents=True, exist_ok=True)
     with ProgressBar(shown=progress) as bar:
-        cases = find_cases(Path(images), Path(masks), bar.note)
+        found_cases = find_cases(Path(images), Path(masks), bar.issue)
+        cases = [replace(case, codes=used.mask_codes) for case in found_cases]
 
         def on_case(done: int, total: int) -> None:
             bar.count("evaluating", done, total)
@@ -238,30 +248,32 @@ def read_cases(
     if nnunet_raw is not None and images is None and masks is None:
         cases, names = read_raw(Path(nnunet_raw), channel)
     elif nnunet_raw is None and images is not None and masks is not None:
-        cases = find_cases(Path(images), Path(masks), bar.note)
+        cases = find_cases(Path(images), Path(masks), bar.issue)
     else:
         raise MLError("no_folders", "Folders are missing or too many.", "Give images and masks, or nnunet_raw.")
-    return describe(cases, bar.note, lambda done, total: bar.count("reading", done, total), names)
+    return describe(cases, bar.issue, lambda done, total: bar.count("reading", done, total), names)
 
 
 def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Described) -> list[Case]:
     """A test set's cases, numbered after those of the training. Unknown classes are found now, not after the training."""
     first = max(case.id for case in described.cases)
-    found = find_cases(images, masks, bar.note)
-    cases = [Case(first + case.id, f"test_{case.name}", case.image, case.mask, case.group, case.key) for case in found]
-    tests = read_all(cases, bar.note, lambda done, total: bar.count("reading test set", done, total))
-    if not tests.cases:
+    found = find_cases(images, masks, bar.issue)
+    cases = [replace(case, id=first + case.id, name=f"test_{case.name}") for case in found]
+    table = ClassTable(described.classes, described.codes)
+    check = DatasetCheck(table, dimensions=described.fingerprint.dimensions)
+    tests = read_all(cases, check, bar.issue, lambda done, total: bar.count("reading test set", done, total))
+    if not tests:
         raise MLError(
             "no_tests", f"None of the images in {images} can be used for a test.", "See what was left out above."
         )
     known = {item["value"] for item in described.classes}
-    if strange := sorted(set(tests.colors) - known):
+    if strange := sorted(set(table.colors()) - known):
         raise TrainingError(
             "unknown_label",
             f"The test masks have values that the training masks lack: {strange[:5]}.",
             "Code all masks in the same way.",
         )
-    return tests.cases
+    return [replace(test.case, group=test.group, codes=table.codes()) for test in tests]
 
 
 def _split(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import Counter
 from typing import Any
 
+from ml_core.dataset.findings import Issue
+
 SECONDS_BETWEEN_LINES = 5.0
+MAX_WARNINGS = 20  # of one kind
 BAR = "{desc:<11}{percentage:3.0f}%|{bar:24}| {elapsed}{postfix}"
 
 
@@ -24,6 +28,7 @@ class ProgressBar:
         self._stage = ""
         self._numbers: dict[str, float] = {}
         self._line_at = -math.inf
+        self._warnings = Counter[str]()
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -37,6 +42,14 @@ class ProgressBar:
             self._bar.write(text, file=sys.stderr)
         elif self.shown:
             print(text, file=sys.stderr, flush=True)
+
+    def issue(self, issue: Issue) -> None:
+        """Such a sentence of the check of a dataset; of warnings of one kind only so many that they can be read."""
+        self._warnings[issue.code] += issue.severity == "warning"
+        if issue.severity == "error" or self._warnings[issue.code] <= MAX_WARNINGS:
+            self.note(str(issue))
+        elif self._warnings[issue.code] == MAX_WARNINGS + 1:
+            self.note("Further warnings of this kind are not shown.")
 
     def show(self, stage: str, share: float, text: str = "") -> None:
         """`share`: 0 to 1 of the stage."""

@@ -1,4 +1,4 @@
-"""Medical and plain image files in and out: `read_image`, `read_mask`, `check_pair`, `write_label_map`.
+"""Medical and plain image files in and out: `read_image`, `read_mask`, `write_label_map`.
 
 The content decides how a file is read. Everything that is wrong with a file is an ImageError that says why and what
 to do; it does not name the file itself, which the caller knows.
@@ -19,16 +19,15 @@ from ml_core.io.display import display_slice, display_volume, is_oriented, to_rg
 from ml_core.io.formats import FORMATS, SUPPORTED_SUFFIXES, Kind, stem, suffix_of, suffixes_of
 from ml_core.io.grid import align
 from ml_core.io.image import Coding, Grid, Image, Limits, Mask, decoding
-from ml_core.io.masks import check_pair
 
 __all__ = [
     "SUPPORTED_SUFFIXES",
+    "Coding",
     "Grid",
     "Image",
     "ImageError",
     "Limits",
     "Mask",
-    "check_pair",
     "display_slice",
     "display_volume",
     "is_oriented",

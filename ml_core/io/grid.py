@@ -64,7 +64,7 @@ def first_three(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def align(mask: Mask, image: Image) -> Mask:
-    """The mask turned to the image's axes where shapes and geometry allow it; `check_pair` judges the result.
+    """The mask turned to the image's axes where shapes and geometry allow it; `ml_core.dataset.checks.check_pair` judges the result.
 
     A mask without geometry lies on the stored grid of its image, row by row and slice by slice, as programs that
     export slices write it. One with geometry is flipped and its axes swapped; nothing is resampled.

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from ml_core.cases.preprocessing import labels_to_slices
-from ml_core.dataset.case import Case, label_indices, spread_order
-from ml_core.errors import ImageError
-from ml_core.io import Image, check_pair, display_slice, read_image, read_mask
+from ml_core.dataset.case import Case, spread_order
+from ml_core.dataset.checks import check_pair, naming
+from ml_core.io import Image, display_slice, read_image, read_mask
 from ml_core.measures.calibration import Calibration
 from ml_core.measures.metrics import case_metrics, summarise, volume_unit
 from ml_core.measures.results import CaseMetrics, ClassMetrics, ClassScores, Metrics, Scores
@@ -123,14 +123,11 @@ def caveats(metrics: Metrics, *, grouping: str, folds: int) -> list[str]:
 
 def _read(case: Case, plan: Plan) -> tuple[Image, NDArray[np.uint8]]:
     """The image, and its reference as class positions. Raises ImageError that names the case where they do not fit."""
-    try:
+    with naming(case.name):
         image = read_image(case.image)
         mask = read_mask(case.mask, like=image)
         check_pair(image, mask)
-    except ImageError as error:
-        error.file = error.file or case.name
-        raise
-    return image, label_indices(mask.values, plan.class_values, case.name)
+    return image, case.indices(mask, plan.class_values)
 
 
 def error_picture(image: Image, reference: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> PILImage.Image:

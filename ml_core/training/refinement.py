@@ -16,7 +16,7 @@ from torch import nn
 
 from ml_core.cases.patches import pad_to, with_neighbours
 from ml_core.cases.preprocessing import labels_to_network, network_shape, preprocess
-from ml_core.dataset.case import Case, label_indices, spread_order
+from ml_core.dataset.case import Case, spread_order
 from ml_core.io import Image, read_image, read_mask
 from ml_core.measures.metrics import overlap_metrics
 from ml_core.networks.catalogue import find
@@ -227,8 +227,7 @@ def _load(cases: list[Case], plan: Plan, deadline: float) -> Iterator[tuple[Imag
             return
         case = cases[index]
         image = read_image(case.image)
-        values = read_mask(case.mask, like=image).values
-        yield image, label_indices(values, plan.class_values, case.name)
+        yield image, case.indices(read_mask(case.mask, like=image), plan.class_values)
 
 
 def _mean_dice(found: NDArray[np.uint8], reference: NDArray[np.uint8], plan: Plan) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from ml_core.cases.patches import PatchSampler
 from ml_core.cases.store import StoredCase
-from ml_core.dataset.case import Case, label_indices
+from ml_core.dataset.case import Case
 from ml_core.io import read_image, read_mask
 from ml_core.measures.metrics import case_metrics
 from ml_core.networks.device import autocast, pick_device
@@ -98,7 +98,7 @@ def rehearse(
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak_of_process()
 
     image = read_image(example.image)
-    reference = label_indices(read_mask(example.mask, like=image).values, plan.class_values, example.name)
+    reference = example.indices(read_mask(example.mask, like=image), plan.class_values)
     predictor = Predictor([TorchForward(network.eval(), plan.precision)], plan)
     predictor.predict(image)
     begun = time.perf_counter()

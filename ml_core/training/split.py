@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ml_core.cases.store import StoredCase
 from ml_core.dataset.case import Case, spread_order
-from ml_core.dataset.near_duplicates import MOST_COMPARED, near_duplicate_groups, signature
+from ml_core.dataset.findings import MAX_COMPARED
+from ml_core.dataset.near_duplicates import near_duplicate_groups, signature
 from ml_core.dataset.splits import Fold, Name, Split, StoredSplit, cross_validation, reuse_split, split_cases
 from ml_core.errors import ConfigError, ImageError, TrainingError
 from ml_core.files import in_order, threads_for
@@ -54,7 +55,7 @@ def split_job(
 
 def duplicates_of(cases: list[Case], folder: Path) -> list[int]:
     """A number per case, equal for near-duplicates; all are different where there are too many to be compared."""
-    if len(cases) > MOST_COMPARED:
+    if len(cases) > MAX_COMPARED:
         return list(range(len(cases)))
     signatures = in_order(partial(_signature, folder=folder), cases, threads_for(case.image for case in cases))
     return near_duplicate_groups(list(signatures))

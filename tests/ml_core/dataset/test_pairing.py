@@ -7,9 +7,9 @@ from unittest.mock import Mock
 import pytest
 
 from ml_core.dataset import pairing
+from ml_core.dataset.findings import DatasetRefusedError
 from ml_core.dataset.pairing import Pairing, find_pairs
 from ml_core.io import stem
-from ml_core.io.containers import ArchiveError
 
 
 def pairs(*names: str) -> dict[str, tuple[str, str]]:
@@ -44,7 +44,7 @@ MISSING = {
 
 @pytest.mark.parametrize(("names", "found"), MISSING.items())
 def test_missing_folders_are_explained(names: str, found: str) -> None:
-    with pytest.raises(ArchiveError) as caught:
+    with pytest.raises(DatasetRefusedError) as caught:
         find_pairs(names.split())
     assert caught.value.code == "no_folders"
     assert found in caught.value.reason

@@ -15,7 +15,8 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, CTImageStorage, JPEGBaseline8Bit, RLELossless
 
-from ml_core.io import ImageError, check_pair, image, read_image, read_mask, series, write_label_map
+from ml_core.dataset.checks import check_pair
+from ml_core.io import ImageError, image, read_image, read_mask, series, write_label_map
 from ml_core.io.containers import ArchiveLimits
 from tests.ml_core.io.test_raster import IMAGE, LABELS, code_of
 from tests.synthetic import (
