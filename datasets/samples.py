@@ -6,7 +6,7 @@ import colorsys
 import io
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class ClassTable:
     rows: [{value, name, color}] of an earlier version of the dataset; codes: RGB code → value of it.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]] = (), codes: dict[int, int] | None = None) -> None:
+    def __init__(self, rows: Sequence[Mapping[str, Any]] = (), codes: dict[int, int] | None = None) -> None:
         self._colors: dict[int, str] = {row["value"]: row["color"] for row in rows}
         self._names: dict[int, str] = {row["value"]: row["name"] for row in rows}
         self._codes: dict[int, int] = {0: 0, **(codes or {})}

@@ -5,12 +5,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.errors import TrainingError
+
+
+class LabelClass(TypedDict):
+    """What one value of the masks stands for."""
+
+    value: int
+    name: str
+    color: str
+    """#rrggbb."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_core.dataset.case import Case
+from ml_core.dataset.case import Case, LabelClass
 from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder, count_values
 from ml_core.dataset.near_duplicates import MOST_COMPARED, signature
 from ml_core.dataset.pairing import SILENT, Folders, all_dicom, pair_folders
@@ -34,7 +34,7 @@ class Described:
     """Cases that can be read, the classes found in their masks ([{value, name, color}], ascending), and the fingerprint."""
 
     cases: list[Case]
-    classes: list[dict[str, Any]]
+    classes: list[LabelClass]
     fingerprint: Fingerprint
     signatures: dict[int, NDArray[np.float16]]
 
@@ -167,7 +167,7 @@ def describe(
         for value in sorted(set(names) - set(values)):
             note(f"No mask holds {names[value]} ({value}), so it is no class of the model.")
     given = {values[0]: "background", **(names or {})}
-    classes = [{"value": v, "name": given.get(v, f"class {v}"), "color": read.colors[v]} for v in values]
+    classes = [LabelClass(value=v, name=given.get(v, f"class {v}"), color=read.colors[v]) for v in values]
     return Described(read.cases, classes, read.builder.result(), read.signatures)
 
 
