@@ -26,8 +26,9 @@ from ml_core.dataset.folders import describe, find_cases
 from ml_core.memory import restart_tuned
 from ml_core.networks.catalogue import build
 from ml_core.networks.device import autocast, pick_device
-from ml_core.planning.hyperparameters import Hyperparameters, specs
+from ml_core.planning.hyperparameters import specs
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
 from ml_core.training.losses import make_loss
 from ml_core.training.optimizers import make_optimizers
@@ -45,7 +46,7 @@ def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
         cases = find_cases(folder / "images", folder / "masks", print)
         data = describe(cases, print, lambda done, total: None)
         plan = make_plan(
-            Hyperparameters.from_dict({**wanted, "epochs": EPOCHS}), data.fingerprint, data.classes, Machine.here()
+            TrainingRequest.from_json({**wanted, "epochs": EPOCHS}), data.fingerprint, data.classes, Machine.here()
         )
         stored = open_store(folder / "store", data.cases, plan, lambda done, total: None)
         cut = max(1, len(stored) // 5)

@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from medseg_site.shared.base.text import count_of
 from ml_core.measures.results import CaseMetrics, Interval, Metrics, Reliability
-from ml_core.planning.hyperparameters import specs
+from ml_core.planning.hyperparameters import groups
+from ml_core.planning.plan import Plan
+from ml_core.planning.spec import IMAGES, Spec, Value
+from ml_core.prediction.decisions import Decisions, MirroringDecision, PostprocessingDecision
+from ml_core.prediction.runtimes import Serving
 from models_app.models import SegmentationModel
 
 MAX_WORST_CASES = 6
-# Heading → hyperparameters, in the order in which pages show them. Every one is in exactly one group.
-GROUPS = {
-    "Network": ["configuration", "architecture", "encoder", "encoder_weights", "deep_supervision", "warm_start"],
-    "Images and patches": [
-        "spacing",
-        "normalisation",
-        "patch_size",
-        "patch_depth",
-        "batch_size",
-        "foreground_share",
-        "augmentation",
-    ],
-    "Learning": [
-        "loss",
-        "class_weights",
-        "optimizer",
-        "learning_rate",
-        "weight_decay",
-        "warm_up_steps",
-        "clip_norm",
-        "weight_average",
-        "precision",
-        "torch_compile",
-        "seed",
-    ],
-    "Data and time": [
-        "time_budget_seconds",
-        "epochs",
-        "early_stopping_patience",
-        "validation_fraction",
-        "test_fraction",
-        "folds",
-        "seeds",
-    ],
-    "After training": ["test_time_augmentation", "postprocessing"],
-}
 # Name in ml_core.measures.results.Scores, heading, what it means, and which unit it has.
 METRICS = [
     ("dice", "Dice", "Overlap of prediction and reference: 1 is perfect.", ""),
@@ -67,40 +35,53 @@ RUNTIMES = {"openvino": "OpenVINO", "torch": "PyTorch"}
 MIRRORINGS = {"none": "Not mirrored", "flips": "Flips", "flips and turns": "Flips and quarter turns"}
 
 
-def planned(values: dict[str, Any], reasons: dict[str, str], *, asked: set[str]) -> list[dict[str, Any]]:
-    """The groups of a plan: heading, rows, and whether it is open (the first, and those in which something was asked for).
+@dataclass(frozen=True)
+class PlanRow:
+    """One hyperparameter. value: None where there is none to show. asked: whether the user chose it."""
 
-    A row: label, value (None where there is none to show), unit, reason and asked.
-    """
-    known = specs()
-    groups: list[dict[str, Any]] = []
-    for heading, names in GROUPS.items():
-        rows = []
-        for name in names:
-            value, spec = values.get(name), known[name]
-            shown = spec.choices.get(value, value) if spec.choices and value is not None else value
-            if shown in (None, "") and name not in reasons:
-                continue
-            rows.append(
-                {
-                    "label": spec.label,
-                    "value": None if shown == "" else shown,
-                    "unit": spec.unit.removesuffix("s") if value == 1 else spec.unit,
-                    "reason": reasons.get(name, ""),
-                    "asked": name in asked,
-                }
-            )
-        is_open = not groups or any(row["asked"] for row in rows)
-        groups.append({"heading": heading, "rows": rows, "open": is_open})
+    label: str
+    value: Value | None
+    unit: str
+    reason: str
+    asked: bool
+
+
+@dataclass
+class PlanGroup:
+    """The hyperparameters of one heading. open: whether the page shows them at first."""
+
+    heading: str
+    rows: list[PlanRow]
+    open: bool
+
+
+def planned(
+    values: Mapping[str, Value | None], reasons: Mapping[str, str], *, asked: Collection[str]
+) -> list[PlanGroup]:
+    """A plan as a page shows it, open where it begins and where something was asked for."""
+    found: list[PlanGroup] = []
+    for heading, specs in groups().items():
+        rows = [_plan_row(name, spec, values.get(name), reasons, name in asked) for name, spec in specs.items()]
+        shown = [row for row in rows if row.value is not None or row.reason]
+        found.append(PlanGroup(heading, shown, not found or any(row.asked for row in shown)))
     if "dimensions" in reasons:  # along which axis a volume is cut is no hyperparameter
-        row = {"label": "Slices", "value": None, "unit": "", "reason": reasons["dimensions"], "asked": False}
-        groups[1]["rows"].append(row)
-    return [group for group in groups if group["rows"]]
+        images = next(group for group in found if group.heading == IMAGES)
+        images.rows.append(PlanRow("Slices", None, "", reasons["dimensions"], False))
+    return [group for group in found if group.rows]
 
 
-def plan_of(model: SegmentationModel) -> list[dict[str, Any]]:
-    """The groups of a model's plan; of what was asked for as long as there is no plan."""
-    return planned(model.hyperparameters, model.plan.get("reasons") or {}, asked=set(model.requested))
+def _plan_row(name: str, spec: Spec, value: Value | None, reasons: Mapping[str, str], asked: bool) -> PlanRow:
+    shown = spec.choices.get(str(value), value) if spec.choices and value is not None else value
+    unit = spec.unit.removesuffix("s") if value == 1 else spec.unit
+    return PlanRow(spec.label, None if shown == "" else shown, unit, reasons.get(name, ""), asked)
+
+
+def plan_of(model: SegmentationModel) -> list[PlanGroup]:
+    """A model's plan; what was asked for as long as there is no plan."""
+    if not model.plan:
+        return planned(model.requested, {}, asked=model.requested)
+    plan = Plan.from_json(model.plan)
+    return planned(plan.hyperparameters(), plan.reasons, asked=model.requested)
 
 
 @dataclass(frozen=True)
@@ -145,65 +126,66 @@ def reliability_points(found: Reliability) -> dict[str, list[list[float]]]:
     }
 
 
-def decided(model: SegmentationModel) -> list[dict[str, Any]]:
-    """What was measured on the validation cases: title, what is used, reason, and a table of numbers (head and rows)."""
-    found = model.decisions
-    parts = [
-        ("serving", "Runtime", _serving),
-        ("mirroring", "Mirroring", _mirroring),
-        ("postprocessing", "Post-processing", _postprocessing),
-    ]
-    return [
-        {"title": title, "reason": found[name].get("reason", ""), **part(found[name], model)}
-        for name, title, part in parts
-        if found.get(name)
-    ]
+@dataclass(frozen=True)
+class DecisionRow:
+    """A row of a table of numbers. used: whether it is what the model does."""
+
+    cells: list[str]
+    used: bool
 
 
-def _serving(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
-    used = f"{RUNTIMES.get(found.get('runtime', ''), '–')}, {found.get('precision', '')}"
-    difference = found.get("dice_difference")
-    if difference is None:
-        return {"used": used, "head": [], "rows": []}
-    is_of_windows = found.get("unit") == "validation window"
-    cases = count_of(found["cases"], "window") if is_of_windows else _cases(found)
-    row = ["Largest difference in Dice", f"{difference:.5f}", cases]
-    return {"used": used, "head": ["Against PyTorch in fp32", "", "Cases"], "rows": [{"cells": row, "used": False}]}
+@dataclass(frozen=True)
+class DecisionPart:
+    """One thing that was measured on the validation cases: what is used, why, and a table of numbers."""
+
+    title: str
+    used: str
+    reason: str
+    head: list[str] = field(default_factory=list)
+    rows: list[DecisionRow] = field(default_factory=list)
 
 
-def _mirroring(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
-    used = found.get("used", "none")
+def decided(model: SegmentationModel) -> list[DecisionPart]:
+    decisions, parts = Decisions.from_json(model.decisions), []
+    if decisions.serving:
+        parts.append(_serving(decisions.serving))
+    if decisions.mirroring:
+        parts.append(_mirroring(decisions.mirroring))
+    if decisions.postprocessing:
+        parts.append(_postprocessing(decisions.postprocessing, [item["name"] for item in model.classes]))
+    return parts
+
+
+def _serving(made: Serving) -> DecisionPart:
+    used = f"{RUNTIMES[made.runtime]}, {made.precision}"
+    if made.dice_difference is None:
+        return DecisionPart("Runtime", used, made.reason)
+    cases = count_of(made.cases or 0, "window") if made.unit == "validation window" else str(made.cases)
+    row = DecisionRow(["Largest difference in Dice", f"{made.dice_difference:.5f}", cases], used=False)
+    return DecisionPart("Runtime", used, made.reason, ["Against PyTorch in fp32", "", "Cases"], [row])
+
+
+def _mirroring(made: MirroringDecision) -> DecisionPart:
     rows = [
-        {"cells": [MIRRORINGS.get(name, name), _score(dice), _cases(found)], "used": name == used}
-        for name, dice in (found.get("dice") or {}).items()
+        DecisionRow([MIRRORINGS[name], _score(dice), str(made.cases)], name == made.used)
+        for name, dice in (made.dice or {}).items()
     ]
-    return {"used": MIRRORINGS.get(used, used), "head": ["Copies", "Dice", "Cases"] if rows else [], "rows": rows}
+    head = ["Copies", "Dice", "Cases"] if rows else []
+    return DecisionPart("Mirroring", MIRRORINGS[made.used], made.reason, head, rows)
 
 
-def _postprocessing(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
+def _postprocessing(made: PostprocessingDecision, names: list[str]) -> DecisionPart:
     """Per class: as it was, and after what is used; after the best of what was tried where nothing is."""
-    rows: list[dict[str, Any]] = []
-    for item in (found.get("measured") or {}).get("classes") or []:
-        tried = item["candidates"]
-        used = [step for step in tried if step["used"]]
-        shown = used or [max(tried, key=lambda step: step["dice"] if step["dice"] is not None else -1.0)]
-        name = model.classes[item["class"]]["name"] if item["class"] < len(model.classes) else str(item["class"])
-        what = ", ".join(step["name"] for step in shown)
-        cells = [
-            name,
-            _score(item["dice"]),
-            _score(shown[-1]["dice"]),
-            what if used else f"{what} (best of those tried)",
-        ]
-        rows.append({"cells": cells, "used": bool(used)})
-    names = {step for row in rows if row["used"] for step in row["cells"][3].split(", ")}
-    used_text = ", ".join(sorted(names)).capitalize() or "None"
-    return {"used": used_text, "head": ["Class", "Dice before", "after", "by"] if rows else [], "rows": rows}
+    rows, steps = [], set[str]()
+    for item in made.measured.classes if made.measured else []:
+        used = [step for step in item.candidates if step.used]
+        shown = used or [max(item.candidates, key=lambda step: -1.0 if math.isnan(step.dice) else step.dice)]
+        steps |= {step.name for step in used}
+        what = ", ".join(step.name for step in shown) + ("" if used else " (best of those tried)")
+        rows.append(DecisionRow([names[item.index], _score(item.dice), _score(shown[-1].dice), what], bool(used)))
+    head = ["Class", "Dice before", "after", "by"] if rows else []
+    return DecisionPart("Post-processing", ", ".join(sorted(steps)).capitalize() or "None", made.reason, head, rows)
 
 
-def _cases(found: dict[str, Any]) -> str:
-    return str(found.get("cases", "–"))
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _score(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"

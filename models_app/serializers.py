@@ -14,7 +14,7 @@ from ml_core.planning.hyperparameters import json_schema
 from models_app import services
 from models_app.models import Epoch, SegmentationModel
 
-MOST_NAMES = 50  # of hyperparameters in one request; there are far fewer
+MAX_NAMES = 50  # of hyperparameters in one request; there are far fewer
 
 
 def refusal(error: services.HyperparametersError) -> serializers.ValidationError:
@@ -33,13 +33,13 @@ def _schema() -> dict[str, Any]:
 
 @extend_schema_field(_schema())
 class HyperparametersField(serializers.DictField):
-    """An object whose names and limits come from ml_core.planning.hyperparameters.Hyperparameters."""
+    """An object whose names and limits come from the table in ml_core.planning.hyperparameters."""
 
-    def to_internal_value(self, data: Any) -> dict[str, Any]:
-        values: dict[str, Any] = super().to_internal_value(data)
+    def to_internal_value(self, data: Any) -> dict[str, object]:
+        values: dict[str, object] = super().to_internal_value(data)
         # Each unknown name is repeated in the answer, so it must be short, fit for it, and one of few.
-        if len(values) > MOST_NAMES or any(len(name) > 100 or not name.isprintable() for name in values):
-            raise serializers.ValidationError(f"Send at most {MOST_NAMES} names, each of a few printable characters.")
+        if len(values) > MAX_NAMES or any(len(name) > 100 or not name.isprintable() for name in values):
+            raise serializers.ValidationError(f"Send at most {MAX_NAMES} names, each of a few printable characters.")
         try:
             services.check_hyperparameters(user=self.context["request"].user, values=values)
         except OverflowError:  # a whole number of hundreds of digits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
@@ -18,8 +19,8 @@ from medseg_site.shared.jobs.requests import request_cancel, requeue, why_not_re
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from ml_core.dataset.fingerprint import Fingerprint
-from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import ConfigErrors, TrainingRequest
 from ml_core.planning.rules import make_plan
 from models_app.models import KEEP_WEIGHTS, SegmentationModel
 
@@ -47,16 +48,16 @@ def usable_models(user: Any) -> QuerySet[SegmentationModel]:
     return SegmentationModel.objects.visible_to(user).exclude(s3_key="")
 
 
-def check_hyperparameters(*, user: Any, values: dict[str, Any]) -> Hyperparameters:
+def check_hyperparameters(*, user: Any, values: Mapping[str, object]) -> TrainingRequest:
     """What can be known without a dataset. `warm_start` may be a number too. Raises HyperparametersError."""
     start = values.get("warm_start")
     if isinstance(start, int) and not isinstance(start, bool):
         values = {**values, "warm_start": str(start)}
     try:
-        wanted = Hyperparameters.from_dict(values)
+        wanted = TrainingRequest.from_json(values)
     except ConfigErrors as error:
         raise HyperparametersError(error.fields) from None
-    if wanted.warm_start is not None and not _is_usable_model(user, wanted.warm_start):
+    if wanted.asks_for("warm_start") and not _is_usable_model(user, str(wanted.get("warm_start"))):
         text = "There is no model of yours with this number that has weights. Choose another one, or leave it out."
         raise HyperparametersError({"warm_start": text})
     return wanted
@@ -67,7 +68,7 @@ def _is_usable_model(user: Any, number: str) -> bool:
     return key is not None and usable_models(user).filter(pk=key).exists()
 
 
-def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]) -> Plan:
+def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: Mapping[str, object]) -> Plan:
     """The plan with its reasons, nearly as the training will make it: of the machine only what can be told without torch.
 
     Raises HyperparametersError, or WrongStateError for a dataset that is not ready.
@@ -81,10 +82,10 @@ def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]
         raise HyperparametersError(error.fields) from None
 
 
-def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dict[str, Any]) -> SegmentationModel:
+def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: Mapping[str, object]) -> SegmentationModel:
     """Queue a training. A second model of the same name becomes its next version."""
     name = clean_name(name)
-    requested = check_hyperparameters(user=user, values=hyperparameters).to_dict()
+    requested = check_hyperparameters(user=user, values=hyperparameters).to_json()
     for _ in range(5):
         try:
             with transaction.atomic():
@@ -135,7 +136,9 @@ def why_not_resumable(*, user: Any, model: SegmentationModel) -> str | None:
     return None
 
 
-def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any] | None = None) -> SegmentationModel:
+def resume_model(
+    *, user: Any, model: SegmentationModel, changes: Mapping[str, object] | None = None
+) -> SegmentationModel:
     """Go on with a failed or cancelled training from its last checkpoint (from the start where there is none).
 
     changes: another number of `epochs` (in all) or `time_budget_seconds`, such as more than first asked for.
@@ -144,7 +147,7 @@ def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any]
     if strange := set(changes) - set(RESUMABLE):
         text = "This cannot change after the training has started. Only epochs and time_budget_seconds can."
         raise HyperparametersError(dict.fromkeys(sorted(strange), text))
-    requested = check_hyperparameters(user=user, values={**model.requested, **changes}).to_dict()
+    requested = check_hyperparameters(user=user, values={**model.requested, **changes}).to_json()
     refuse_if(why_not_resumable(user=user, model=model))
     with transaction.atomic():
         requeue(model, requested=requested)

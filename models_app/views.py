@@ -66,7 +66,7 @@ def model_create(request: HttpRequest) -> HttpResponse:
     return render(request, "models_app/model_create.html", context, status=422 if form.errors else 200)
 
 
-def _choices(form: TrainForm) -> dict[str, Any]:
+def _choices(form: TrainForm) -> dict[str, object]:
     """What the page needs to know which choices go together; the server checks them again."""
     networks = {
         name: {"encoders": item.encoders, "dimensions": item.dimensions} for name, item in ARCHITECTURES.items()
@@ -82,7 +82,7 @@ def model_plan(request: HttpRequest) -> HttpResponse:
     form = TrainForm(request.POST, user=request.user)
     form.is_valid()  # a name is not needed yet
     errors = form.advanced_errors()
-    context: dict[str, Any] = {
+    context: dict[str, object] = {
         "errors": errors,
         "problems": [{"name": name, "label": form[name].label, "text": text} for name, text in errors.items()],
         "has_dataset": bool(form.data.get("dataset")),
@@ -104,7 +104,7 @@ def _chosen_dataset(request: HttpRequest) -> Dataset | None:
     return found[0] if len(found) == 1 else None
 
 
-def _initial(request: HttpRequest) -> dict[str, Any]:
+def _initial(request: HttpRequest) -> dict[str, object]:
     dataset = _chosen_dataset(request)
     return {"dataset": dataset.pk, "name": dataset.name} if dataset else {}
 

@@ -12,6 +12,11 @@ from factory.helpers import post_generation
 
 from datasets.models import Dataset, DatasetClass, Sample
 from inference.models import InferenceResult
+from ml_core.dataset.classes import LabelClass
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import TrainingRequest
+from ml_core.planning.rules import make_plan
 from models_app.models import SegmentationModel
 
 FINGERPRINT = {
@@ -52,6 +57,18 @@ FINGERPRINT = {
 }
 
 
+CLASSES: list[LabelClass] = [
+    {"value": 0, "name": "background", "color": "#495057"},
+    {"value": 255, "name": "cell", "color": "#f59f00"},
+]
+
+
+def plan_of(**wanted: Any) -> Plan:
+    """For a dataset of DatasetFactory on a laptop."""
+    laptop = Machine(cuda=False, cpus=2, bf16=True)
+    return make_plan(TrainingRequest.from_json(wanted), Fingerprint.from_json(FINGERPRINT), CLASSES, laptop)
+
+
 def end_of(row: Any) -> Any:
     """Ended rows say when they ended."""
     return None if row.status in {"uploaded", "queued", "training", "running"} else timezone.now()
@@ -76,8 +93,8 @@ class DatasetFactory(DjangoModelFactory[Dataset]):
     @post_generation  # type: ignore[untyped-decorator]  # factory_boy has no types
     def with_classes(self: Any, create: bool, extracted: Any, **kwargs: Any) -> None:
         if create:
-            for value, name, color in ((0, "background", "#495057"), (255, "cell", "#f59f00")):
-                DatasetClass.objects.create(dataset=self, value=value, name=name, color=color)
+            for item in CLASSES:
+                DatasetClass.objects.create(dataset=self, **item)
 
 
 class SampleFactory(DjangoModelFactory[Sample]):
@@ -109,10 +126,7 @@ class CompletedModelFactory(ModelFactory):
     s3_key = "models/x/model.zip"
     checksum = "0" * 64
     trained_at = LazyFunction(timezone.now)
-    classes = [
-        {"value": 0, "name": "background", "color": "#495057"},
-        {"value": 255, "name": "cell", "color": "#f59f00"},
-    ]
+    classes = CLASSES
 
 
 class InferenceFactory(DjangoModelFactory[InferenceResult]):

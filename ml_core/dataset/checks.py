@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.dataset import findings
-from ml_core.dataset.classes import ClassTable
+from ml_core.dataset.classes import ClassTable, LabelClass
 from ml_core.dataset.findings import Issue
 from ml_core.dataset.fingerprint import ClassFingerprint, Fingerprint, FingerprintBuilder, count_values
 from ml_core.dataset.near_duplicates import near_duplicate_groups, signature
@@ -137,7 +137,7 @@ class CheckedDataset(Generic[CaseT]):
     left_out: list[CaseT]
     """Pictures among volumes, or the other way round."""
     dimensions: int
-    classes: list[dict[str, Any]]
+    classes: list[LabelClass]
     """[{value, name, color}], ascending; the first is background."""
     codes: dict[int, int]
     """Of masks in colours: r<<16 | g<<8 | b → label value."""
@@ -213,7 +213,7 @@ class DatasetCheck:
             if entry.share < findings.MIN_CLASS_SHARE:
                 rare = findings.RARE_VALUE.issue("masks", value=entry.value, pixels=entry.pixels, cases=entry.cases)
                 self.issues.append(rare)
-        for value in sorted(set(self.classes.told_names) - {entry["value"] for entry in found}):
+        for value in sorted(set(self.classes.told_names) - {entry.value for entry in found}):
             name = self.classes.told_names[value]
             self.issues.append(findings.UNUSED_NAME.issue("masks", name=name, value=value))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,15 @@ COLORS = [
 ]
 
 Codes = dict[int, int]  # of masks in colours: r<<16 | g<<8 | b → label value
+
+
+class LabelClass(TypedDict):
+    """What one value of the masks stands for."""
+
+    value: int
+    name: str
+    color: str
+    """#rrggbb."""
 
 
 class ClassTable:
@@ -80,7 +89,7 @@ class ClassTable:
         """{} where masks are coded in numbers."""
         return self._codes if len(self._codes) > 1 else {}
 
-    def rows(self, used: set[int]) -> list[dict[str, Any]]:
+    def rows(self, used: set[int]) -> list[LabelClass]:
         """[{value, name, color}] of the values in use, ascending; the lowest is background."""
         ordered = sorted(used)
         return [

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from ml_core.dataset import findings
 from ml_core.dataset.case import Case
 from ml_core.dataset.checks import DatasetCheck, ReadPair, read_pair
-from ml_core.dataset.classes import ClassTable, Codes
+from ml_core.dataset.classes import ClassTable, Codes, LabelClass
 from ml_core.dataset.findings import Issue
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.pairing import SILENT, Folders, all_dicom, pair_folders
@@ -40,7 +39,7 @@ class Described:
     """
 
     cases: list[Case]
-    classes: list[dict[str, Any]]
+    classes: list[LabelClass]
     fingerprint: Fingerprint
     signatures: dict[int, NDArray[np.float16]]
     codes: Codes

@@ -34,7 +34,7 @@ from ml_core.front.progress import ProgressBar
 from ml_core.io import Coding, Image, read_image, write_label_map
 from ml_core.measures.metrics import NAMES
 from ml_core.measures.results import Metrics
-from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.planning.request import TrainingRequest
 from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import Predictor, Segmentation
 from ml_core.training.evaluation import evaluate as evaluate_cases
@@ -112,7 +112,7 @@ def train(
     Raises MLError (with code "stopped" where there are no weights yet).
     """
     begun = time.monotonic() if begun is None else begun
-    Hyperparameters.from_dict(hyperparameters)  # before the images are read
+    TrainingRequest.from_json(hyperparameters)  # before the images are read
     tested = test_images is not None or test_masks is not None
     for name in ("folds", "test_fraction", *(["validation_fraction"] if splits is not None else [])):
         if name in hyperparameters and (splits is not None or tested):

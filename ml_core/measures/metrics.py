@@ -154,18 +154,18 @@ def summarise(cases: list[list[Scores]], *, seed: int = 0, groups: Sequence[str]
     intervals, n_units = _intervals(columns, groups or [""] * len(cases), seed)
     total = {name: sum(row[name] for row in counts[1:]) for name in counts[0]} | {"n_cases": len(cases)}
     return Summary(
-        **_means(means[0], intervals[0], total),
+        **vars(_means(means[0], intervals[0], total)),
         n_defined=int(np.count_nonzero(~np.isnan(headline[:, 0]))),
         n_units=n_units,
-        per_class=[Means(**_means(*row)) for row in zip(means[1:], intervals[1:], counts, strict=True)],
-        per_case=[Scores(**_named(row)) for row in headline],
+        per_class=[_means(*row) for row in zip(means[1:], intervals[1:], counts, strict=True)],
+        per_case=[_scores(row) for row in headline],
     )
 
 
-def _means(means: NDArray[Any], intervals: NDArray[Any], counts: dict[str, int]) -> dict[str, Any]:
-    """The fields of Means."""
-    ci95 = {name: (low, high) for name, (low, high) in _named(intervals).items()}
-    return {**_named(means), **counts, "ci95": ci95}
+def _means(means: NDArray[Any], intervals: NDArray[Any], counts: dict[str, int]) -> Means:
+    """From (names,) and (names, 2)."""
+    ci95 = {name: (float(low), float(high)) for name, (low, high) in zip(NAMES, intervals, strict=True)}
+    return Means(**vars(_scores(means)), **counts, ci95=ci95)
 
 
 def _counts(rows: NDArray[Any]) -> dict[str, int]:
@@ -205,8 +205,8 @@ def _intervals(columns: NDArray[Any], groups: Sequence[str], seed: int) -> tuple
     return found, n_units
 
 
-def _named(values: NDArray[Any]) -> dict[str, Any]:
-    return dict(zip(NAMES, values.tolist(), strict=True))
+def _scores(values: NDArray[Any]) -> Scores:
+    return Scores(**dict(zip(NAMES, values.tolist(), strict=True)))
 
 
 def _mean(values: NDArray[Any], axis: int) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ def _from_scratch(module: str, function: str) -> Build:
     return build
 
 
-def _with_encoder(factory: str, options: dict[str, Any]) -> Build:
+def _with_encoder(factory: str, options: Mapping[str, object]) -> Build:
     def build(
         channels: int, classes: int, arguments: Arguments, *, encoder: str, encoder_weights: str
     ) -> tuple[nn.Module, str]:

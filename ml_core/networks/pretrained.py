@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Mapping
 
 import segmentation_models_pytorch as smp
 from torch import nn
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def make(
-    factory: str, channels: int, classes: int, *, encoder: str, encoder_weights: str, options: dict[str, Any]
+    factory: str, channels: int, classes: int, *, encoder: str, encoder_weights: str, options: Mapping[str, object]
 ) -> tuple[nn.Module, str]:
     """The network, and a message for the user where the encoder's weights are not to be had ("" otherwise).
 

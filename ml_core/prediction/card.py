@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 from ml_core.measures.results import ClassMetrics, Metrics
 from ml_core.planning.plan import Plan
 from ml_core.prediction.decisions import Decisions
 
 
-def model_card(plan: Plan, metrics: Metrics | None, facts: dict[str, Any], decisions: Decisions) -> str:
+def model_card(plan: Plan, metrics: Metrics | None, facts: Mapping[str, object], decisions: Decisions) -> str:
     """`metrics`: None where the training was stopped before its evaluation."""
     lines = [
         f"# {facts.get('name', 'Segmentation model')}",
@@ -35,7 +35,7 @@ def model_card(plan: Plan, metrics: Metrics | None, facts: dict[str, Any], decis
         "|---|---|---|",
     ]
     values = {**plan.hyperparameters(), "dimensions": plan.dimensions}
-    lines += [f"| {name} | {values.get(name, '')} | {reason} |" for name, reason in plan.reasons.items()]
+    lines += [f"| {name} | {value} | {plan.reasons[name]} |" for name, value in values.items() if name in plan.reasons]
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from ml_core.measures.metrics import bounding_box, overlap_metrics
 
 MINIMUM_SIZES = (16, 64, 256, 1024)
 MARGIN = 0.001  # of mean Dice: less is chance with the few validation cases there are, and not worth another step
-LEAST_CASES = 3  # with the class, or found in: fewer say too little about the next image
+MIN_CASES = 3  # with the class, or found in: fewer say too little about the next image
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def choose(cases: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], classes
     """What helps on validation cases, given as (predicted, reference) class positions; `classes` counts the background.
 
     For each foreground class: of largest component and MINIMUM_SIZES the best, then hole filling on top of it; each only if
-    the mean Dice (undefined cases left out, misses as 0: ml_core.measures.metrics) of LEAST_CASES or more rises by MARGIN or more, twice as
+    the mean Dice (undefined cases left out, misses as 0: ml_core.measures.metrics) of MIN_CASES or more rises by MARGIN or more, twice as
     many of them get better as get worse, and there are no more misses. The largest component alone is kept only where no
     reference has several. One pass over the cases, one in memory at a time.
     """
@@ -234,7 +234,7 @@ def _helps(before: list[float], after: list[float]) -> bool:
     (mean_before, misses_before), (mean, misses) = _mean_and_misses(before), _mean_and_misses(after)
     change = np.nan_to_num(after, nan=1.0) - np.nan_to_num(before, nan=1.0)  # what is undefined is a right "not there"
     better, worse = int((change > 0).sum()), int((change < 0).sum())
-    enough = int(np.isfinite(before).sum()) >= LEAST_CASES
+    enough = int(np.isfinite(before).sum()) >= MIN_CASES
     return enough and mean - mean_before >= MARGIN and misses <= misses_before and better >= 2 * worse
 
 

@@ -30,7 +30,7 @@ Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Normalised images (N, C, *spatial) float32 → logits (N, K, *spatial) float32, 2D or 3D. For one thread at a time."""
 
 I = TypeVar("I")  # noqa: E741 (an image, in whatever form the predict functions take it)
-MOST_DIFFERENCE = 0.001  # of Dice; below what a second training with another seed changes by a factor of ten
+MAX_DIFFERENCE = 0.001  # of Dice; below what a second training with another seed changes by a factor of ten
 _SAME = 0.01  # of the largest logit: conversion rounds the weights to float16
 
 
@@ -166,7 +166,7 @@ def choose(
 
     fast, exact: an image to its label map of class positions. cases: validation images with their reference label maps (`unit`:
     what each of them is), each read once. The rule: per class, the mean Dice over the cases whose reference has the class may
-    differ by less than MOST_DIFFERENCE.
+    differ by less than MAX_DIFFERENCE.
     """
     scores: list[list[tuple[float, float]]] = [[] for _ in range(classes)]
     count = 0
@@ -182,7 +182,7 @@ def choose(
     difference = max(abs(float(ours - theirs)) for ours, theirs in means)
     over = f"one {unit}" if count == 1 else f"{count} {unit}s"
     report = f"its Dice differs by at most {difference:.5f} from PyTorch in fp32 on {over}"
-    if difference < MOST_DIFFERENCE:
+    if difference < MAX_DIFFERENCE:
         names = {"openvino": "OpenVINO", "torch": "PyTorch"}
         reason = f"{names[runtime]} in {precision}: {report}."
         return Serving(runtime, precision, reason, difference, count, unit)

@@ -16,7 +16,7 @@ from ml_core.dataset.checks import check_pair, naming
 from ml_core.io import Image, display_slice, read_image, read_mask
 from ml_core.measures.calibration import Calibration
 from ml_core.measures.metrics import case_metrics, summarise, volume_unit
-from ml_core.measures.results import CaseMetrics, ClassMetrics, ClassScores, Metrics, Scores
+from ml_core.measures.results import CaseMetrics, ClassMetrics, ClassScores, Means, Metrics, Scores
 from ml_core.planning.plan import Plan
 from ml_core.prediction.predictor import Predictor
 
@@ -73,32 +73,37 @@ def evaluate(
     cases, rows = [cases[position] for position in done_cases], [row_of[position] for position in done_cases]
     groups = [case.group or f"case {case.id}" for case in cases]
     summary = summarise(rows, groups=groups)
-    classes = zip(plan.class_values, plan.class_names, plan.class_colors, strict=True)
-    per_class = [
-        ClassMetrics(**vars(means), value=value, name=name, color=color)
-        for means, (value, name, color) in zip(summary.per_class, classes, strict=True)
-    ]
     per_case = [
         CaseMetrics(
-            **vars(headline),
+            **vars(means),
             name=case.name,
             sample=case.id,
             picture=case.id in pictured,
             confidence=round(confidence_of[position], 4),
-            per_class=[
-                ClassScores(**vars(row), value=value) for row, value in zip(scores, plan.class_values, strict=True)
-            ],
+            per_class=_with_values(row_of[position], plan),
         )
-        for headline, scores, case, position in zip(summary.per_case, rows, cases, done_cases, strict=True)
+        for means, case, position in zip(summary.per_case, cases, done_cases, strict=True)
     ]
     return Metrics(
-        **{**vars(summary), "per_class": per_class, "per_case": per_case},
+        **{**vars(summary), "per_class": _named(summary.per_class, plan), "per_case": per_case},
         evaluated_on=evaluated_on,
         held_out=held_out,
         unit=unit,
         volume_unit=volume_unit(plan.dimensions, unit),
         calibration=calibration.result(),
     )
+
+
+def _with_values(scores: list[Scores], plan: Plan) -> list[ClassScores]:
+    return [ClassScores(**vars(row), value=value) for row, value in zip(scores, plan.class_values, strict=True)]
+
+
+def _named(means: list[Means], plan: Plan) -> list[ClassMetrics]:
+    classes = zip(plan.class_values, plan.class_names, plan.class_colors, strict=True)
+    return [
+        ClassMetrics(**vars(row), value=value, name=name, color=color)
+        for row, (value, name, color) in zip(means, classes, strict=True)
+    ]
 
 
 def caveats(metrics: Metrics, *, grouping: str, folds: int) -> list[str]:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ml_core.cases.store import StoredCase, open_store
 from ml_core.dataset.case import Case
+from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.splits import Split, StoredSplit
 from ml_core.errors import TrainingError, explained, is_out_of_memory
 from ml_core.files import size_of
 from ml_core.measures.results import Metrics
-from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import DEFAULT_SECONDS, make_plan
 from ml_core.prediction.decisions import Decisions, Refinements
 from ml_core.prediction.package import LEARNT_FROM, Package, read_package, write_package
@@ -49,7 +50,7 @@ class TrainingJob:
     """
 
     cases: list[Case]
-    classes: list[dict[str, Any]]
+    classes: list[LabelClass]
     fingerprint: Fingerprint
     hyperparameters: dict[str, Any]
     folder: Path
@@ -98,7 +99,7 @@ def run(job: TrainingJob, *, on_event: Event, should_stop: Callable[[], bool], b
 class _Run:
     def __init__(self, job: TrainingJob, on_event: Event, should_stop: Callable[[], bool], begun: float) -> None:
         self.job, self.emit, self.should_stop, self.begun = job, on_event, should_stop, begun
-        self.wanted = Hyperparameters.from_dict(job.hyperparameters)
+        self.wanted = TrainingRequest.from_json(job.hyperparameters)
         self.warnings: list[str] = list(job.caveats)
         self.machine = Machine.here()
         self.plan = self._plan()

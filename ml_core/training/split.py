@@ -20,25 +20,25 @@ from ml_core.dataset.splits import Fold, Name, Split, StoredSplit, cross_validat
 from ml_core.errors import ConfigError, ImageError, TrainingError
 from ml_core.files import in_order, threads_for
 from ml_core.io import read_image
-from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Plan
+from ml_core.planning.request import TrainingRequest
 
 
 def split_job(
-    cases: list[Case], plan: Plan, wanted: Hyperparameters, stored: StoredSplit | None, folder: Path
+    cases: list[Case], plan: Plan, wanted: TrainingRequest, stored: StoredSplit | None, folder: Path
 ) -> list[Split]:
     """One split, or one per fold. A stored one is reused unless the user asked for another by its shares or folds; its test part
     stays locked even then, unless its share was asked for."""
     groups = [case.group for case in cases]
-    if stored is not None and plan.folds == 1 and wanted.validation_fraction is None and wanted.test_fraction is None:
+    if stored is not None and plan.folds == 1 and not wanted.asks_for("validation_fraction", "test_fraction"):
         return [reuse_split(stored, [case.id for case in cases], groups)]
     duplicates = duplicates_of(cases, folder)
-    test = _stored_test(cases, groups, duplicates, stored) if wanted.test_fraction is None else []
+    test = _stored_test(cases, groups, duplicates, stored) if not wanted.asks_for("test_fraction") else []
     rest = [position for position in range(len(cases)) if position not in set(test)]
     others = [groups[position] for position in rest]
     common: dict[str, Any] = {
         "seed": plan.seed,
-        "test_fraction": 0.0 if test else wanted.test_fraction,
+        "test_fraction": 0.0 if test else plan.test_fraction if wanted.asks_for("test_fraction") else None,
         "duplicates": [duplicates[position] for position in rest],
     }
     if plan.folds > 1:

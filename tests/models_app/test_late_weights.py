@@ -18,8 +18,8 @@ from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.splits import StoredSplit
-from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
 from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import network_of
@@ -36,7 +36,7 @@ def cancelled_between_attempts(**values: Any) -> SegmentationModel:
     """Its worker died after two epochs, and it was cancelled while it waited for another."""
     model: SegmentationModel = ModelFactory.create(requested={"encoder": "plain-16", "patch_size": 32}, **values)
     assert model.dataset
-    wanted = Hyperparameters.from_dict(model.requested)
+    wanted = TrainingRequest.from_json(model.requested)
     plan = make_plan(
         wanted, Fingerprint.from_json(model.dataset.fingerprint), model.dataset.class_dicts(), Machine.here()
     )

@@ -19,8 +19,8 @@ from ml_core.errors import ImageError, TrainingError
 from ml_core.front.progress import MAX_WARNINGS, ProgressBar
 from ml_core.io import Image, Mask
 from ml_core.io.image import Grid
-from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
 from tests.synthetic import Array
 
@@ -152,7 +152,7 @@ def test_decoded_masks_of_other_codes_are_other_files(tmp_path: Path) -> None:
     for _ in range(2):
         check.add(pair_of((32, 32)))
     fingerprint = check._builders[2].result()
-    plan = make_plan(Hyperparameters(), fingerprint, check.classes.rows({0, 1}), Machine(False, 2, False))
+    plan = make_plan(TrainingRequest(), fingerprint, check.classes.rows({0, 1}), Machine(False, 2, False))
     one, other, plain = (
         Case(1, "a", Path("a.png"), Path("m.png"), key="k", codes=codes) for codes in ({RED: 1}, {GREEN: 1}, {})
     )

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 
 from ml_core.cases.preprocessing import preprocess
+from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder
 from ml_core.io import Image
 from ml_core.io.image import Grid
-from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters, specs
+from ml_core.planning.hyperparameters import specs
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import ConfigErrors, TrainingRequest
 from ml_core.planning.rules import balanced_weights, make_plan
 
-CLASSES = [{"value": 0, "name": "background", "color": "#000"}, {"value": 1, "name": "thing", "color": "#f00"}]
+CLASSES: list[LabelClass] = [
+    {"value": 0, "name": "background", "color": "#000"},
+    {"value": 1, "name": "thing", "color": "#f00"},
+]
 LAPTOP, GPU = Machine(cuda=False, cpus=2, bf16=True), Machine(cuda=True, cpus=16, bf16=True)
 
 
@@ -32,7 +37,7 @@ def fingerprint(shape: tuple[int, ...], spacing: tuple[float, ...] | None = None
 
 
 def plan(machine: Machine = LAPTOP, like: Fingerprint | None = None, **wanted: Any) -> Plan:
-    return make_plan(Hyperparameters.from_dict(wanted), like or fingerprint((256, 256)), CLASSES, machine)
+    return make_plan(TrainingRequest.from_json(wanted), like or fingerprint((256, 256)), CLASSES, machine)
 
 
 def test_the_fingerprint_measures_how_thick_a_class_is() -> None:
@@ -96,7 +101,7 @@ def test_a_class_that_comes_late_is_measured_too(monkeypatch: pytest.MonkeyPatch
         builder.add(image, values, counts)
     found = builder.result()
     assert found.classes[2].thickness == pytest.approx(4, rel=0.2)
-    made = make_plan(Hyperparameters(), found, [*CLASSES, {"value": 2, "name": "thread", "color": "#0f0"}], LAPTOP)
+    made = make_plan(TrainingRequest(), found, [*CLASSES, {"value": 2, "name": "thread", "color": "#0f0"}], LAPTOP)
     assert made.preprocessing.spacing is None
 
 
@@ -110,7 +115,7 @@ def test_classes_that_common_limits_would_cut_off_keep_their_values() -> None:
     builder = FingerprintBuilder()
     builder.add(image, values, {v: int((values == v).sum()) for v in range(3)})
     made = make_plan(
-        Hyperparameters(), builder.result(), [*CLASSES, {"value": 2, "name": "b", "color": "#0f0"}], LAPTOP
+        TrainingRequest(), builder.result(), [*CLASSES, {"value": 2, "name": "b", "color": "#0f0"}], LAPTOP
     )
     assert made.preprocessing.wide
     assert "instead of clipped" in made.reasons["normalisation"]

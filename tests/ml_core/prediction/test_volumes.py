@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 
 from ml_core.cases.preprocessing import labels_to_network, network_shape, preprocess
 from ml_core.dataset.case import Case, label_indices
+from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.dataset.splits import StoredSplit
 from ml_core.errors import TrainingError
@@ -29,7 +30,10 @@ from tests.ml_core.training.test_trainer import curve, draw, fingerprint_of
 from tests.ml_core.training.test_trainer import train as train_pictures
 from tests.synthetic import draw_volume, write_nifti
 
-CLASSES = [{"value": 0, "name": "background", "color": "#000"}, {"value": 7, "name": "ball", "color": "#f00"}]
+CLASSES: list[LabelClass] = [
+    {"value": 0, "name": "background", "color": "#000"},
+    {"value": 7, "name": "ball", "color": "#f00"},
+]
 TURNED = np.array([[0, 0, -3.0, 9], [0.9, 0, 0, 5], [0, -0.8, 0, 1], [0, 0, 0, 1]])  # axes swapped and mirrored
 
 

@@ -14,13 +14,14 @@ from PIL import Image as PILImage
 from ml_core.cases.patches import PatchSampler
 from ml_core.cases.store import open_store
 from ml_core.dataset.case import Case, label_indices
+from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder
 from ml_core.dataset.splits import StoredSplit
 from ml_core.errors import ConfigError, TrainingError
 from ml_core.io import Image, read_image, read_mask
 from ml_core.io.image import Grid
-from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
 from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import Predictor, input_warnings
@@ -28,7 +29,7 @@ from ml_core.training.augmentation import PRESETS, augment
 from ml_core.training.run import TrainingJob, run
 from ml_core.training.state import load_weights, save_weights
 
-CLASSES = [
+CLASSES: list[LabelClass] = [
     {"value": 0, "name": "background", "color": "#000000"},
     {"value": 255, "name": "disc", "color": "#ff0000"},
 ]
@@ -69,7 +70,7 @@ def fingerprint_of(cases: list[Case]) -> Fingerprint:
 
 
 def plan_for(cases: list[Case], **wanted: Any) -> Plan:
-    return make_plan(Hyperparameters.from_dict(wanted), fingerprint_of(cases), CLASSES, Machine(False, 2, False))
+    return make_plan(TrainingRequest.from_json(wanted), fingerprint_of(cases), CLASSES, Machine(False, 2, False))
 
 
 def train(folder: Path, cases: list[Case], stop_after: int | None = None, **wanted: Any) -> list[dict[str, Any]]:
@@ -317,7 +318,7 @@ def test_an_image_in_other_units_is_told(tmp_path: Path) -> None:
     values[1:3, 4:12, 4:12] = 1
     for _ in range(3):
         builder.add(volume(-1000, 2000, None), values, {0: 896, 1: 128})
-    plan = make_plan(Hyperparameters(), builder.result(), CLASSES, Machine(False, 2, False))
+    plan = make_plan(TrainingRequest(), builder.result(), CLASSES, Machine(False, 2, False))
     assert plan.normalisation == "ct"
     assert input_warnings(volume(-1000, 1500, None), plan) == []
     assert input_warnings(volume(0, 1500, "CT"), plan) == []  # a scanner says so: a part without air
