@@ -16,7 +16,7 @@ from ml_core.cases.store import StoredCase
 from ml_core.dataset.case import Case, label_indices
 from ml_core.io import read_image, read_mask
 from ml_core.measures.metrics import case_metrics
-from ml_core.networks.device import autocast, pick_device
+from ml_core.networks.device import autocast, memory_layout, pick_device
 from ml_core.planning.plan import Plan
 from ml_core.prediction.predictor import Predictor, network_of
 from ml_core.prediction.runtimes import TorchForward
@@ -76,9 +76,7 @@ def rehearse(
 ) -> Estimate:
     """One step to warm up and one that is measured; then one case predicted and scored. Nothing of it is kept."""
     device = pick_device()
-    network = network_of(plan).to(device).train()
-    layout = torch.channels_last_3d if len(plan.patch) == 3 else torch.channels_last
-    network = network.to(memory_format=layout)
+    network = network_of(plan).to(device).to(memory_format=memory_layout(len(plan.patch))).train()
     optimizers = make_optimizers(network, plan)
     loss_of = make_loss(plan.loss, class_weights=plan.balanced_weights or None).to(device)
     sampler = PatchSampler(train, plan)

@@ -17,11 +17,11 @@ from ml_core.cases.patches import PatchSampler
 from ml_core.cases.store import StoredCase
 from ml_core.errors import TrainingError
 from ml_core.networks.catalogue import build
-from ml_core.networks.device import autocast, pick_device
+from ml_core.networks.compiling import Forward, compile_forward
+from ml_core.networks.device import autocast, memory_layout, pick_device
 from ml_core.planning.budget import Clock
 from ml_core.planning.plan import Plan
 from ml_core.training.batches import BatchLoader
-from ml_core.training.compiling import compile_forward
 from ml_core.training.losses import make_loss
 from ml_core.training.optimizers import clip_gradients, make_optimizers, set_learning_rate
 from ml_core.training.state import Keeper, load_weights, pack, unpack
@@ -76,14 +76,15 @@ def fit(
         warnings.append(message)
     if warm_start is not None:
         warnings += begin_with(network, warm_start)
-    layout = torch.channels_last_3d if len(plan.patch) == 3 else torch.channels_last
-    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch types no memory_format here
+    network = network.to(device).to(memory_format=memory_layout(len(plan.patch)))
     average = copy.deepcopy(network).eval()
     optimizers = make_optimizers(network, plan)
     loss_of = make_loss(plan.loss, class_weights=plan.balanced_weights or None).to(device)
-    forward, failed = compile_forward(network, plan, loss_of, device)
-    if failed:
-        warnings.append(failed)
+    forward: Forward = network
+    if plan.torch_compile == "on":
+        shape = (plan.batch_size, plan.in_channels, *plan.patch)
+        forward, failed = compile_forward(network, shape, plan.precision, loss_of, device)
+        warnings += [failed] if failed else []
     sampler, validator = PatchSampler(train, plan), Validator(val, plan, loss_of)
     steps = steps_of_an_epoch(sampler.units(), validator.pixels(), plan)
 
