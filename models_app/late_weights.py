@@ -78,10 +78,8 @@ def _cancelled() -> QuerySet[SegmentationModel]:
 def _package(model: SegmentationModel, folder: Path) -> Path | None:
     """model.zip of the best weights, or None where there are none. Of links: the training's own folder stays as it is."""
     from ml_core.prediction.package import LEARNT_FROM
-    from ml_core.training.run import (
-        TrainingJob,  # PyTorch: not where one only looks for what is to be done
-        run,
-    )
+    from ml_core.training.job import TrainingJob
+    from ml_core.training.run import run  # PyTorch: not where one only looks for what is to be done
 
     there = storage.training_folder(model.uuid)
     if storage.is_remote():

@@ -101,8 +101,22 @@ DECISIONS = {
                     "dice": 0.8123,
                     "misses": 0,
                     "candidates": [
-                        {"name": "largest component", "dice": 0.7, "misses": 0, "used": False},
-                        {"name": "fill holes", "dice": 0.8125, "misses": 0, "used": False},
+                        {
+                            "name": "largest component",
+                            "dice_before": 0.8123,
+                            "dice": 0.7,
+                            "misses_before": 0,
+                            "misses": 0,
+                            "used": False,
+                        },
+                        {
+                            "name": "fill holes",
+                            "dice_before": 0.8123,
+                            "dice": 0.8125,
+                            "misses_before": 0,
+                            "misses": 0,
+                            "used": False,
+                        },
                     ],
                 }
             ],

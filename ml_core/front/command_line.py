@@ -43,7 +43,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     from ml_core.planning.hyperparameters import specs
 
     parser.add_argument(
-        "--job", type=Path, help="job file (ml_core.training.run.TrainingJob as JSON); events come as JSON lines"
+        "--job", type=Path, help="job file (ml_core.training.job.TrainingJob as JSON); events come as JSON lines"
     )
     _add_pair(parser, required=False)
     parser.add_argument("--nnunet-raw", type=Path, help="nnUNet_raw/DatasetNNN_Name instead of images and masks")

@@ -9,12 +9,12 @@ from typing import Any
 from ml_core.dataset.pose import lie_in_one_way
 from ml_core.errors import ConfigError
 from ml_core.networks.catalogue import ARCHITECTURES, Architecture, input_multiple, network_arguments
+from ml_core.planning.budget import DEFAULT_SECONDS
 from ml_core.planning.choosing import Chooser
 from ml_core.planning.grid import choose_preprocessing, shape_on_grid, spacing_of
 from ml_core.planning.hyperparameters import CONFIGURATIONS, ConfigErrors, Hyperparameters
 from ml_core.planning.plan import FLAT, Machine, Plan
 
-DEFAULT_SECONDS = 300
 SHORT = 900  # seconds; on a CPU every image is seen some hundred times at most
 FEW_EPOCHS, FEW_SECONDS = 20, 60  # below that Muon's slow start costs more than it brings
 LONG = 600  # seconds; a training that has time for a minute of compiling

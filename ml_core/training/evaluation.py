@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ml_core.errors import ImageError
 from ml_core.io import Image, check_pair, display_slice, read_image, read_mask
 from ml_core.measures.calibration import Calibration
 from ml_core.measures.metrics import NAMES, case_metrics, summarise, volume_unit
+from ml_core.planning.budget import NO_DEADLINE, Deadline
 from ml_core.planning.plan import Plan
 from ml_core.prediction.predictor import Predictor
 
@@ -32,12 +32,12 @@ def evaluate(
     evaluated_on: str,
     pictures: Path | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
-    deadline: float | None = None,
+    deadline: Deadline = NO_DEADLINE,
 ) -> dict[str, Any]:
     """Metrics per class and per case (ml_core.measures.metrics says the rules), calibration, and a picture of right and wrong per case.
 
-    `predictors`: who predicts each of the cases. `deadline` (time.monotonic): at least one case is evaluated, and a further one
-    only where it will be done by then; they are spread evenly, and "held_out" says how many there are in all.
+    `predictors`: who predicts each of the cases. `deadline`: at least one case is evaluated, and a further one only where it will be
+    done by then; they are spread evenly, and "held_out" says how many there are in all.
     `pictures`: a folder for <case id>.png, or None. Distances are in mm when the first case has a spacing, else in pixels; a later
     case without spacing is then measured as if it had the first one's.
     """
@@ -48,10 +48,10 @@ def evaluate(
     row_of: dict[int, list[dict[str, float]]] = {}
     confidence_of: dict[int, float] = {}
     pictured = set[int]()
-    begun = time.monotonic()
-    for position in range(len(cases)) if deadline is None else spread_order(len(cases)):
+    begun = deadline.clock()
+    for position in range(len(cases)) if deadline.at is None else spread_order(len(cases)):
         done = len(row_of)
-        if deadline and done and time.monotonic() + (time.monotonic() - begun) / done > deadline:
+        if done and deadline.left() < (deadline.clock() - begun) / done:
             break
         case = cases[position]
         image, reference = _read(case, plan)
