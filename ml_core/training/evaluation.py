@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,35 +43,11 @@ def evaluate(
     case without spacing is then measured as if it had the first one's.
     """
     plan = predictors[0].plan
-    calibration = Calibration()
     usual = read_image(cases[0].image).spacing
     unit = "mm" if usual else "px"
-    row_of: dict[int, list[dict[str, float]]] = {}
-    confidence_of: dict[int, float] = {}
-    pictured = set[int]()
-    begun = deadline.clock()
-    for position in range(len(cases)) if deadline.at is None else spread_order(len(cases)):
-        done = len(row_of)
-        if done and deadline.left() < (deadline.clock() - begun) / done:
-            break
-        case = cases[position]
-        image, reference = _read(case, plan)
-        laid = labels_to_slices(reference, image, plan.preprocessing.slice_axis)
-
-        def calibrate(first: int, probabilities: NDArray[np.float32], laid: NDArray[np.uint8] = laid) -> None:
-            calibration.add(np.moveaxis(probabilities, 1, 0), laid[first : first + len(probabilities)])
-
-        found = predictors[position].predict(image, calibrate)
-        spacing = (image.spacing or usual) if usual else None
-        row_of[position] = case_metrics(reference, found.indices, len(plan.class_values), spacing)
-        confidence_of[position] = found.confidence
-        if pictures is not None and len(pictured) < MAX_PICTURES:
-            error_picture(image, reference, found.indices).save(pictures / f"{case.id}.png")
-            pictured.add(case.id)
-        on_case(done + 1, len(cases))
-    held_out = len(cases)
-    done_cases = sorted(row_of)
-    cases, rows = [cases[position] for position in done_cases], [row_of[position] for position in done_cases]
+    found = _predict_and_score(predictors, cases, usual, pictures, on_case, deadline)
+    held_out, done_cases = len(cases), sorted(found.row_of)
+    cases, rows = [cases[position] for position in done_cases], [found.row_of[position] for position in done_cases]
     groups = [case.group or f"case {case.id}" for case in cases]
     metrics = summarise(rows, groups=groups)
     classes = list(zip(plan.class_values, plan.class_names, plan.class_colors, strict=True))
@@ -81,16 +58,59 @@ def evaluate(
             {"value": value, **{key: entry[key] for key in NAMES}}
             for entry, (value, _, _) in zip(row, classes, strict=True)
         ]
-        headline.update(name=case.name, sample=case.id, picture=case.id in pictured, per_class=per_class)
-        headline.update(confidence=round(confidence_of[position], 4))
+        headline.update(name=case.name, sample=case.id, picture=case.id in found.pictured, per_class=per_class)
+        headline.update(confidence=round(found.confidence_of[position], 4))
     return {
         **metrics,
         "evaluated_on": evaluated_on,
         "held_out": held_out,
         "unit": unit,
         "volume_unit": volume_unit(plan.dimensions, unit),
-        "calibration": calibration.result(),
+        "calibration": found.calibration.result(),
     }
+
+
+@dataclass
+class _Scored:
+    """What is known of the cases that were evaluated, by their positions."""
+
+    row_of: dict[int, list[dict[str, float]]] = field(default_factory=dict)
+    confidence_of: dict[int, float] = field(default_factory=dict)
+    pictured: set[int] = field(default_factory=set)
+    """Ids of the cases with a picture."""
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+def _predict_and_score(
+    predictors: Sequence[Predictor],
+    cases: Sequence[Case],
+    usual: tuple[float, ...] | None,
+    pictures: Path | None,
+    on_case: Callable[[int, int], None],
+    deadline: Deadline,
+) -> _Scored:
+    """One case after the other, as many as there is time for. `usual`: the spacing of a case that says none."""
+    plan, scored, begun = predictors[0].plan, _Scored(), deadline.clock()
+    for position in range(len(cases)) if deadline.at is None else spread_order(len(cases)):
+        done = len(scored.row_of)
+        if done and deadline.left() < (deadline.clock() - begun) / done:
+            break
+        case = cases[position]
+        image, reference = _read(case, plan)
+        laid = labels_to_slices(reference, image, plan.preprocessing.slice_axis)
+
+        def calibrate(first: int, probabilities: NDArray[np.float32], laid: NDArray[np.uint8] = laid) -> None:
+            scored.calibration.add(np.moveaxis(probabilities, 1, 0), laid[first : first + len(probabilities)])
+
+        found = predictors[position].predict(image, calibrate)
+        spacing = (image.spacing or usual) if usual else None
+        scored.row_of[position] = case_metrics(reference, found.indices, len(plan.class_values), spacing)
+        scored.confidence_of[position] = found.confidence
+        if pictures is not None and len(scored.pictured) < MAX_PICTURES:
+            error_picture(image, reference, found.indices).save(pictures / f"{case.id}.png")
+            scored.pictured.add(case.id)
+        on_case(done + 1, len(cases))
+    return scored
 
 
 def caveats(metrics: dict[str, Any], *, grouping: str, folds: int) -> list[str]:
