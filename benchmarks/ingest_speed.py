@@ -164,7 +164,7 @@ def check(archive: Path) -> None:
     django.setup()
     from django.core.management import call_command
 
-    from datasets import ingestion
+    from datasets.check import check as check_dataset
     from datasets.models import Dataset
     from medseg_site.shared.storage import objects as storage
 
@@ -172,7 +172,7 @@ def check(archive: Path) -> None:
     dataset = Dataset.objects.create(name="pairs", status="uploaded")
     stored = storage.store_file(storage.object_key("datasets", dataset.uuid, "archive.zip"), archive)
     Dataset.objects.filter(pk=dataset.pk).update(s3_key=stored.key, checksum=stored.sha256)
-    report(lambda: ingestion.check(dataset.pk))
+    report(lambda: check_dataset(dataset.pk))
     dataset.refresh_from_db()
     assert dataset.status == "ready", dataset.error
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from medseg_site.shared.base.errors import MedSegError
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.storage import objects as storage
 from ml_core.errors import ImageError
 from ml_core.io import display_volume, read_image, read_mask, to_screen
@@ -83,12 +84,12 @@ def slice_index(text: str | None, depth: int) -> int:
     """The query's `slice`; the middle one without it. Raises MedSegError when there is no such slice."""
     if text is None or text == "":
         return depth // 2
-    # isdigit() alone is true of "²", and int() refuses very long texts.
-    if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) >= depth:
+    index = whole_number(text, maximum=depth - 1)
+    if index is None:
         raise MedSegError(
             "invalid_slice", f"There is no slice {text[:20]!r}. There are 0 to {depth - 1}.", attr="slice"
         )
-    return int(text)
+    return index
 
 
 def overlay(image: NDArray[np.uint8], labels: NDArray[Any], colors: list[str], opacity: float) -> NDArray[np.uint8]:

@@ -26,6 +26,7 @@ class Dataset(Job):
 
     WORDS = WORDS
     KIND = "dataset"
+    TASK = "datasets.tasks.check_dataset"
     CANCELLED = "The check was cancelled. “Check again” on the dataset's page starts it anew."
     STORED: ClassVar = Stored(
         "datasets", objects={"s3_key": "checksum"}, parts=("classes", "samples"), taken_from={"family": "uuid"}
@@ -93,7 +94,7 @@ class Dataset(Job):
 
     @property
     def is_cancelled(self) -> bool:
-        return self.status == WORDS.failed and self.error == self.CANCELLED
+        return self.cancelled_at is not None
 
     def class_dicts(self) -> list[dict[str, Any]]:
         return [{"value": item.value, "name": item.name, "color": item.color} for item in self.classes.all()]

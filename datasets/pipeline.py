@@ -19,7 +19,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.archives import ArchiveError, Pair, SafeArchive
 from datasets.models import Sample
 from datasets.samples import (
     CheckedSample,
@@ -36,7 +35,9 @@ from datasets.thumbnails import ThumbnailWriter
 from datasets.versions import ReadKept, as_stored, is_unchanged, know_kept, read_kept
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.pairing import Pair
 from ml_core.errors import ImageError
+from ml_core.io.containers import ArchiveError, SafeArchive
 
 Item = Pair | Sample  # a pair of the archive, or a sample of an earlier version that stays
 Read = ReadPair | ReadKept

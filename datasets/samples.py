@@ -16,11 +16,11 @@ from django.utils.crypto import salted_hmac
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from datasets.archives import Issue, Pair, SafeArchive
 from datasets.display import overlay
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.fingerprint import FingerprintBuilder, count_values
 from ml_core.dataset.near_duplicates import signature
+from ml_core.dataset.pairing import Issue, Pair
 from ml_core.dataset.patients import group_of_name
 from ml_core.errors import ImageError
 from ml_core.io import (
@@ -31,10 +31,11 @@ from ml_core.io import (
     is_oriented,
     read_image,
     read_mask,
-    stem,
     to_screen,
     write_label_map,
 )
+from ml_core.io.containers import SafeArchive
+from ml_core.io.formats import FORMATS, suffix_of
 
 THUMBNAIL_SIDE = 256
 MOST_VALUES = 64  # distinct values in one picture's mask; more means smoothing or a photograph
@@ -239,10 +240,8 @@ def store_sample(sample: CheckedSample, files: PairFiles, prefix: str) -> None:
 
 
 def _suffix(name: str) -> str:
-    """The ending of a file, short and plain enough for an object's key."""
-    base = name.rpartition("/")[2]
-    ending = base[len(stem(base)) :].lower()
-    return ending if ending.replace(".", "").isalnum() and len(ending) <= 8 else ".dcm"
+    """The ending of a file as an object's key may have it: none that the user made up."""
+    return suffix if (suffix := suffix_of(name)) in FORMATS else ".dcm"
 
 
 def _read(read: Any, path: Path, file: str) -> Any:

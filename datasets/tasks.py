@@ -9,10 +9,9 @@ HOUR = 3600
 
 @shared_task(soft_time_limit=8 * HOUR, time_limit=8 * HOUR + 60)
 def check_dataset(pk: int) -> None:
-    from datasets.ingestion import check
+    from datasets.check import check
 
-    if (pause := check(pk)) is not None:  # should this message be lost, the reaper sends it
-        check_dataset.apply_async(args=(pk,), countdown=pause)
+    check(pk)
 
 
 @shared_task(soft_time_limit=60, time_limit=90)
@@ -20,4 +19,4 @@ def reap_datasets() -> None:
     from datasets.models import Dataset
     from medseg_site.shared.jobs.reaper import reap
 
-    reap(Dataset, check_dataset.delay)
+    reap(Dataset)

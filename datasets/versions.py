@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.archives import Pair
 from datasets.models import Dataset, Sample
 from datasets.samples import CheckedSample, ClassTable, KnownSample, PairFiles, thumbnail_jpeg
 from medseg_site.shared.storage import objects as storage
-from ml_core.dataset.fingerprint import FingerprintBuilder, count_values
+from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder, count_values
 from ml_core.dataset.near_duplicates import signature
+from ml_core.dataset.pairing import Pair
 from ml_core.dataset.splits import PARTS, Name, Split, StoredSplit, reuse_split, split_cases
 from ml_core.errors import ConfigError, ImageError, MLError
 from ml_core.io import Image, Mask, read_image, read_mask
@@ -42,9 +42,7 @@ class Base:
     def class_table(self) -> ClassTable:
         """Its values with their names and colours, and how colours in masks became values."""
         rows = self.dataset.class_dicts()
-        codes = self.dataset.fingerprint.get("mask_codes")
-        if codes is None:  # checked before codes were kept: as far as the colours were not changed since
-            codes = {str(int(row["color"][1:], 16)): row["value"] for row in rows}
+        codes = Fingerprint.from_json(self.dataset.fingerprint).mask_codes
         return ClassTable(rows, {int(code): value for code, value in codes.items()})
 
 
@@ -148,7 +146,7 @@ def split_of(samples: list[CheckedSample], duplicates: list[int] | None, base: B
     for name, side in base.dataset.samples.exclude(split="").values_list("name", "split"):
         parts[side].append(name)
     train, val, test = (parts[part] for part in PARTS)
-    stored = StoredSplit(train, val, test, base.dataset.fingerprint.get("grouping", "as stored"))
+    stored = StoredSplit(train, val, test, Fingerprint.from_json(base.dataset.fingerprint).grouping)
     if fresh.test and not stored.test:
         return fresh
     try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
-from datetime import timedelta
-from pathlib import Path, PurePosixPath
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -13,71 +12,78 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
-from datasets.archives import ArchiveError, ArchiveLimits, SafeArchive
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared.base import outages
-from medseg_site.shared.base.text import clean_file_name
+from medseg_site.shared.base.text import clean_file_name, count_of
 from medseg_site.shared.catalogue import manifests
-from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, announce, claim
-from medseg_site.shared.jobs.log import MOST_EVENTS, add_to_timeline, timeline_entry
-from medseg_site.shared.jobs.reaper import LOST_MESSAGE_SECONDS, is_message_due, waits_since
+from medseg_site.shared.jobs.claim import Claim
+from medseg_site.shared.jobs.endings import cancel_all_waiting, end_unclaimed
+from medseg_site.shared.jobs.log import MAX_EVENTS, timeline_entry
+from medseg_site.shared.jobs.reaper import LOST_MESSAGE_SECONDS, is_message_lost
+from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
-from ml_core.io import SUPPORTED_SUFFIXES
+from medseg_site.shared.storage import scratch
+from ml_core.io import formats
+from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
+from ml_core.io.formats import SUPPORTED_SUFFIXES, suffix_of
 from uploads.verification import UploadDamagedError, check_upload
 
-log = logging.getLogger(__name__)
-
-MOST_IMAGES = 10_000
+MAX_IMAGES = 10_000
 ACTIVE = ["queued", "running"]
-MOST_MESSAGES = 128  # on their way at once for all batches together: as many workers can be at them
-UNTOLD = {"stage": "cancelling"}  # the progress of a cancelled image whose timeline and manifest do not say so yet
-TOLD_AT_ONCE = 100  # images; then the batch says that somebody is at it
+# On their way at once for all batches together: as many workers can be at them.
+MAX_MESSAGES = 128
+NOTED_AT_ONCE = 100  # images; then the batch says that a worker is at it
 
 
 def expand(pk: int) -> bool:
-    """Make the inferences of one batch, whatever happens. True when they now wait to be run."""
-    job = claim(InferenceBatch, pk)
-    if job is None:
-        return False
-    stored: list[str] = []
-    try:
-        with storage.scratch_folder(f"batch-{pk}") as folder:
-            _expand(job, folder, stored)
-        close_batch_if_done(pk)  # workers may have been quick, or none had anything to do
-        return True
-    except ClaimLostError:
-        if not InferenceBatch.objects.filter(
-            pk=pk
-        ).exists():  # else they are the other attempt's: its names are the same
-            _delete(stored)
-    except CancelledError:
-        _delete(stored)
-        job.cancel()
-    except (ArchiveError, UploadDamagedError) as error:
-        _fail(job, str(error), stored)
-    except Exception as error:
-        if reason := outages.reason_of(error):
-            job.retry_later(reason)  # the reaper sends for a worker when it is time
-            return False
-        log.exception("batch %s", pk)
-        text = (
-            f"The batch could not be unpacked ({type(error).__name__}). Send it again; if it fails again, see its log."
-        )
-        _fail(job, text, stored)
-    return False
+    """Make the inferences of one batch. True when they now wait to be run; else the batch has ended or is queued again."""
+    work = _Expansion()
+    run(work, pk)
+    return work.is_expanded
 
 
-def _fail(job: Claim[InferenceBatch], reason: str, stored: list[str]) -> None:
-    """Its images go before the row says so: where storage fails at that, the batch stays at work, and the reaper sends for another."""
-    batch = InferenceBatch.objects.filter(pk=job.row.pk)
-    if batch.filter(claim_token=job.token).exists():
-        with job.kept_alive():
-            _delete(stored)
-        job.fail(reason, archive_key="")
-        if job.row.archive_key:
-            storage.delete_object(job.row.archive_key)
-    elif not batch.exists():  # else another worker has it by now, and needs what lies there
-        _delete(stored)
+class _Expansion(Work[InferenceBatch]):
+    model = InferenceBatch
+    TOO_LONG = "The batch took longer to unpack than its time limit. Split it into smaller ones."
+    UNEXPECTED = "The batch could not be unpacked ({error}). Send it again; if it fails again, see its log."
+
+    def __init__(self) -> None:
+        self.is_expanded = False
+        self.stored: list[str] = []  # prefixes of images that no row names yet
+
+    def do(self, job: Claim[InferenceBatch]) -> None:
+        with scratch.scratch_folder(f"batch-{job.row.pk}") as folder:
+            _expand(job, folder, self.stored)
+        self.is_expanded = True
+        # Workers may have been quick, or none had anything to do.
+        close_batch_if_done(job.row.pk)
+
+    def refusal_of(self, row: InferenceBatch, error: Exception) -> str | None:
+        return str(error) if isinstance(error, (ArchiveError, UploadDamagedError)) else None
+
+    def refuse(self, job: Claim[InferenceBatch], error: Exception, reason: str) -> None:
+        """The images go before the row says so: where storage fails at that, the batch stays at work, and another worker gets it."""
+        is_ours = _held(job).exists()
+        self.discard(job)
+        if is_ours:
+            job.fail(reason, archive_key="")
+            if job.row.archive_key:
+                storage.delete_object(job.row.archive_key)
+
+    def discard(self, job: Claim[InferenceBatch]) -> None:
+        """Not where another worker has the batch by now: it stores the same images under the same names."""
+        if _held(job).exists():
+            with job.kept_alive():
+                _delete(self.stored)
+        else:
+            self.forget(job.row)
+
+    def forget(self, row: InferenceBatch) -> None:
+        if not InferenceBatch.objects.filter(pk=row.pk).exists():
+            _delete(self.stored)
+
+
+def _held(job: Claim[InferenceBatch]) -> QuerySet[InferenceBatch]:
+    return InferenceBatch.objects.filter(pk=job.row.pk, claim_token=job.token)
 
 
 def _delete(prefixes: list[str]) -> None:
@@ -98,12 +104,12 @@ def _expand(job: Claim[InferenceBatch], folder: Path, stored: list[str]) -> None
         raise ArchiveError(
             "no_images",
             "The ZIP holds no image that can be read.",
-            "Zip PNG, JPG, TIFF, BMP, DICOM or NIfTI files.",
+            f"Zip {formats.NAMES} files.",
         )
     with transaction.atomic():
         InferenceResult.objects.bulk_create(rows, batch_size=500)
         # The batch goes on without a worker of its own: its inferences are jobs themselves.
-        job.log.add(f"{len(rows)} images, {len(issues)} files that are none")
+        job.log.add(f"{count_of(len(rows), 'image')}, left out: {count_of(len(issues), 'file')}")
         job.log.detach()
         ended: dict[str, Any] = {"issues": issues[:1000], "progress": {}, "archive_key": "", "log": job.log.text()}
         job.update(claim_token=None, heartbeat_at=None, **ended)
@@ -126,15 +132,14 @@ def _unpack(
     check_upload(batch.uuid, archive_path)
     with SafeArchive(archive_path, ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)) as archive:
         names = sorted(archive.sizes)
-        if len(names) > MOST_IMAGES:
-            raise ArchiveError("too_many", f"The ZIP holds {len(names)} files; {MOST_IMAGES} is the most.", "Split it.")
+        if len(names) > MAX_IMAGES:
+            raise ArchiveError("too_many", f"The ZIP holds {len(names)} files; {MAX_IMAGES} is the most.", "Split it.")
         for position, name in enumerate(names):
             share = position / len(names)
             job.beat({"stage": "unpacking", "done": position, "total": len(names), "fraction": share})
-            lower = name.lower()
-            suffix = ".nii.gz" if lower.endswith(".nii.gz") else PurePosixPath(lower).suffix
+            suffix = suffix_of(name)
             if suffix not in SUPPORTED_SUFFIXES:
-                text = "It is no image that can be read. Use PNG, JPG, TIFF, BMP, DICOM or NIfTI."
+                text = f"It is no image that can be read. Use {formats.NAMES}."
                 issues.append({"severity": "warning", "code": "unsupported_type", "file": name[:500], "detail": text})
                 continue
             owner = uuid.uuid5(batch.uuid, name)  # the same in a second attempt, which then leaves nothing behind
@@ -172,7 +177,7 @@ def _mend_manifests(pk: int, rows: list[InferenceResult]) -> None:
 
 def waiting_images() -> QuerySet[InferenceResult]:
     """Images that no worker has, and that do not wait for the end of an outage."""
-    return InferenceResult.objects.filter(status="queued", claim_token=None, enqueued_at__lte=timezone.now())
+    return InferenceResult.objects.takeable()
 
 
 def batches_with_work() -> QuerySet[InferenceBatch]:
@@ -182,26 +187,29 @@ def batches_with_work() -> QuerySet[InferenceBatch]:
 
 
 def call_workers(pk: int) -> tuple[str, int]:
-    """(the stamp of the messages to send for a batch, how many). Those sent before die out: their stamp is an old one.
+    """(the stamp of the messages to send for a batch, how many). Messages with an older stamp do nothing.
 
     A message calls a worker to one turn (inference/turns.py), after which it is sent again while images wait. So there
     are never more of them than workers can use, however many images there are.
     """
-    share = max(1, MOST_MESSAGES // max(1, batches_with_work().count()))
+    share = max(1, MAX_MESSAGES // max(1, batches_with_work().count()))
     count = min(share, waiting_images().filter(batch=pk).count())
+    return note_call(pk).isoformat(), count
+
+
+def note_call(pk: int) -> datetime:
+    """Write down that workers are called to a batch now: the reaper calls them again when nothing follows."""
     now = timezone.now()
-    InferenceBatch.objects.filter(pk=pk).update(enqueued_at=now)
-    return now.isoformat(), count
+    InferenceBatch.objects.filter(pk=pk).update(called_at=now)
+    return now
 
 
 def forgotten_batches() -> list[int]:
     """Batches with work whose workers were called so long ago that the messages may be lost."""
-    silent = timezone.now() - timedelta(seconds=LOST_MESSAGE_SECONDS)
-    called = batches_with_work().filter(enqueued_at__lt=silent).order_by("pk")
     found = []
-    for pk, sent, served, timeline in called.values_list("pk", "enqueued_at", "served_at", "timeline"):
-        since = max((at for at in (served, waits_since(timeline)) if at), default=None)
-        if is_message_due(sent, since):
+    rows = batches_with_work().order_by("pk").values_list("pk", "due_at", "called_at", "served_at")
+    for pk, due_at, called_at, served_at in rows:
+        if is_message_lost(called_at or due_at, since=max(due_at, served_at or due_at)):
             found.append(pk)
     return found
 
@@ -213,65 +221,72 @@ def cancel_images(pk: int) -> int:
     """
     images = InferenceResult.objects.filter(batch=pk)
     # In this order: one that a worker takes in between is still caught.
-    waiting = images.filter(status="queued", claim_token=None)
-    count = waiting.update(status="cancelled", cancel_requested=True, finished_at=timezone.now(), progress=UNTOLD)
+    count = cancel_all_waiting(images, note_due=True)
     images.filter(status="running").update(cancel_requested=True)
     return count
 
 
-def untold_images() -> QuerySet[InferenceResult]:
-    return InferenceResult.objects.filter(status="cancelled", progress=UNTOLD)
+def unnoted_images() -> QuerySet[InferenceResult]:
+    return InferenceResult.objects.filter(status="cancelled", note_due=True)
 
 
 def note_cancelled_images(pk: int) -> None:
-    """The manifests and timelines of the images that `cancel_images` ended all at once; then the batch can end.
+    """Write the manifests and timelines of the images that `cancel_images` ended all at once; then the batch can end.
 
-    A second call goes on where the first one stopped: an image is told once its manifest is there.
+    A second call goes on where the first one stopped: an image is noted once its manifest is there.
     """
-    for number, image in enumerate(untold_images().filter(batch=pk).iterator(chunk_size=500)):
-        if number % TOLD_AT_ONCE == 0:
-            InferenceBatch.objects.filter(pk=pk).update(enqueued_at=timezone.now())
+    for number, image in enumerate(unnoted_images().filter(batch=pk).iterator(chunk_size=500)):
+        if number % NOTED_AT_ONCE == 0:
+            note_call(pk)
         entry = timeline_entry("cancelled", detail="The batch was cancelled.")
-        image.progress, image.timeline = {}, [*image.timeline, entry][-MOST_EVENTS:]
+        image.note_due, image.progress, image.timeline = False, {}, [*image.timeline, entry][-MAX_EVENTS:]
         manifests.store(image)
-        if not untold_images().filter(pk=image.pk).update(progress={}, timeline=image.timeline):
-            manifests.refresh(InferenceResult, image.uuid, anew=True)  # deleted, or tried again meanwhile
+        if not unnoted_images().filter(pk=image.pk).update(note_due=False, progress={}, timeline=image.timeline):
+            # Deleted, or tried again meanwhile.
+            manifests.refresh(InferenceResult, image.uuid, anew=True)
     close_batch_if_done(pk)
 
 
 def close_batch_if_done(pk: int) -> None:
-    """End a batch whose last inference has ended: cancelled where that was asked for, completed if any image could be
-    segmented, else failed. A cancelled one stays open until its images are told: only open ones does the reaper look after."""
-    results, untold = InferenceResult.objects.filter(batch=pk), untold_images().filter(batch=OuterRef("pk"))
-    if results.filter(status__in=ACTIVE).exists():
-        return  # a look, before a write that all but one of its images would ask for in vain
+    """End a batch whose last inference has ended.
+
+    It ends as cancelled where that was asked for, as completed if any image could be segmented, else as failed. A cancelled
+    batch stays open until its images are noted, since the reaper looks after open ones only.
+    """
+    images = InferenceResult.objects.filter(batch=pk)
+    # A look first: all but one of its images would ask for the write below in vain.
+    if images.filter(status__in=ACTIVE).exists():
+        return
+    batch = InferenceBatch.objects.filter(pk=pk).first()
+    if batch is None:
+        return
     active = InferenceResult.objects.filter(batch=OuterRef("pk"), status__in=ACTIVE)
-    done = InferenceBatch.objects.filter(~Exists(active), ~Exists(untold), pk=pk, status="running", claim_token=None)
-    ended: dict[str, Any] = {"finished_at": timezone.now()}
-    if done.filter(cancel_requested=True).exists():
-        status = "cancelled"
-    elif results.filter(status="completed").exists():
-        status = "completed"
+    unnoted = unnoted_images().filter(batch=OuterRef("pk"))
+    done = InferenceBatch.objects.filter(~Exists(active), ~Exists(unnoted), status="running")
+    if done.filter(pk=pk, cancel_requested=True).exists():
+        end_unclaimed(done, batch, "cancelled")
+    elif images.filter(status="completed").exists():
+        end_unclaimed(done, batch, "completed")
     else:
-        status = "failed"
-        first = results.filter(status="failed").values_list("error", flat=True).first()
-        ended["error"] = f"No image of the batch could be segmented. The first reason: {first or 'they were cancelled'}"
-    with transaction.atomic():
-        if done.update(status=status, **ended):
-            add_to_timeline(InferenceBatch.objects.filter(pk=pk), status, detail=ended.get("error") or "")
-            announce(InferenceBatch.objects.get(pk=pk), status)
+        first = images.filter(status="failed").values_list("error", flat=True).first()
+        reason = f"No image of the batch could be segmented. The first reason: {first or 'they were cancelled'}"
+        end_unclaimed(done, batch, "failed", error=reason)
 
 
 def close_finished_batches() -> list[int]:
-    """The same for every batch: for those whose worker died between the last inference and the batch's end, and
-    those that were cancelled while they were unpacked. The numbers of those are returned whose images are to be told."""
+    """Do the same for every batch. Returns the numbers of those whose cancelled images are to be noted.
+
+    It finds batches whose worker died between the last inference and the batch's end, and those that were cancelled while
+    they were unpacked.
+    """
     unpacked = InferenceBatch.objects.filter(status="running", claim_token=None)
     silent = timezone.now() - timedelta(seconds=LOST_MESSAGE_SECONDS)
-    to_be_told = []
-    for pk, is_cancelled, sent in unpacked.values_list("pk", "cancel_requested", "enqueued_at"):
+    to_be_noted = []
+    for pk, is_cancelled, called_at in unpacked.values_list("pk", "cancel_requested", "called_at"):
         newly_cancelled = is_cancelled and cancel_images(pk)
-        if newly_cancelled or (is_cancelled and sent < silent and untold_images().filter(batch=pk).exists()):
-            InferenceBatch.objects.filter(pk=pk).update(enqueued_at=timezone.now())
-            to_be_told.append(pk)
+        is_silent = called_at is None or called_at < silent
+        if newly_cancelled or (is_cancelled and is_silent and unnoted_images().filter(batch=pk).exists()):
+            note_call(pk)
+            to_be_noted.append(pk)
         close_batch_if_done(pk)
-    return to_be_told
+    return to_be_noted

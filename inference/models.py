@@ -11,10 +11,14 @@ from django.utils import timezone
 
 from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
-from medseg_site.shared.web.paging import count_of
+from medseg_site.shared.web.paging import related_count
 from models_app.models import SegmentationModel
 
 WORDS = JobWords(queued="queued", working="running", done="completed", failed="failed", cancelled="cancelled")
+
+
+# The task that writes the manifests of a cancelled batch's images.
+NOTE_CANCELLED = "inference.tasks.note_cancelled"
 
 
 class InferenceBatch(Job):
@@ -22,6 +26,7 @@ class InferenceBatch(Job):
 
     WORDS = WORDS
     KIND = "batch"
+    TASK = "inference.tasks.expand_batch"
     STORED: ClassVar = Stored("batches", objects={"archive_key": None})
 
     model = models.ForeignKey(
@@ -31,7 +36,10 @@ class InferenceBatch(Job):
     archive_name = models.CharField(max_length=300, blank=True, editable=False)
     archive_key = models.CharField(max_length=300, blank=True, editable=False)
     issues = models.JSONField(default=list, blank=True, editable=False)
-    served_at = models.DateTimeField(null=True, blank=True, editable=False)  # when a worker last took a turn at it
+    # When workers were last called to its images: to segment them, or to note that they are cancelled.
+    called_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # When a worker last took a turn at it.
+    served_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         db_table = "inference_batches"
@@ -51,6 +59,7 @@ class InferenceResult(Job):
 
     WORDS = WORDS
     KIND = "inference"
+    TASK = "inference.tasks.run_inference"
     STORED: ClassVar = Stored(
         "inferences",
         objects={
@@ -91,6 +100,8 @@ class InferenceResult(Job):
     certainty_key = models.CharField(max_length=300, blank=True, editable=False)  # a map beside the labels, 255 is sure
     certainty_sha256 = models.CharField(max_length=64, blank=True, editable=False)
     warnings = models.JSONField(default=list, blank=True, editable=False)
+    # Cancelled together with its batch; its timeline and its manifest do not say so yet.
+    note_due = models.BooleanField(default=False, editable=False)
 
     class Meta:
         db_table = "inference_results"
@@ -125,9 +136,9 @@ class InferenceResult(Job):
 def with_counts(batches: models.QuerySet[InferenceBatch]) -> models.QuerySet[InferenceBatch]:
     """Batches with `total`, `completed` and `failed` (which counts the cancelled too)."""
     counted: models.QuerySet[InferenceBatch] = batches.annotate(
-        total=count_of(InferenceResult, "batch"),
-        completed=count_of(InferenceResult, "batch", status="completed"),
-        failed=count_of(InferenceResult, "batch", status="failed")
-        + count_of(InferenceResult, "batch", status="cancelled"),
+        total=related_count(InferenceResult, "batch"),
+        completed=related_count(InferenceResult, "batch", status="completed"),
+        failed=related_count(InferenceResult, "batch", status="failed")
+        + related_count(InferenceResult, "batch", status="cancelled"),
     )
     return counted

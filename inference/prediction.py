@@ -1,4 +1,4 @@
-"""The worker's side of an inference: bring image and model, predict, store the label map, write the numbers."""
+"""The worker's side of an inference: read the image, predict, store the label map, write the row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.db import transaction
 from numpy.typing import NDArray
@@ -20,15 +19,16 @@ from PIL import Image as PILImage
 
 from inference.batches import close_batch_if_done
 from inference.models import InferenceResult
-from medseg_site.shared.base import outages
 from medseg_site.shared.catalogue import manifests
-from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, claim
+from medseg_site.shared.jobs.claim import Claim
+from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
 from ml_core.dataset.case import label_indices
-from ml_core.documents import to_json
 from ml_core.errors import ImageError, MLError
 from ml_core.io import Image, check_pair, read_image, read_mask, write_label_map
 from ml_core.measures.metrics import case_metrics, summarise
+from ml_core.measures.results import ImageMetrics, NamedScores
 from ml_core.prediction.predictor import Predictor, Segmentation
 from models_app.models import SegmentationModel
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class _WarmModels:
-    """Loaded models, the last used ones, bounded by bytes. One process handles one inference at a time."""
+    """Loaded models, bounded by bytes: the least recently used one goes first. A process makes one prediction at a time."""
 
     def __init__(self, max_bytes: int) -> None:
         self._loaded: OrderedDict[str, Predictor] = OrderedDict()
@@ -44,7 +44,8 @@ class _WarmModels:
         self._max_bytes = max_bytes
 
     def get(self, model: SegmentationModel) -> Predictor:
-        key = model.checksum  # the weights themselves, so a model that went on training is another one
+        # The weights themselves: a model that was trained further is another one.
+        key = model.checksum
         if key not in self._loaded:
             started = time.perf_counter()
             self._loaded[key] = Predictor.load(storage.fetch(model.s3_key, model.checksum))
@@ -60,60 +61,51 @@ class _WarmModels:
 _warm = _WarmModels(settings.MEDSEG_MODEL_CACHE_BYTES)
 
 
-def run(pk: int) -> float | None:
-    """Run one inference, whatever happens: the row ends as completed, cancelled, or failed with the reason.
+def predict(pk: int) -> None:
+    """Segment one image. The row ends as completed, cancelled, or failed with the reason."""
+    run(_Prediction(), pk)
 
-    Seconds until its message has to be sent again where an outage met it and it is queued again.
-    """
-    job = claim(InferenceResult, pk)
-    if job is None:
-        return None
-    row = job.row
-    try:
-        with storage.scratch_folder(f"inference-{pk}") as folder:
-            _run(job, folder)
-    except ClaimLostError:
-        if not InferenceResult.objects.filter(pk=pk).exists():
-            storage.delete_prefix(storage.object_key("inferences", row.uuid))
-    except CancelledError:
-        job.cancel()
-    except ImageError as error:
-        job.fail(f"{error.file or row.image_name}: {error}")
-    except MLError as error:
-        job.fail(str(error))
-    except FileNotFoundError:
-        job.fail("The image or the model is not in storage any more. Send the image again, or train again.")
-    except SoftTimeLimitExceeded:
-        job.fail("The segmentation took longer than its time limit. Use a smaller image.")
-    except Exception as error:
-        if reason := outages.reason_of(error):
-            return job.retry_later(reason)
-        log.exception("inference %s", pk)
-        job.fail(
-            f"The segmentation ended unexpectedly ({type(error).__name__}). Try again; if it fails again, see the worker's log."
-        )
-    finally:
+
+class _Prediction(Work[InferenceResult]):
+    model = InferenceResult
+    TOO_LONG = "The segmentation took longer than its time limit. Use a smaller image."
+    UNEXPECTED = "The segmentation ended unexpectedly ({error}). Try again; if it fails again, see the worker's log."
+
+    def do(self, job: Claim[InferenceResult]) -> None:
+        with scratch.scratch_folder(f"inference-{job.row.pk}") as folder:
+            _predict(job, folder)
+
+    def refusal_of(self, row: InferenceResult, error: Exception) -> str | None:
+        if isinstance(error, ImageError):
+            return f"{error.file or row.image_name}: {error}"
+        if isinstance(error, FileNotFoundError):
+            return "The image or the model is not in storage any more. Send the image again, or train again."
+        return str(error) if isinstance(error, MLError) else None
+
+    def forget(self, row: InferenceResult) -> None:
+        storage.delete_prefix(storage.object_key("inferences", row.uuid))
+
+    def at_the_end(self, row: InferenceResult) -> None:
         if row.batch_id:
             close_batch_if_done(row.batch_id)
-    return None
 
 
-def _run(job: Claim[InferenceResult], folder: Path) -> None:
+def _predict(job: Claim[InferenceResult], folder: Path) -> None:
     row = job.row
     if row.model is None or not row.model.is_usable:
         raise MLError("no_model", "The model was deleted.", "Choose another model.")
     started = time.perf_counter()
     with job.kept_alive():
         image = read_image(storage.fetch(row.input_image_s3_key, row.input_sha256))
-        job.beat()  # here and below: the moment to notice a cancel wish, where it took long enough for somebody to have one
+        # A beat also notices that somebody wishes to cancel.
+        job.beat()
         predictor = _warm.get(row.model)
         found = predictor.predict(image)
         job.beat()
         path = write_label_map(found.values, image, folder)
         metrics = _score(row, image, found, predictor) if row.reference_key else None
         certainty = _store_certainty(row, image, found, folder)
-        suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".png"
-        stored = storage.store_file(storage.object_key("inferences", row.uuid, f"labels{suffix}"), path)
+        stored = storage.store_file(storage.object_key("inferences", row.uuid, path.name), path)
         columns = {
             "output_image_s3_key": stored.key,
             "output_sha256": stored.sha256,
@@ -124,20 +116,22 @@ def _run(job: Claim[InferenceResult], folder: Path) -> None:
             "spacing": [float(step) for step in image.spacing] if image.spacing else None,
             "seconds": round(time.perf_counter() - started, 4),
             "classes": _class_rows(found.indices, row.model.classes, image),
-            "metrics": to_json(metrics),
+            "metrics": metrics.to_json() if metrics else None,
             "warnings": found.warnings,
         }
-        columns = manifests.store_done(row, columns | job.last_words(), is_fresh=True)  # a request waits
+        # A request waits, so the row is not read again.
+        columns = manifests.store_done(row, columns | job.last_words(), is_fresh=True)
     with transaction.atomic():
         job.finish(**columns)
 
 
 def _store_certainty(row: InferenceResult, image: Image, found: Segmentation, folder: Path) -> storage.StoredObject:
-    """The map of certainty on the image's own grid, uint8 with 255 for sure: PNG, or NIfTI for volumes."""
+    """Store the map of certainty on the image's own grid, uint8 with 255 for certain: PNG, or NIfTI for volumes."""
     levels = np.rint(found.certainty.astype(np.float32) * 255).astype(np.uint8)
     key = partial(storage.object_key, "inferences", row.uuid)
     if image.dimensions == 2 and image.family != "nifti":
-        png = io.BytesIO()  # a request waits for this: little compression, and no way over the disk
+        # A request waits: little compression, and nothing is written to the disk first.
+        png = io.BytesIO()
         PILImage.fromarray(levels).save(png, "PNG", compress_level=1)
         return storage.store_bytes(key("certainty.png"), png.getvalue())
     place = folder / "certainty"
@@ -160,8 +154,8 @@ def _class_rows(indices: NDArray[np.uint8], classes: list[dict[str, Any]], image
     ]
 
 
-def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor) -> dict[str, Any]:
-    """The numbers of this one image against the reference mask that came with it. Raises ImageError if it does not fit."""
+def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor) -> ImageMetrics:
+    """The scores of this image against its reference mask. Raises ImageError if the mask does not fit."""
     try:
         mask = read_mask(storage.fetch(row.reference_key), like=image)
         check_pair(image, mask)
@@ -179,10 +173,16 @@ def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: P
     rows = case_metrics(reference, found.indices, len(predictor.plan.class_values), image.spacing)
     summary = summarise([rows])
     classes = zip(predictor.plan.class_values, predictor.plan.class_names, predictor.plan.class_colors, strict=True)
-    per_class = [{"value": v, "name": n, "color": c, **entry} for (v, n, c), entry in zip(classes, rows, strict=True)]
-    unit = "mm" if image.spacing else "px"
-    return {
-        **{name: summary[name] for name in ("dice", "iou", "precision", "recall", "hd95", "nsd")},
-        "per_class": per_class,
-        "unit": unit,
-    }
+    return ImageMetrics(
+        dice=summary.dice,
+        iou=summary.iou,
+        precision=summary.precision,
+        recall=summary.recall,
+        hd95=summary.hd95,
+        nsd=summary.nsd,
+        per_class=[
+            NamedScores(**vars(scores), value=value, name=name, color=color)
+            for (value, name, color), scores in zip(classes, rows, strict=True)
+        ],
+        unit="mm" if image.spacing else "px",
+    )

@@ -7,8 +7,6 @@ class MedSegSiteConfig(AppConfig):
 
     def ready(self) -> None:
         from medseg_site.shared.jobs import moves
-        from medseg_site.shared.web import (
-            checks,  # noqa: F401 (checks and openapi register themselves)
-        )
+        from medseg_site.shared.web import checks, openapi  # noqa: F401 (they register themselves)
 
         post_migrate.connect(moves.install)  # of any app: this one has no tables, so it sends none

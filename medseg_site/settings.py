@@ -104,7 +104,7 @@ CACHE_DIR = DATA_DIR / "cache"
 TMP_DIR = DATA_DIR / "tmp"
 
 _default_storage: dict[str, Any] = {
-    "BACKEND": "medseg_site.shared.storage.objects.AtomicFileSystemStorage",
+    "BACKEND": "medseg_site.shared.storage.local_folder.AtomicFileSystemStorage",
     "OPTIONS": {"location": str(MEDIA_ROOT), "base_url": None},
 }
 if S3_BUCKET_NAME:
@@ -203,7 +203,6 @@ CELERY_TASK_ROUTES = {
     "datasets.tasks.check_dataset": {"queue": "ingest"},
     "inference.tasks.expand_batch": {"queue": "ingest"},
     "medseg_site.tasks.remove_remains": {"queue": "ingest"},
-    "medseg_site.tasks.restore_manifests": {"queue": "ingest"},
     "medseg_site.tasks.mend_recent_manifests": {"queue": "ingest"},
     "models_app.tasks.train_model": {"queue": "train"},
     "models_app.tasks.keep_weights": {"queue": "infer"},  # has PyTorch at hand, and is not busy for hours

@@ -1,8 +1,9 @@
-"""Celery's side of what belongs to no app: the synthetic example."""
+"""Celery's side of what belongs to no app: chores of storage, and the synthetic example."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from celery import shared_task
@@ -12,15 +13,33 @@ SECONDS_BETWEEN_LOOKS = 3
 MENDED_EVERY = 300  # seconds, as CELERY_BEAT_SCHEDULE says
 
 
-@shared_task(bind=True, max_retries=200, soft_time_limit=60, time_limit=90)
-def refresh_manifest(self: Any, label: str, pk: int, owner: str) -> None:
-    """A manifest that could not be written when its row changed: again and again, for days if storage is down as long."""
+def chore(work: Callable[[str, list[str]], None]) -> Any:
+    """A task that is tried again and again (shared/catalogue/chores.py): after 15 s, 30 s, … and then every half hour, for days."""
+    return shared_task(
+        autoretry_for=(Exception,),
+        retry_backoff=15,
+        retry_backoff_max=1800,
+        retry_jitter=False,
+        max_retries=200,
+        soft_time_limit=1800,
+        time_limit=1860,
+    )(work)
+
+
+@chore
+def restore_manifests(label: str, owners: list[str]) -> None:
+    """Write the manifests of rows that live, whatever lies in storage."""
     from medseg_site.shared.catalogue import manifests
 
-    try:
-        manifests.refresh(apps.get_model(label), uuid.UUID(owner), anew=True)
-    except Exception as error:
-        raise self.retry(exc=error, countdown=min(15 * 2**self.request.retries, 1800)) from error
+    manifests.restore(apps.get_model(label), [uuid.UUID(owner) for owner in owners])
+
+
+@chore
+def remove_remains(label: str, owners: list[str]) -> None:
+    """Remove the objects of rows that were deleted."""
+    from medseg_site.shared.recovery import sweep
+
+    sweep.remove_remains(apps.get_model(label), [uuid.UUID(owner) for owner in owners])
 
 
 _looked_back = False
@@ -28,7 +47,7 @@ _looked_back = False
 
 @shared_task(soft_time_limit=240, time_limit=270)
 def mend_recent_manifests() -> None:
-    """See verification.mend_recent_manifests: a worker that was just started also looks at what was left before it stopped."""
+    """See verify.mend_recent_manifests. A worker's first pass looks at all rows, since it may have been away for long."""
     from medseg_site.shared.recovery import verify
 
     global _looked_back
@@ -36,31 +55,9 @@ def mend_recent_manifests() -> None:
     _looked_back = True
 
 
-@shared_task(bind=True, max_retries=200, soft_time_limit=1800, time_limit=1860)
-def restore_manifests(self: Any, label: str, owners: list[str]) -> None:
-    """Of rows that were to be deleted and stay: again and again, for days if storage is down as long."""
-    from medseg_site.shared.catalogue import manifests
-
-    try:
-        manifests.restore(apps.get_model(label), [uuid.UUID(owner) for owner in owners])
-    except Exception as error:
-        raise self.retry(exc=error, countdown=min(15 * 2**self.request.retries, 1800)) from error
-
-
-@shared_task(bind=True, max_retries=200, soft_time_limit=1800, time_limit=1860)
-def remove_remains(self: Any, label: str, owners: list[str]) -> None:
-    """Objects of rows that were deleted: again and again, for days if storage is down as long."""
-    from medseg_site.shared.recovery import sweep
-
-    try:
-        sweep.remove_remains(apps.get_model(label), [uuid.UUID(owner) for owner in owners])
-    except Exception as error:
-        raise self.retry(exc=error, countdown=min(15 * 2**self.request.retries, 1800)) from error
-
-
 @shared_task(bind=True, max_retries=2000, soft_time_limit=60, time_limit=90)
 def advance_demo(self: Any, pk: int) -> None:
-    """Looks again until the example has come to its end; never holds the worker while it waits."""
+    """Take the next step of the example, and look again later until it is complete. The worker is free meanwhile."""
     from medseg_site.demo import advance
 
     if advance(pk):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
+from medseg_site.shared.base.text import count_of
+from ml_core.measures.results import CaseMetrics, Interval, Metrics, Reliability
 from ml_core.planning.hyperparameters import specs
 from models_app.models import SegmentationModel
 
-WORST_CASES = 6
+MAX_WORST_CASES = 6
 # Heading → hyperparameters, in the order in which pages show them. Every one is in exactly one group.
 GROUPS = {
     "Network": ["configuration", "architecture", "encoder", "encoder_weights", "deep_supervision", "warm_start"],
@@ -44,7 +48,7 @@ GROUPS = {
     ],
     "After training": ["test_time_augmentation", "postprocessing"],
 }
-# Name in `metrics`, heading, what it means, and which unit it has.
+# Name in ml_core.measures.results.Scores, heading, what it means, and which unit it has.
 METRICS = [
     ("dice", "Dice", "Overlap of prediction and reference: 1 is perfect.", ""),
     ("iou", "IoU", "Intersection over union; stricter than Dice.", ""),
@@ -59,7 +63,6 @@ METRICS = [
         "share",
     ),
 ]
-VOLUME_UNITS = {("mm", 3): "mm³", ("mm", 2): "mm²", ("px", 3): "voxels", ("px", 2): "px"}
 RUNTIMES = {"openvino": "OpenVINO", "torch": "PyTorch"}
 MIRRORINGS = {"none": "Not mirrored", "flips": "Flips", "flips and turns": "Flips and quarter turns"}
 
@@ -100,44 +103,46 @@ def plan_of(model: SegmentationModel) -> list[dict[str, Any]]:
     return planned(model.hyperparameters, model.plan.get("reasons") or {}, asked=set(model.requested))
 
 
-def headline(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    intervals, unit = metrics.get("ci95") or {}, metrics.get("unit") or ""
+@dataclass(frozen=True)
+class Figure:
+    """One number of the headline. kind: "", "distance" or "share", how it is written. interval: its 95 % interval."""
+
+    name: str
+    label: str
+    help: str
+    value: float
+    interval: Interval
+    kind: str
+    cases: int
+
+
+def headline(metrics: Metrics) -> list[Figure]:
     return [
-        {
-            "name": name,
-            "label": f"{label} ({unit})" if kind == "distance" and unit else label,
-            "help": text,
-            "value": metrics.get(name),
-            "interval": intervals.get(name),
-            "kind": kind,
-            "cases": metrics.get("n_defined", metrics.get("n_cases")),
-        }
+        Figure(
+            name,
+            f"{label} ({metrics.unit})" if kind == "distance" else label,
+            text,
+            getattr(metrics, name),
+            metrics.ci95[name],
+            kind,
+            metrics.n_defined,
+        )
         for name, label, text, kind in METRICS
-        if name in metrics
     ]
 
 
-def volume_unit(model: SegmentationModel) -> str:
-    """The unit of `volume_error` in a model's metrics."""
-    return VOLUME_UNITS.get((model.metrics.get("unit") or "px", model.plan.get("dimensions") or 2), "")
-
-
-def worst_cases(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def worst_cases(metrics: Metrics) -> list[CaseMetrics]:
     """The cases that have a picture, worst Dice first; those whose Dice is undefined come last."""
-    cases = [case for case in metrics.get("per_case") or [] if case.get("picture")]
-    return sorted(cases, key=lambda case: (case.get("dice") is None, case.get("dice") or 0.0))[:WORST_CASES]
+    cases = [case for case in metrics.per_case if case.picture]
+    return sorted(cases, key=lambda case: (math.isnan(case.dice), case.dice))[:MAX_WORST_CASES]
 
 
-def reliability(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """Points [confidence, accuracy, pixels] of the reliability diagram, without the empty bins; None without calibration."""
-    found = metrics.get("calibration")
-    if not found:
-        return None
-    points = {
-        name: [[row["confidence"], row["accuracy"], row["count"]] for row in found.get(key) or [] if row["count"]]
-        for name, key in (("all", "bins"), ("foreground", "bins_foreground"))
+def reliability_points(found: Reliability) -> dict[str, list[list[float]]]:
+    """Points [confidence, accuracy, pixels] of the reliability diagram, without the empty bins."""
+    bins = {"all": found.bins, "foreground": found.bins_foreground}
+    return {
+        name: [[row.confidence, row.accuracy, row.count] for row in rows if row.count] for name, rows in bins.items()
     }
-    return {"ece": found.get("ece"), "ece_foreground": found.get("ece_foreground"), "points": points}
 
 
 def decided(model: SegmentationModel) -> list[dict[str, Any]]:
@@ -160,7 +165,8 @@ def _serving(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
     difference = found.get("dice_difference")
     if difference is None:
         return {"used": used, "head": [], "rows": []}
-    cases = f"{_cases(found)} windows" if found.get("unit") == "validation window" else _cases(found)
+    is_of_windows = found.get("unit") == "validation window"
+    cases = count_of(found["cases"], "window") if is_of_windows else _cases(found)
     row = ["Largest difference in Dice", f"{difference:.5f}", cases]
     return {"used": used, "head": ["Against PyTorch in fp32", "", "Cases"], "rows": [{"cells": row, "used": False}]}
 

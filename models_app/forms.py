@@ -8,7 +8,7 @@ from django import forms
 
 from datasets.models import Dataset
 from medseg_site.shared.base.errors import MedSegError
-from ml_core.networks.catalogue import ENCODER_GROUPS
+from ml_core.networks.encoders import ENCODER_GROUPS
 from ml_core.planning.hyperparameters import Spec, specs
 from ml_core.planning.plan import Plan
 from models_app import services

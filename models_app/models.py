@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.db import models
@@ -13,7 +14,15 @@ from datasets.models import Dataset
 from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
 
+# Of a timeline: somebody has looked for the weights of a training that was cancelled while nobody was at work on it.
+WEIGHTS_KEPT, NO_WEIGHTS = "weights kept", "no weights"
+LOOKED_BACK = timedelta(days=1)
+
 WORDS = JobWords(queued="queued", working="training", done="completed", failed="failed", cancelled="cancelled")
+
+
+# The task that packages the best weights of a cancelled training.
+KEEP_WEIGHTS = "models_app.tasks.keep_weights"
 
 
 class SegmentationModel(Job):
@@ -21,6 +30,7 @@ class SegmentationModel(Job):
 
     WORDS = WORDS
     KIND = "model"
+    TASK = "models_app.tasks.train_model"
     STORED: ClassVar = Stored(
         "models",
         objects={"s3_key": "checksum"},
@@ -46,6 +56,8 @@ class SegmentationModel(Job):
     warnings = models.JSONField(default=list, blank=True, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
     trained_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # Checkpoints hold weights that no package has yet.
+    weights_due = models.BooleanField(default=False, editable=False)
 
     class Meta:
         db_table = "models"
@@ -68,12 +80,22 @@ class SegmentationModel(Job):
         return bool(self.s3_key)
 
     @property
+    def are_weights_due(self) -> bool:
+        """Whether a worker has yet to package the best weights of this cancelled training (models_app/late_weights.py)."""
+        return self.status == WORDS.cancelled and self.weights_due and self.dataset_id is not None
+
+    @property
     def split_numbers(self) -> dict[str, Any] | None:
         """How many samples of the dataset's version were trained on and held out, and what was kept together; None before the plan."""
         if not self.split:
             return None
         numbers = {part: len(self.split.get(part, [])) for part in ("train", "val", "test")}
         return {**numbers, "grouping": self.split.get("grouping", "")}
+
+
+def cancelled_with_weights_due() -> models.QuerySet[SegmentationModel]:
+    """Models for which `are_weights_due` is true."""
+    return SegmentationModel.objects.filter(status=WORDS.cancelled, weights_due=True, dataset__isnull=False)
 
 
 class Epoch(models.Model):

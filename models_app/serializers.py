@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import QuerySet
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from datasets.models import Dataset
 from datasets.serializers import ClassSerializer
+from medseg_site.shared.web.api import VisibleRowField
 from ml_core.planning.hyperparameters import json_schema
 from models_app import services
 from models_app.models import Epoch, SegmentationModel
 
 MOST_NAMES = 50  # of hyperparameters in one request; there are far fewer
-
-
-@extend_schema_field(OpenApiTypes.INT)
-class VisibleDatasetField(serializers.PrimaryKeyRelatedField[Dataset]):
-    def get_queryset(self) -> QuerySet[Dataset]:
-        return Dataset.objects.visible_to(self.context["request"].user)
-
-    def to_internal_value(self, data: Any) -> Dataset:
-        try:
-            return super().to_internal_value(data)
-        except OverflowError:  # the number 1e400
-            self.fail("incorrect_type", data_type=type(data).__name__)
 
 
 def refusal(error: services.HyperparametersError) -> serializers.ValidationError:
@@ -108,7 +95,7 @@ class ModelSerializer(serializers.ModelSerializer[SegmentationModel]):
 
 class ModelCreateSerializer(serializers.Serializer[Any]):
     name = serializers.CharField(max_length=200)
-    dataset = VisibleDatasetField()
+    dataset = VisibleRowField(Dataset)
     hyperparameters = HyperparametersField(required=False, default=dict)
 
 
@@ -127,7 +114,7 @@ class ResumeSerializer(serializers.Serializer[Any]):
 
 
 class PlanAskSerializer(serializers.Serializer[Any]):
-    dataset = VisibleDatasetField()
+    dataset = VisibleRowField(Dataset)
     hyperparameters = HyperparametersField(required=False, default=dict)
 
 

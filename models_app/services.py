@@ -9,16 +9,19 @@ from django.db import IntegrityError, transaction
 from django.db.models import Max, QuerySet
 
 from datasets.models import Dataset
-from medseg_site.shared.base.errors import MedSegError, WrongStateError
-from medseg_site.shared.base.text import clean_name
+from datasets.services import why_not_trainable
+from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
+from medseg_site.shared.base.text import clean_name, whole_number
 from medseg_site.shared.catalogue import manifests, removal
-from medseg_site.shared.jobs.claim import enqueue_on_commit, request_cancel, requeue
+from medseg_site.shared.jobs.messages import call_on_commit, send_on_commit
+from medseg_site.shared.jobs.requests import request_cancel, requeue, why_not_requeueable
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters
 from ml_core.planning.plan import Machine, Plan
 from ml_core.planning.rules import make_plan
-from models_app.models import SegmentationModel
-from models_app.tasks import train_model
+from models_app.models import KEEP_WEIGHTS, SegmentationModel
 
 RESUMABLE = ("epochs", "time_budget_seconds")  # what may change when a training goes on
 
@@ -30,6 +33,13 @@ class HyperparametersError(MedSegError):
         self.fields = fields
         text = " ".join(f"{name}: {sentence}" for name, sentence in fields.items())
         super().__init__("invalid_hyperparameters", text, attr="hyperparameters")
+
+
+def why_not_usable(model: SegmentationModel) -> str | None:
+    """Why no image can be segmented with a model now; None where one can."""
+    if model.is_usable:
+        return None
+    return f"{model} is {model.status} and has no weights{' yet' if model.is_active else ''}."
 
 
 def usable_models(user: Any) -> QuerySet[SegmentationModel]:
@@ -53,9 +63,8 @@ def check_hyperparameters(*, user: Any, values: dict[str, Any]) -> Hyperparamete
 
 
 def _is_usable_model(user: Any, number: str) -> bool:
-    # isdecimal() alone is true of other scripts' digits, and the database refuses numbers of more than 64 bits.
-    is_number = number.isascii() and number.isdecimal() and len(number) < 19
-    return is_number and usable_models(user).filter(pk=int(number)).exists()
+    key = whole_number(number)
+    return key is not None and usable_models(user).filter(pk=key).exists()
 
 
 def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]) -> Plan:
@@ -64,11 +73,10 @@ def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]
     Raises HyperparametersError, or WrongStateError for a dataset that is not ready.
     """
     wanted = check_hyperparameters(user=user, values=hyperparameters)
-    if dataset.status != "ready":
-        raise WrongStateError(f"The dataset is {dataset.status}, not ready. Wait for its check, or mend what it found.")
-    seconds = settings.MEDSEG_TRAINING_SECONDS
+    refuse_if(why_not_trainable(dataset))
+    fingerprint, seconds = Fingerprint.from_json(dataset.fingerprint), settings.MEDSEG_TRAINING_SECONDS
     try:
-        return make_plan(wanted, dataset.fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
+        return make_plan(wanted, fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
     except ConfigErrors as error:
         raise HyperparametersError(error.fields) from None
 
@@ -99,7 +107,7 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dic
                     classes=locked.class_dicts(),
                 )
                 manifests.keep_new(model)
-                enqueue_on_commit(train_model, model.pk)
+                send_on_commit(model)
             return model
         except IntegrityError:
             continue  # somebody took this version a moment ago: take the next
@@ -107,8 +115,24 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dic
 
 
 def cancel_model(*, model: SegmentationModel) -> SegmentationModel:
+    """Stop a training. One that nobody works on is cancelled at once; a worker then packages its best weights."""
     request_cancel(model)
+    if model.are_weights_due:
+        call_on_commit(KEEP_WEIGHTS, model.pk)
     return model
+
+
+def why_not_resumable(*, user: Any, model: SegmentationModel) -> str | None:
+    """Why a training cannot go on as it was asked for; None where it can."""
+    if model.dataset is None:
+        return "Its dataset was deleted, so the training cannot go on."
+    if reason := why_not_requeueable(model):
+        return reason
+    try:
+        check_hyperparameters(user=user, values=model.requested)
+    except HyperparametersError as error:  # such as a model to start from that was deleted since
+        return error.detail
+    return None
 
 
 def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any] | None = None) -> SegmentationModel:
@@ -121,11 +145,9 @@ def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any]
         text = "It is settled since the training started. Only epochs and time_budget_seconds can change now."
         raise HyperparametersError(dict.fromkeys(sorted(strange), text))
     requested = check_hyperparameters(user=user, values={**model.requested, **changes}).to_dict()
+    refuse_if(why_not_resumable(user=user, model=model))
     with transaction.atomic():
-        if model.dataset is None:
-            raise WrongStateError("Its dataset was deleted, so the training cannot go on.")
         requeue(model, requested=requested)
-        enqueue_on_commit(train_model, model.pk)
     return model
 
 
@@ -133,23 +155,23 @@ def delete_model(*, model: SegmentationModel) -> None:
     """Remove the row and its objects; inferences stay. Raises WrongStateError while it is in use."""
     owner = model.uuid
     prefix = storage.object_key("models", owner)
-    _check_not_in_use(SegmentationModel.objects.get(pk=model.pk))
+    refuse_if(why_not_deletable(SegmentationModel.objects.get(pk=model.pk)))
     with removal.deletion({SegmentationModel: [owner]}):
         locked = SegmentationModel.objects.select_for_update().get(pk=model.pk)
-        _check_not_in_use(locked)
+        refuse_if(why_not_deletable(locked))
         checksum = locked.checksum
         locked.delete()
         removal.remove_on_commit(SegmentationModel, [owner], lambda: storage.delete_prefix(prefix))
-        transaction.on_commit(lambda: storage.forget_local(owner), robust=True)
+        transaction.on_commit(lambda: scratch.forget_local(owner), robust=True)
         transaction.on_commit(lambda: storage.forget_copies([checksum] if checksum else []), robust=True)
 
 
-def _check_not_in_use(model: SegmentationModel) -> None:
+def why_not_deletable(model: SegmentationModel) -> str | None:
+    """Why a model cannot be deleted now; None where it can."""
     if model.is_active:
-        raise WrongStateError("This model is being trained. Cancel the training first.")
+        return "This model is being trained. Cancel the training first."
     if model.inferences.filter(status__in=["queued", "running"]).exists():
-        raise WrongStateError("Images are being segmented with this model. Wait until they are done.")
+        return "Images are being segmented with this model. Wait until they are done."
     if model.batches.filter(status__in=["queued", "running"]).exists():
-        raise WrongStateError(
-            "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
-        )
+        return "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
+    return None

@@ -11,18 +11,17 @@ DAY = 24 * 3600
 def train_model(pk: int) -> None:
     from models_app.training import train
 
-    if (pause := train(pk)) is not None:  # should this message be lost, the reaper sends it
-        train_model.apply_async(args=(pk,), countdown=pause)
+    train(pk)
 
 
 @shared_task(soft_time_limit=60, time_limit=90)
 def reap_models() -> None:
     from medseg_site.shared.jobs.reaper import reap
-    from models_app.late_weights import without_weights
-    from models_app.models import SegmentationModel
+    from models_app.models import SegmentationModel, cancelled_with_weights_due
 
-    reap(SegmentationModel, train_model.delay)
-    for pk in without_weights():  # asked for again in the next pass, until it is done
+    reap(SegmentationModel)
+    # Asked for again in the next pass, until it is done.
+    for pk in cancelled_with_weights_due().values_list("pk", flat=True):
         keep_weights.apply_async(args=(pk,), expires=60)
 
 

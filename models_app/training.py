@@ -18,48 +18,47 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from datasets.models import Dataset
-from medseg_site.shared.base import outages
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.catalogue import manifests
-from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, claim
-from medseg_site.shared.storage import cache
+from medseg_site.shared.jobs.claim import CancelledError, Claim
+from medseg_site.shared.jobs.messages import call_on_commit
+from medseg_site.shared.jobs.run import Work, run
+from medseg_site.shared.storage import cache, scratch
 from medseg_site.shared.storage import objects as storage
-from models_app.models import SegmentationModel
-from models_app.training_process import SECONDS_TO_PACKAGE, TrainingFailedError, TrainingKilledError, TrainingProcess
+from ml_core.dataset.fingerprint import Fingerprint
+from models_app.models import KEEP_WEIGHTS, SegmentationModel
+from models_app.training_process import TrainingFailedError, TrainingKilledError, TrainingProcess
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_MANIFESTS = 10
+NOT_PACKAGED: dict[str, Any] = {"stopped": True, "package": None, "metrics": {}, "decisions": {}, "warnings": []}
 
 
-def train(pk: int) -> float | None:
-    """Run one training, whatever happens: the row ends as completed, cancelled, or failed with the reason.
+def train(pk: int) -> None:
+    """Run one training. The row ends as completed, cancelled, or failed with the reason; or it is queued for another attempt."""
+    run(_Training(), pk)
 
-    Seconds until its message has to be sent again where it is queued again: its process was killed, or an outage met it.
-    """
-    job = claim(SegmentationModel, pk)
-    if job is None:
-        return None
-    folder = storage.training_folder(job.row.uuid)
-    try:
-        _train(job, folder)
-    except ClaimLostError:
-        if not SegmentationModel.objects.filter(pk=pk).exists():
-            storage.delete_prefix(storage.object_key("models", job.row.uuid))
-            storage.forget_local(job.row.uuid)
-    except TrainingKilledError as error:
-        if error.out_of_memory:
-            _lower_batch(job, folder)
-        return 0.0 if job.end_attempt(str(error)) else None
-    except TrainingFailedError as error:
-        job.fail(str(error))
-    except Exception as error:
-        if reason := outages.reason_of(error):
-            return job.retry_later(reason)
-        log.exception("model %s", pk)
-        job.fail(
-            f"The training ended unexpectedly ({type(error).__name__}). Resume it; if it fails again, see its log."
-        )
-    return None
+
+class _Training(Work[SegmentationModel]):
+    model = SegmentationModel
+    UNEXPECTED = "The training ended unexpectedly ({error}). Resume it; if it fails again, see its log."
+
+    def do(self, job: Claim[SegmentationModel]) -> None:
+        folder = scratch.training_folder(job.row.uuid)
+        try:
+            _train(job, folder)
+        except TrainingKilledError as error:
+            if error.out_of_memory:
+                _lower_batch(job, folder)
+            raise
+
+    def refusal_of(self, row: SegmentationModel, error: Exception) -> str | None:
+        return str(error) if isinstance(error, TrainingFailedError) else None
+
+    def forget(self, row: SegmentationModel) -> None:
+        storage.delete_prefix(storage.object_key("models", row.uuid))
+        scratch.forget_local(row.uuid)
 
 
 def _train(job: Claim[SegmentationModel], folder: Path) -> None:
@@ -74,8 +73,6 @@ def _train(job: Claim[SegmentationModel], folder: Path) -> None:
         with cache.decoded_in_use(dataset.uuid) as store:
             document = job_document(job.row, dataset, folder, store)
             outcome = _outcome(job, dataset, folder, document, progress.after_epoch)
-            if outcome is None:
-                outcome = _salvage(job, folder, document)
     finally:
         with job.kept_alive():  # the last checkpoint over a slow line
             progress.wait()
@@ -89,44 +86,32 @@ def _outcome(
     folder: Path,
     document: dict[str, Any],
     after_epoch: Callable[[], None],
-) -> dict[str, Any] | None:
-    """What the training came to; None where somebody wanted an end and it could not keep its best weights itself."""
+) -> dict[str, Any]:
+    """What the training came to. A process that was to stop and hung has packaged nothing: NOT_PACKAGED."""
     try:
         with job.kept_alive():  # one large object over a slow line
             objects = _bring_objects(job, dataset, folder)
-    except CancelledError:  # its process, which would take up the best weights of an earlier attempt, was not started
-        return None
+    except CancelledError:
+        return NOT_PACKAGED
     job.log.add(f"{len(objects['cases'])} samples are on this machine")
+    # From here on there may be checkpoints that no package holds.
+    job.row.weights_due = True
+    job.update(weights_due=True)
     outcome = TrainingProcess(job, write_job(folder, document | objects), after_epoch).outcome()
     if outcome is None:
-        kept = "its best weights so far are kept" if _has_best(folder) else "no weights were on the disk yet"
+        kept = (
+            "its best weights so far are kept"
+            if any(folder.rglob("best.safetensors"))
+            else "no weights were on the disk yet"
+        )
         job.note("note", f"The training did not answer and was killed; {kept}.")
-    return outcome
-
-
-def _has_best(folder: Path) -> bool:
-    return any(folder.rglob("best.safetensors"))
+    return outcome or NOT_PACKAGED
 
 
 def write_job(folder: Path, document: dict[str, Any]) -> Path:
     path = folder / "job.json"
     path.write_text(json.dumps(document))
     return path
-
-
-def _salvage(job: Claim[SegmentationModel], folder: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """Another process packages the best weights of the checkpoints, for which it needs no cases."""
-    nothing: dict[str, Any] = {"stopped": True, "package": None, "metrics": {}, "decisions": {}, "warnings": []}
-    if not _has_best(folder):
-        return nothing
-    job.row.refresh_from_db(fields=["plan", "split"])  # those that the killed process told of
-    job_file = write_job(folder, {**document, "salvage": True, "plan": job.row.plan, "split": job.row.split})
-    try:
-        # It needs longer than a step to load what it needs, and nobody has to ask it to stop.
-        return TrainingProcess(job, job_file, patience=SECONDS_TO_PACKAGE).outcome() or nothing
-    except TrainingFailedError as error:
-        log.error("model %s: its weights could not be saved: %s", job.row.pk, error)
-        return nothing
 
 
 def _limits(folder: Path) -> dict[str, Any]:
@@ -207,7 +192,7 @@ def _stored_split(dataset: Dataset) -> dict[str, Any] | None:
     if not all(sample.split for sample in samples):
         return None
     parts = {part: [sample.pk for sample in samples if sample.split == part] for part in ("train", "val", "test")}
-    return {**parts, "grouping": dataset.fingerprint.get("grouping", "as stored")}
+    return {**parts, "grouping": Fingerprint.from_json(dataset.fingerprint).grouping}
 
 
 def _warm_start(model: SegmentationModel, folder: Path) -> str | None:
@@ -215,7 +200,8 @@ def _warm_start(model: SegmentationModel, folder: Path) -> str | None:
     asked = model.requested.get("warm_start")
     if not asked:
         return None
-    earlier = SegmentationModel.objects.filter(pk=int(asked)).first() if asked.isdecimal() else None
+    number = whole_number(asked)
+    earlier = None if number is None else SegmentationModel.objects.filter(pk=number).first()
     if earlier is None or not earlier.is_usable:
         raise TrainingFailedError(f"The model {asked} to start from is gone or has no weights. Choose another one.")
     return str(storage.fetch_into(folder / "objects", earlier.s3_key, earlier.checksum))
@@ -259,7 +245,7 @@ def _store_checkpoints(model: SegmentationModel, folder: Path, stored: dict[Path
     """
     stored = {} if stored is None else stored
     try:
-        with storage.scratch_folder("checkpoints") as links:
+        with scratch.scratch_folder("checkpoints") as links:
             changed: dict[Path, int] = {}
             for path in sorted(folder.rglob("*.safetensors"), reverse=True):
                 changed[path] = path.stat().st_mtime_ns
@@ -301,6 +287,8 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
     """Objects first, then the row, then the local files away."""
     model = job.row
     columns: dict[str, Any] = {"warnings": outcome["warnings"], "progress": {}}
+    if outcome is not NOT_PACKAGED:
+        columns["weights_due"] = False
     with job.kept_alive():
         if outcome["package"]:
             stored = store_package(model, Path(outcome["package"]))
@@ -316,6 +304,8 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
     with transaction.atomic():
         if outcome["stopped"]:
             job.cancel(**columns)
+            if outcome is NOT_PACKAGED and model.weights_due:
+                call_on_commit(KEEP_WEIGHTS, model.pk)
         else:
             job.finish(**columns)
         if earlier:  # of a training that went on: after the manifest, which this end writes, has ceased to name it

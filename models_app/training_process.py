@@ -24,6 +24,7 @@ from django.db import transaction
 from medseg_site.shared.base import events as events
 from medseg_site.shared.base import outages
 from medseg_site.shared.jobs.claim import CancelledError, Claim
+from medseg_site.shared.jobs.run import AttemptKilledError
 from ml_core.errors import DISK_FULL
 from ml_core.memory import tuned_environment
 from ml_core.training.events import (
@@ -54,7 +55,7 @@ class TrainingFailedError(Exception):
     """Why a training ended without a model, and what to do."""
 
 
-class TrainingKilledError(TrainingFailedError):
+class TrainingKilledError(AttemptKilledError):
     """The process was killed; another attempt may go on from its checkpoint. `out_of_memory`: by the system, for its size."""
 
     def __init__(self, text: str, *, out_of_memory: bool = False) -> None:
@@ -70,9 +71,8 @@ class TrainingProcess:
         job: Claim[SegmentationModel],
         job_file: Path,
         on_epoch: Callable[[], None] = lambda: None,
-        patience: float = SECONDS_TO_NOTICE,
     ) -> None:
-        self.job, self.on_epoch, self.patience = job, on_epoch, patience
+        self.job, self.on_epoch = job, on_epoch
         self.progress: Progress | None = None
         self.warnings: list[str] = []
         self.seconds_a_step = 0.0
@@ -144,7 +144,7 @@ class TrainingProcess:
                 if self.stop_by is None:
                     self._ask_to_stop()
             now = time.monotonic()
-            if self.stop_by and now > max(self.stop_by, heard + self.patience):
+            if self.stop_by and now > max(self.stop_by, heard + SECONDS_TO_NOTICE):
                 return None
             if now - heard > SECONDS_OF_SILENCE:
                 raise TrainingKilledError("The training process hung: it said nothing for an hour, and was ended.")
@@ -156,7 +156,7 @@ class TrainingProcess:
 
     def _ask_to_stop(self) -> None:
         assert self.process.stdin
-        self.stop_by = time.monotonic() + self.patience + 3 * self.seconds_a_step
+        self.stop_by = time.monotonic() + SECONDS_TO_NOTICE + 3 * self.seconds_a_step
         with suppress(BrokenPipeError):  # it has just ended by itself
             self.process.stdin.write("stop\n")
             self.process.stdin.flush()
@@ -195,7 +195,7 @@ class TrainingProcess:
 
     def _keep_plan(self, event: PlanMade) -> None:
         plan, row = event.plan, self.job.row
-        row.plan = plan.to_dict()
+        row.plan = plan.to_json()
         self.job.update(hyperparameters=plan.hyperparameters(), plan=row.plan, split=event.split.to_json())
         network = f"{plan.configuration} {plan.architecture}"
         self.job.log.add(f"Plan: {network}, batch {plan.batch_size}, patch {plan.patch_size}")

@@ -12,9 +12,11 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from datasets.models import Dataset
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
+from ml_core.measures.results import Metrics
 from ml_core.networks.catalogue import ARCHITECTURES
-from models_app import display, late_weights, services
+from models_app import display, services
 from models_app.forms import TrainForm
 from models_app.models import SegmentationModel
 
@@ -96,8 +98,8 @@ def _chosen_dataset(request: HttpRequest) -> Dataset | None:
     """The ready dataset of `?dataset=`; the only one there is where none is named."""
     ready = Dataset.objects.visible_to(request.user).filter(status="ready")
     wanted = request.GET.get("dataset", "")
-    if wanted.isdigit() and len(wanted) < 19:
-        return ready.filter(pk=int(wanted)).first()
+    if (number := whole_number(wanted)) is not None:
+        return ready.filter(pk=number).first()
     found = list(ready[:2])
     return found[0] if len(found) == 1 else None
 
@@ -111,29 +113,22 @@ def _initial(request: HttpRequest) -> dict[str, Any]:
 @require_GET
 def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(rows_of(request.user), pk=pk)
+    metrics = Metrics.from_json(model.metrics) if model.metrics else None
     context = {
         "model": model,
-        "headline": display.headline(model.metrics),
-        "volume_unit": display.volume_unit(model),
-        "reliability": display.reliability(model.metrics),
-        "worst_cases": display.worst_cases(model.metrics),
+        "metrics": metrics,
+        "headline": display.headline(metrics) if metrics else [],
+        "reliability_points": display.reliability_points(metrics.calibration) if metrics else {},
+        "worst_cases": display.worst_cases(metrics) if metrics else [],
         "decided": display.decided(model),
         "groups": display.plan_of(model),
-        "weights_due": late_weights.is_due(model),
-        "delete_blocked": _delete_blocked(model),
-        "resume_blocked": "" if model.dataset_id else "Its dataset was deleted, so the training cannot go on.",
+        "weights_due": model.are_weights_due,
+        "delete_blocked": services.why_not_deletable(model),
+        "resume_blocked": services.why_not_resumable(user=request.user, model=model),
+        "use_blocked": services.why_not_usable(model),
         "latest_inferences": model.inferences.visible_to(request.user).filter(status="completed")[:6],
     }
     return render(request, "models_app/model_detail.html", context)
-
-
-def _delete_blocked(model: SegmentationModel) -> str:
-    """Why the model cannot be deleted now; empty when it can."""
-    if model.is_active:
-        return "This model is being trained. Cancel the training first."
-    if model.inferences.filter(status__in=["queued", "running"]).exists():
-        return "Images are being segmented with this model. Wait until they are done."
-    return ""
 
 
 @login_required
@@ -149,7 +144,7 @@ def model_live(request: HttpRequest, pk: int) -> HttpResponseBase:
             "models_app/partials/model_live.html",
             {"model": model, "groups": display.plan_of(model), "oob": True},
         )
-    if late_weights.is_due(model):
+    if model.are_weights_due:
         return render(request, "models_app/partials/weights_due.html", {"model": model})
     return end_live_part(model_detail(request, pk), *end_text(model))
 
@@ -167,8 +162,7 @@ def model_cancel(request: HttpRequest, pk: int) -> HttpResponse:
 def model_resume(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(SegmentationModel.objects.visible_to(request.user), pk=pk)
     asked = {name: request.POST.get(name, "") for name in services.RESUMABLE}
-    # Longer ones are no number that a training could have, and Python refuses to read the very long.
-    given = {name: int(text) for name, text in asked.items() if text.isdecimal() and len(text) < 19}
+    given = {name: number for name, text in asked.items() if (number := whole_number(text)) is not None}
     tell(
         request,
         "The training goes on from its last checkpoint.",

@@ -29,7 +29,7 @@ def own_media(tmp_path: Path, settings: Any) -> Path:
     root = tmp_path / "media"
     root.mkdir()
     options = {"location": str(root), "base_url": None}
-    default = {"BACKEND": "medseg_site.shared.storage.objects.AtomicFileSystemStorage", "OPTIONS": options}
+    default = {"BACKEND": "medseg_site.shared.storage.local_folder.AtomicFileSystemStorage", "OPTIONS": options}
     settings.STORAGES = {**settings.STORAGES, "default": default}
     return root
 

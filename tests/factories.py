@@ -20,16 +20,36 @@ FINGERPRINT = {
     "channels": 1,
     "modality": "greyscale",
     "families": {"raster": 4},
+    "pose": None,
     "shape": {"minimum": [32, 32], "median": [32, 32], "maximum": [32, 32]},
     "spacing": None,
     "intensity": {"low": 0.0, "high": 255.0, "minimum": 0.0, "maximum": 255.0, "mean": 90.0, "std": 40.0},
     "foreground_intensity": {"p005": 60.0, "p995": 240.0, "mean": 150.0, "std": 30.0},
     "classes": [
-        {"value": 0, "pixels": 3000, "share": 0.75, "cases": 4},
-        {"value": 255, "pixels": 1000, "share": 0.25, "cases": 4},
+        {
+            "value": 0,
+            "pixels": 3000,
+            "share": 0.75,
+            "cases": 4,
+            "component_pixels": 750.0,
+            "thickness": 0.0,
+            "thin_part": 0.0,
+            "clipped": 0.0,
+        },
+        {
+            "value": 255,
+            "pixels": 1000,
+            "share": 0.25,
+            "cases": 4,
+            "component_pixels": 50.0,
+            "thickness": 0.0,
+            "thin_part": 0.0,
+            "clipped": 0.0,
+        },
     ],
+    "grouping": "file",
+    "mask_codes": {},
 }
-"""As an early version of the platform took it: without the thickness of the classes."""
 
 
 def end_of(row: Any) -> Any:

@@ -8,8 +8,7 @@ import pytest
 from django.core.management import call_command
 
 from medseg_site.local_disk import sweep
-from medseg_site.shared.storage import cache
-from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import cache, scratch
 from medseg_site.shared.web import health
 from tests.factories import CompletedModelFactory, DatasetFactory, ModelFactory
 
@@ -18,13 +17,13 @@ pytestmark = pytest.mark.django_db
 
 def test_a_sweep_keeps_what_rows_need() -> None:
     dataset, waiting, done = DatasetFactory.create(), ModelFactory.create(), CompletedModelFactory.create()
-    kept = [cache.decoded_folder(dataset.uuid), storage.training_folder(waiting.uuid)]
+    kept = [cache.decoded_folder(dataset.uuid), scratch.training_folder(waiting.uuid)]
     gone = [
         cache.decoded_folder(uuid.uuid4()),
-        storage.training_folder(uuid.uuid4()),
-        storage.training_folder(done.uuid),  # completed on another machine
+        scratch.training_folder(uuid.uuid4()),
+        scratch.training_folder(done.uuid),  # completed on another machine
     ]
-    stranger = storage.training_folder(uuid.uuid4()).parent / "notes"
+    stranger = scratch.training_folder(uuid.uuid4()).parent / "notes"
     for folder in [*kept, *gone, stranger]:
         folder.mkdir(parents=True)
         (folder / "file").write_text("something")

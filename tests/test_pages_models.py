@@ -22,7 +22,18 @@ from tests.factories import (
     InferenceFactory,
     ModelFactory,
 )
-from tests.pages import DECISIONS, ESTIMATE, HTMX, METRICS, NOTICE, batch, completed_inference, said, text
+from tests.pages import (
+    DECISIONS,
+    ESTIMATE,
+    HTMX,
+    IMAGE_METRICS,
+    METRICS,
+    NOTICE,
+    batch,
+    completed_inference,
+    said,
+    text,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -111,7 +122,7 @@ def test_model_in_training_shows_progress_and_cancel(client: Client) -> None:
     now = {"stage": "training", "epoch": 3, "epochs": 12, "step": 7, "steps": 40, "fraction": 0.25, "eta_seconds": 200}
     model = ModelFactory.create(status="training", claim_token=uuid.uuid4(), progress={**now, "train_loss": 0.4321})
     page = text(client, model.get_absolute_url())
-    for shown in ("3 of 12", "7 of 40", "3 min 20 s", "0.432", "When the training is done."):
+    for shown in ("3 of 12", "7 of 40", "3 min 20 s", "0.432", "is training and has no weights yet."):
         assert shown in page
     part = text(client, reverse("models_app:live", args=[model.pk]), headers=HTMX)
     assert "3 of 12" in part
@@ -167,8 +178,8 @@ def test_completed_model_shows_what_was_measured_on_its_validation_cases(client:
         "They are not the final numbers",
     ):
         assert shown in page, shown
-    older = CompletedModelFactory.create(metrics={"dice": 0.5, "n_cases": 2})
-    page = text(client, older.get_absolute_url())
+    stopped = CompletedModelFactory.create()
+    page = text(client, stopped.get_absolute_url())
     assert "Measured on the validation cases" not in page
     assert "reliability-points" not in page
 
@@ -223,8 +234,7 @@ def test_model_is_deleted_unless_it_is_in_use(client: Client) -> None:
 
 
 def test_completed_inference_shows_viewer_classes_and_scores(client: Client) -> None:
-    metrics = {"dice": 0.625, "iou": 0.5, "hd95": 3.25, "unit": "px", "per_class": [{"name": "cell", "dice": 0.5625}]}
-    row = completed_inference(metrics=metrics, spacing=[0.5, 0.5], warnings=["Other spacing."], seconds=1.5)
+    row = completed_inference(metrics=IMAGE_METRICS, spacing=[0.5, 0.5], warnings=["Other spacing."], seconds=1.5)
     page = text(client, row.get_absolute_url())
     for shown in ("viewer-config", "1,000", "90.0 %", "1.50 ml", "0.562", "0.625", "Other spacing.", "1.5 s", NOTICE):
         assert shown in page, shown
@@ -296,7 +306,7 @@ def test_batch_page_lists_its_images(client: Client) -> None:
     for shown in (
         "notes.txt",
         "Not an image.",
-        "When the last image is done.",
+        "when the last image is done.",
         reverse("inference-overlay", args=[done.pk]),
         live,
     ):

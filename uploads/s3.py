@@ -2,66 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from botocore.exceptions import ClientError
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from django.conf import settings
-
-from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.errors import WrongStateError
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage.remote import client, sign
 from uploads.models import Upload
 
-log = logging.getLogger(__name__)
-P = ParamSpec("P")
-T = TypeVar("T")
-
-SIGNED_SECONDS = 3600  # a part that takes longer is signed again
 GONE = {"NoSuchUpload", "NoSuchKey", "404"}
-
-
-@lru_cache(maxsize=4)
-def _client(endpoint: str, key: str, secret: str, region: str) -> Any:
-    config = Config(
-        signature_version="s3v4",
-        s3={"addressing_style": "path" if endpoint else "auto"},
-        # Else boto3 signs a checksum of its own into the address, which no browser can send.
-        request_checksum_calculation="when_required",
-        retries={"mode": "standard", "max_attempts": 5},
-    )
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint or None,
-        aws_access_key_id=key or None,
-        aws_secret_access_key=secret or None,
-        region_name=region,
-        config=config,
-    )
-
-
-def client(*, public: bool = False) -> Any:
-    """S3 as the platform reaches it, or (`public`) as browsers do: only for signing, nothing is sent there from here."""
-    endpoint = (public and settings.AWS_PUBLIC_ENDPOINT_URL) or settings.AWS_ENDPOINT_URL
-    return _client(endpoint, settings.AWS_ACCESS_KEY_ID, settings.AWS_SECRET_ACCESS_KEY, settings.AWS_REGION)
-
-
-def _answering(method: Callable[P, T]) -> Callable[P, T]:
-    """A store that does not answer is a 503 that says so; clients try again."""
-
-    @wraps(method)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(*args, **kwargs)
-        except (BotoCoreError, ClientError) as error:
-            log.warning("S3: %s", error)
-            text = "The store of the files does not answer properly. Try again in a moment; what has arrived is kept."
-            raise MedSegError("storage_unavailable", text, http_status=503) from error
-
-    return guarded
 
 
 def _is_gone(error: ClientError) -> bool:
@@ -71,7 +19,6 @@ def _is_gone(error: ClientError) -> bool:
 class S3Parts:
     """A bucket as a store of parts. The object is written under its final key, so using it moves nothing."""
 
-    @_answering
     def begin(self, upload: Upload) -> str:
         answer = client().create_multipart_upload(
             Bucket=upload.s3_bucket, Key=upload.key, ContentType="application/zip"
@@ -81,15 +28,8 @@ class S3Parts:
     def sign(self, upload: Upload, numbers: list[int]) -> dict[int, str]:
         if not upload.backend_id:  # the platform was stopped while it was being begun
             raise WrongStateError("This upload was never begun at S3. Begin it again.")
-        signer, where = client(public=True), _where(upload)
-        return {
-            number: signer.generate_presigned_url(
-                "upload_part", Params={**where, "PartNumber": number}, ExpiresIn=SIGNED_SECONDS
-            )
-            for number in numbers
-        }
+        return {number: sign("upload_part", {**_where(upload), "PartNumber": number}) for number in numbers}
 
-    @_answering
     def stored(self, upload: Upload) -> dict[int, tuple[int, str]]:
         """Size and ETag of each part that is there. Raises WrongStateError when S3 knows the upload no more."""
         if not upload.backend_id:
@@ -108,7 +48,6 @@ class S3Parts:
             return {number: (upload.bytes_of(number), "") for number in range(1, upload.part_count + 1)}
         raise WrongStateError("The parts that had arrived are gone from S3. Begin the upload again.")
 
-    @_answering
     def assemble(self, upload: Upload, tags: dict[int, str]) -> None:
         parts = [{"PartNumber": number, "ETag": f'"{tag}"'} for number, tag in sorted(tags.items())]
         try:
@@ -117,7 +56,6 @@ class S3Parts:
             if not (_is_gone(error) and _is_object(upload)):  # else an earlier try did it, and its answer was lost
                 raise
 
-    @_answering
     def tail(self, upload: Upload, length: int) -> bytes:
         span = f"bytes={max(0, upload.size - length)}-{upload.size - 1}"
         data: bytes = client().get_object(Bucket=upload.s3_bucket, Key=upload.key, Range=span)["Body"].read()
@@ -126,7 +64,6 @@ class S3Parts:
     def place(self, upload: Upload) -> None:
         """Nothing to do: the object has its final key."""
 
-    @_answering
     def remove(self, upload: Upload) -> None:
         """Abort whatever S3 still holds under the key (also what was begun but never written down), and delete the object."""
         pages = client().get_paginator("list_multipart_uploads").paginate(Bucket=upload.s3_bucket, Prefix=upload.key)

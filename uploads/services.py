@@ -14,7 +14,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
-from medseg_site.shared.base.text import clean_file_name
+from medseg_site.shared.base.text import clean_file_name, count_of
 from medseg_site.shared.storage import objects as storage
 from uploads.backends import parts_of
 from uploads.cleaning import remove
@@ -157,11 +157,11 @@ def _check_parts(upload: Upload, stored: Mapping[int, tuple[int, str]], tags: Ma
     missing = [number for number in range(1, upload.part_count + 1) if number not in stored]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (" …" if len(missing) > 10 else "")
-        text = f"{len(missing)} of {upload.part_count} parts are missing: {shown}. Send them, then complete."
+        text = f"Missing parts: {shown} ({len(missing)} of {upload.part_count}). Send them, then complete."
         raise MedSegError("missing_parts", text, attr="parts")
     for number, (size, tag) in stored.items():
         if number > upload.part_count or size != upload.bytes_of(number):
-            text = f"Part {number} has {size} bytes, which does not fit. Send it again as the upload says."
+            text = f"Part {number} has {count_of(size, 'byte')}, which does not fit. Send it again as the upload says."
             raise MedSegError("wrong_size", text, attr="parts")
         if tags is not None and tag and tags.get(number, "").strip('"') != tag:
             text = f"Part {number} is not the one that was said: its ETag differs. Send it again."

@@ -87,7 +87,7 @@ def open_store(
 
 def stored_stem(folder: Path, case: Case, plan: Plan) -> Path:
     """Where a decoded case lies: its name says its content and how it was made ready."""
-    content = [VERSION, case.key or str(case.image.resolve()), plan.preprocessing.to_dict(), plan.class_values]
+    content = [VERSION, case.key or str(case.image.resolve()), plan.preprocessing.to_json(), plan.class_values]
     return folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -30,10 +30,6 @@ class Case:
         """The same for the same image under another id: in another version of a dataset, in another dataset, with a corrected mask."""
         return hashlib.sha256((self.key.partition(" ")[0] or str(self.image.resolve())).encode()).hexdigest()[:16]
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Case:
-        return cls(**{**values, "image": Path(values["image"]), "mask": Path(values["mask"])})
-
 
 def label_indices(values: NDArray[Any], class_values: list[int], name: str) -> NDArray[np.uint8]:
     """Label values → positions in `class_values` (ascending). Raises TrainingError for a value that is no class."""

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.dataset.case import Case
-from ml_core.dataset.fingerprint import FingerprintBuilder, count_values
+from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder, count_values
 from ml_core.dataset.near_duplicates import MOST_COMPARED, signature
 from ml_core.dataset.pairing import SILENT, Folders, all_dicom, pair_folders
 from ml_core.dataset.patients import BY_NAME, group_of_name, groups_of_names
 from ml_core.errors import ImageError, MLError
 from ml_core.files import in_order, threads_for
 from ml_core.io import Image, Mask, check_pair, read_image, read_mask, stem
+from ml_core.io.containers import is_junk
 
 MOST_CLASSES = 128
 LEAST_CASES = 2
@@ -35,7 +36,7 @@ class Described:
 
     cases: list[Case]
     classes: list[dict[str, Any]]
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
     signatures: dict[int, NDArray[np.float16]]
 
 
@@ -235,7 +236,7 @@ def _listed(folder: Path, side: str) -> Folders:
     found = Folders(list)
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        junk = SILENT.fullmatch(path.name) or any(part.startswith((".", "__MACOSX")) for part in parts)
+        junk = SILENT.fullmatch(path.name) or is_junk("/".join(parts))
         if path.is_file() and not junk:
             found[(), tuple(part.casefold() for part in parts[:-1])].append("/".join((side, *parts)))
     return found

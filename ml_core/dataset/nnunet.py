@@ -82,7 +82,7 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
     if out.exists() and any(out.iterdir()):
         raise NnunetError("not_empty", f"{out} is not empty.", "Remove it, or choose another number.")
     found = described.fingerprint
-    pictures = found["dimensions"] == 2 and set(found["families"]) == {"raster"}
+    pictures = found.dimensions == 2 and set(found.families) == {"raster"}
     ending = ".png" if pictures else ".nii.gz"
     for folder in ("imagesTr", "labelsTr"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
         image_path = out / "imagesTr" / f"{case.name}_0000{ending}"
         label_path = out / "labelsTr" / f"{case.name}{ending}"
         if pictures:
-            PILImage.fromarray(_picture(image, found["channels"], case.name)).save(image_path)
+            PILImage.fromarray(_picture(image, found.channels, case.name)).save(image_path)
             PILImage.fromarray(labels).save(label_path)
         else:
             if image.channels != 1:
@@ -101,7 +101,7 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
             _save_nifti(image.array[0], image, image_path)
             _save_nifti(labels, image, label_path)
         on_case(position + 1, len(described.cases))
-    channels = ["R", "G", "B"] if found["channels"] == 3 else [found["modality"]]
+    channels = ["R", "G", "B"] if found.channels == 3 else [found.modality]
     names = ["background", *(item["name"] for item in described.classes[1:])]
     document = {
         "channel_names": {str(index): name for index, name in enumerate(channels)},
@@ -130,7 +130,7 @@ def read_splits(path: Path, fold: int, cases: Sequence[Case]) -> StoredSplit:
     if strange := [name for name in listed if name not in by_name]:
         raise NnunetError(
             "unknown_case",
-            f"{path} names {strange[0]} and {len(strange) - 1} more that are not among the cases.",
+            f"{path} names what is not among the cases: {', '.join(strange[:5])}{' …' if len(strange) > 5 else ''}.",
             "Names are those of the files, without extension and without _0000.",
         )
     if len(set(listed)) < len(listed):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from ml_core.io import SUPPORTED_SUFFIXES, stem
+from ml_core.io.containers import ArchiveError, shown_name
+from ml_core.io.formats import SUPPORTED_SUFFIXES, stem, suffixes_of
 
 SPLIT_FOLDER = re.compile(r"train|training|val|valid|validation|test|testing")
-DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".ima"}
+DICOM_SUFFIXES = {"", *suffixes_of("dicom")}
 SILENT = re.compile(
     r"(?i).*\.(json|txt|csv|tsv|md|rst|pdf|xml|ya?ml|toml|html?|xlsx?|docx?|log|py|ipynb|ini)"
     r"|dicomdir|readme|licen[cs]e|version|changes|lockfile|md5sums|checksums"
+)
+FOLDER = re.compile(
+    r"(?P<image>images?|imgs?|imagestr)|masks?|labels?|labelstr|annotations?|segmentations?|groundtruth|gt"
 )
 MASK_WORDS = re.compile(r"(?i)(?<=.)(?:[_-](?:masks?|seg(?:mentation)?|labels?|gt|groundtruth))+$")
 MASK_WORDS_AND_CHANNEL = re.compile(MASK_WORDS.pattern.replace("gt|", "gt|0000|"))
@@ -77,6 +81,42 @@ class _Group:
         for mask in self.masks:
             found[strip(mask.stem).casefold()].masks.append(mask)
         return found
+
+
+def find_pairs(names: Iterable[str]) -> Pairing:
+    """Find the image and mask folders among archive `names` and pair their files by name.
+
+    Accepts many folder names in any case below 0-2 wrapper folders, mirrored subfolders, and one subfolder
+    per DICOM series below images/ with one mask file of its name. Raises ArchiveError without such folders.
+    """
+    return pair_folders(*_find_folders(list(names)))
+
+
+def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
+    """Sort names into image and mask folders; what lies elsewhere becomes one warning per folder."""
+    # The outermost fitting folder counts, else the innermost: images.zip may wrap its images/ in images/.
+    for which in (0, -1):
+        images, masks, ignored = Folders(list), Folders(list), Counter[str]()
+        for name in names:
+            parts = name.split("/")
+            folders = [part.casefold() for part in parts[:-1]]
+            hits = [(at, hit) for at, part in enumerate(folders[:3]) if (hit := FOLDER.fullmatch(part))]
+            if SILENT.fullmatch(parts[-1]):
+                continue
+            if hits:
+                depth, hit = hits[which]
+                side = images if hit["image"] else masks
+                side[tuple(parts[:depth]), tuple(folders[depth + 1 :])].append(name)
+            else:
+                ignored["/".join(parts[:-1]) or "top of the ZIP"] += 1
+        if {wrapper for wrapper, _ in images} & {wrapper for wrapper, _ in masks}:
+            detail = "{} files outside the image and mask folders were not read. " + WANTED
+            issues = [Issue("warning", "ignored_folder", at, detail.format(n)) for at, n in ignored.items()]
+            return images, masks, issues
+    found = sorted({"/".join(name.split("/")[:-1][:3]) for name in names} - {""}, key=natural)
+    listed = ", ".join(shown_name(folder) + "/" for folder in found[:8]) or "no folders"
+    reason = f"The ZIP needs a folder of images beside a folder of masks. Found: {listed}."
+    raise ArchiveError("no_folders", reason, WANTED)
 
 
 def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_folders: bool = False) -> Pairing:

@@ -143,8 +143,9 @@ def reuse_split(
     *,
     duplicates: Sequence[int] | None = None,
 ) -> Split:
-    """A split as `Split.to_names` gave it, over the cases of today: who is in it keeps the side, who is gone is left out.
+    """A stored split over the cases of today: who is in it keeps the side, who is gone is left out.
 
+    `stored`: the names or ids of the cases of each part, and the grouping. `names`: that of each case of today.
     A new case is trained on, unless its patient or near-duplicates are held out: then it joins them (in the test part if
     they are in both). Where the stored split has a patient in training and held out at once (blocks of neighbours),
     the new case is trained on. Raises ConfigError (code split) where nothing is left to train on or to validate on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import shutil
 import signal
 import tempfile
@@ -29,6 +30,7 @@ from ml_core.errors import MLError, TrainingError
 from ml_core.front.progress import ProgressBar
 from ml_core.io import Image, read_image, write_label_map
 from ml_core.measures.metrics import NAMES
+from ml_core.measures.results import Metrics
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import Predictor, Segmentation
@@ -44,7 +46,7 @@ ANOTHER_FOLDER = "Choose another folder for the output, or remove this one."
 
 
 class Model:
-    """A trained model: `path` of its package, `metrics` of its held-out cases ({} where stopped), and its `plan`."""
+    """A trained model: `path` of its package, `metrics` of its held-out cases (None where stopped), and its `plan`."""
 
     def __init__(self, path: Folder) -> None:
         """`path`: model.zip, or the folder of a training. Raises ConfigError when it is damaged."""
@@ -54,8 +56,7 @@ class Model:
         self.metrics, self.plan = package.metrics, package.plan
 
     def __repr__(self) -> str:
-        dice = self.metrics.get("dice")
-        return f"Model({str(self.path)!r}, {'not evaluated' if dice is None else f'Dice {dice:.3f}'})"
+        return f"Model({str(self.path)!r}, {f'Dice {self.metrics.dice:.3f}' if self.metrics else 'not evaluated'})"
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -75,9 +76,7 @@ class Model:
             warnings.warn(text, stacklevel=2)
         return found.values
 
-    def evaluate(
-        self, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True
-    ) -> dict[str, Any]:
+    def evaluate(self, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True) -> Metrics:
         """As ml_core.evaluate."""
         return evaluate(self, images, masks, out=out, progress=progress)
 
@@ -133,7 +132,9 @@ def train(
         if split is not None:
             named = set(itertools.chain(*split.parts().values()))
             if unnamed := [case.name for case in cases if case.id not in named]:
-                bar.note(f"left out: {len(unnamed)} cases that the split does not name, such as {unnamed[0]}.")
+                bar.note(
+                    f"left out: {len(unnamed)} of {len(cases)} cases, such as {unnamed[0]}, which the split does not name."
+                )
             cases = [case for case in cases if case.id in named]
             wanted.pop("validation_fraction", None)  # the job would split anew by it
             copies = copies_held_out(cases, split, folder / STORE)
@@ -183,8 +184,8 @@ def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *
 
 def evaluate(
     model: Model | Folder, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True
-) -> dict[str, Any]:
-    """The metrics of ml_core.training.evaluation on two folders, undefined numbers as None; `out` gets metrics.json and cases/*.png."""
+) -> Metrics:
+    """The metrics of two folders (ml_core.training.evaluation); `out` gets metrics.json and cases/*.png."""
     used = model if isinstance(model, Model) else Model(model)
     pictures = None
     if out is not None:
@@ -197,8 +198,7 @@ def evaluate(
             bar.count("evaluating", done, total)
 
         predictors = [used.predictor] * len(cases)
-        found = evaluate_cases(predictors, cases, evaluated_on="given", pictures=pictures, on_case=on_case)
-    metrics: dict[str, Any] = to_json(found)
+        metrics = evaluate_cases(predictors, cases, evaluated_on="given", pictures=pictures, on_case=on_case)
     if out is not None:
         _write_json(Path(out) / "metrics.json", metrics)
     return metrics
@@ -212,19 +212,18 @@ def export_nnunet(images: Folder, masks: Folder, out: Folder, *, progress: bool 
     return Path(out)
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
+def metrics_table(metrics: Metrics) -> str:
     """The metrics per class as text, one row for each, with the mean of the foreground below."""
-    names = [name for name in NAMES if name in metrics]
-    rows = [["class", *names, "cases", "undefined", "misses"]]
-    for row in [*metrics["per_class"], {**metrics, "name": "foreground"}]:
-        numbers = ["–" if row[name] is None else f"{row[name]:.3f}" for name in names]
-        rows.append([row["name"], *numbers, *(str(row[name]) for name in ("n_cases", "undefined", "misses"))])
+    rows = [["class", *NAMES, "cases", "undefined", "misses"]]
+    for name, means in [*((row.name, row) for row in metrics.per_class), ("foreground", metrics)]:
+        numbers = ["–" if math.isnan(value) else f"{value:.3f}" for value in (getattr(means, item) for item in NAMES)]
+        rows.append([name, *numbers, str(means.n_cases), str(means.undefined), str(means.misses)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    low, high = metrics["ci95"]["dice"]
-    if low is not None:
+    low, high = metrics.ci95["dice"]
+    if not math.isnan(low):
         lines.append(f"95 % interval of the foreground's Dice over cases: {low:.3f} to {high:.3f}")
-    lines.append(f"Evaluated on: {metrics['evaluated_on']}, full images; distances in {metrics['unit']}.")
+    lines.append(f"Evaluated on: {metrics.evaluated_on}, full images; distances in {metrics.unit}.")
     return "\n".join(lines)
 
 
@@ -308,7 +307,7 @@ class _Record:
         self.bar.on_event(event)
         match event:
             case PlanMade():
-                _write_json(self.folder / "plan.json", event.plan.to_dict())
+                _write_json(self.folder / "plan.json", event.plan)
                 write_splits(self.folder / "splits_final.json", event.split, self.cases)
             case Started():  # with the epochs before an interruption
                 before = event.epoch - len(event.curve)

@@ -122,7 +122,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     from ml_core.front.api import evaluate, metrics_table
 
     metrics = evaluate(given.model, given.images, given.masks, out=given.out)
-    print(json.dumps(metrics, indent=1) if given.json else metrics_table(metrics))
+    print(json.dumps(metrics.to_json(), indent=1) if given.json else metrics_table(metrics))
     return 0
 
 

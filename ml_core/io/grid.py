@@ -46,6 +46,12 @@ def from_canonical(values: NDArray[Any], grid: Grid) -> NDArray[Any]:
     return back.reshape(grid.shape)
 
 
+def stored_slices(grid: Grid) -> tuple[int, bool]:
+    """The axis of the canonical array along which the slices of the file lie, and whether they lie in the opposite order."""
+    assert grid.orientation is not None
+    return 2 - _across(grid), bool(grid.orientation[2, 1] < 0)
+
+
 def is_flat(grid: Grid) -> bool:
     """True for a grid of one slice."""
     return first_three(grid.shape)[2] == 1

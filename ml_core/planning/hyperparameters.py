@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ml_core.errors import ConfigError
-from ml_core.networks.catalogue import ARCHITECTURES, ENCODERS
+from ml_core.networks.catalogue import ARCHITECTURES
+from ml_core.networks.encoders import ENCODERS
 
 AUGMENTATIONS = {
     "none": "None",

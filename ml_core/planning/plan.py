@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ml_core.networks.catalogue import ARCHITECTURES, input_multiple
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.documents import Document
+from ml_core.networks.catalogue import find
 from ml_core.planning.hyperparameters import specs
 
 FLAT = 2.5  # a volume whose slices lie that many times further apart than its pixels is seen slice by slice
@@ -46,7 +48,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(Document):
     """How images are made ready; kept in the model package.
 
     channels: 1 or 3. normalisation: "ct" clips to [low, high] (in the image's own units) and scales by the dataset's mean and
@@ -70,15 +72,12 @@ class Preprocessing:
     spacing: list[float] | None = None
     unit: str = "px"
     assumed_spacing: list[float] | None = None
-    without_air: bool = False  # models of before this was told apart have none
+    without_air: bool = False
     wide: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Document):
     """Everything that a training uses. `epochs` None: as many as fit into `time_budget_seconds`; one of the two is set.
 
     configuration: "2d", "2.5d" or "3d". network: arguments of the architecture beside its encoder. patch_size: pixels in the
@@ -126,7 +125,7 @@ class Plan:
     class_names: list[str]
     class_colors: list[str]
     dimensions: int
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -152,7 +151,8 @@ class Plan:
 
     def padded_shape(self, spatial: Sequence[int]) -> list[int]:
         """The least sizes, at least `spatial`, that the network can take."""
-        multiple, least = input_multiple(self.architecture, self.network), ARCHITECTURES[self.architecture].minimum_size
+        architecture = find(self.architecture)
+        multiple, least = architecture.multiple(self.network), architecture.minimum_size
         if self.configuration == "3d":
             least = min(least, *self.patch)
         return [
@@ -162,15 +162,6 @@ class Plan:
 
     def with_seed(self, seed: int) -> Plan:
         return replace(self, seed=seed)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Plan:
-        # Checkpoints and packages of before there was a choice speak of AdamW, and of no compiling.
-        before = {"optimizer": "adamw", "torch_compile": "off"}
-        return cls(**{**before, **values, "preprocessing": Preprocessing(**values["preprocessing"])})
 
     def continuing(self, kept: Plan) -> Plan:
         """The plan of an earlier attempt, so that its checkpoint fits, with what may change: how long, and what suits this machine."""

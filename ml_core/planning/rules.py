@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ml_core.dataset.pose import lie_in_one_way
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.errors import ConfigError
-from ml_core.networks.catalogue import ARCHITECTURES, Architecture, input_multiple, network_arguments
+from ml_core.networks.architecture import Architecture
+from ml_core.networks.catalogue import ARCHITECTURES, network_arguments
 from ml_core.planning.budget import DEFAULT_SECONDS
 from ml_core.planning.choosing import Chooser
 from ml_core.planning.grid import choose_preprocessing, shape_on_grid, spacing_of
@@ -24,7 +25,7 @@ RARE = 0.05  # share of the pixels below which a class is drawn more often
 
 def make_plan(
     wanted: Hyperparameters,
-    fingerprint: dict[str, Any],
+    fingerprint: Fingerprint,
     classes: list[dict[str, Any]],
     machine: Machine,
     *,
@@ -33,7 +34,7 @@ def make_plan(
     """`classes`: [{value, name, color}]; the first in order of value is background. Raises ConfigErrors where wishes do not fit."""
     choose = Chooser(wanted)
     configuration = choose("configuration", *_configuration(wanted, fingerprint, machine))
-    if fingerprint["dimensions"] == 2 and configuration != "2d":
+    if fingerprint.dimensions == 2 and configuration != "2d":
         raise ConfigErrors({"configuration": f"These are pictures; {CONFIGURATIONS[configuration]} needs volumes."})
     preprocessing = choose_preprocessing(choose, fingerprint, configuration, machine)
     shape = shape_on_grid(fingerprint, preprocessing)
@@ -60,10 +61,10 @@ def make_plan(
         )
     except ConfigError as error:  # the patch does not fit the network
         raise ConfigErrors({"patch_size": str(error)}) from None
-    _check_patch(patch, input_multiple(architecture, network), configuration, depth)
+    _check_patch(patch, described.multiple(network), configuration, depth)
     batch = choose("batch_size", *_batch_size(patch, machine))
     epochs, budget = _duration(wanted, choose.reasons, default_seconds)
-    shares = [item["share"] for item in fingerprint["classes"]]
+    shares = [item.share for item in fingerprint.classes]
     rare = min(shares, default=1.0) < RARE
     weights = choose("class_weights", "none", "Dice in the loss and the choice of patches already see to rare classes.")
     return Plan(
@@ -76,7 +77,7 @@ def make_plan(
         network=network,
         epochs=epochs,
         time_budget_seconds=budget,
-        learning_rate=choose("learning_rate", *_learning_rate(described)),
+        learning_rate=choose("learning_rate", *described.learning_rate),
         optimizer=choose("optimizer", *_optimizer(described, machine, epochs, budget)),
         weight_decay=choose("weight_decay", 1e-4, "A little keeps the weights small."),
         warm_up_steps=choose("warm_up_steps", 20, "Adam's statistics need some steps before they can be trusted."),
@@ -134,14 +135,14 @@ def make_plan(
         class_values=[item["value"] for item in classes],
         class_names=[item["name"] for item in classes],
         class_colors=[item["color"] for item in classes],
-        dimensions=fingerprint["dimensions"],
+        dimensions=fingerprint.dimensions,
         fingerprint=fingerprint,
         reasons=choose.reasons,
     )
 
 
-def _configuration(wanted: Hyperparameters, fingerprint: dict[str, Any], machine: Machine) -> tuple[str, str]:
-    if fingerprint["dimensions"] == 2:
+def _configuration(wanted: Hyperparameters, fingerprint: Fingerprint, machine: Machine) -> tuple[str, str]:
+    if fingerprint.dimensions == 2:
         return "2d", "The images are pictures, so the network is 2D."
     if wanted.architecture:
         three = ARCHITECTURES[wanted.architecture].dimensions == 3
@@ -151,7 +152,7 @@ def _configuration(wanted: Hyperparameters, fingerprint: dict[str, Any], machine
     if coarsest >= FLAT * finest:
         text = f"Slices lie {coarsest / finest:.1f} times further apart than pixels, so a slice with its neighbours says most."
         return "2.5d", text
-    if min(fingerprint["shape"]["median"]) < 16:
+    if min(fingerprint.shape.median) < 16:
         return "2.5d", "There are few slices, so each is seen with its neighbours."
     return "3d", "The volumes are about as fine in every direction, so the network looks in all three."
 
@@ -206,40 +207,32 @@ def _patch_depth(shape: list[float], configuration: str, machine: Machine, least
     return depth, f"{depth} slices in a patch."
 
 
-def _learning_rate(architecture: Architecture) -> tuple[float, str]:
-    if architecture.library == "plain" and architecture.dimensions == 3:
-        return 2e-3, "Small batches of 3D patches learn steadily from 0.002, with warm-up and cosine decay."
-    if architecture.library == "plain":
-        return 4e-3, "A plain U-Net with normalised layers learns quickest from 0.004, with warm-up and cosine decay."
-    return 1e-3, "AdamW with warm-up and cosine decay learns well from 0.001."
-
-
 def _optimizer(architecture: Architecture, machine: Machine, epochs: int | None, budget: int | None) -> tuple[str, str]:
     if (epochs or FEW_EPOCHS) < FEW_EPOCHS or (budget or FEW_SECONDS) < FEW_SECONDS:
         return "adamw", "AdamW learns more than Muon in the first steps, and the training is not much longer."
     # Muon multiplies matrices in bfloat16, which a machine without it does many times slower.
-    if architecture.library == "plain" and architecture.dimensions == 2 and machine.bf16:
+    if architecture.suits_muon and machine.bf16:
         return "muon", "Muon learns more in each step than AdamW, and this machine takes its steps quickly."
     return "adamw", "AdamW is steady and its steps cost little."
 
 
-def _augmentation(budget: int | None, machine: Machine, fingerprint: dict[str, Any]) -> tuple[str, str]:
+def _augmentation(budget: int | None, machine: Machine, fingerprint: Fingerprint) -> tuple[str, str]:
     if budget is None or budget > SHORT or machine.cuda:
         return "standard", "Flips, rotations, scale and brightness make a small dataset go further."
-    if fingerprint["modality"] == "CT":
+    if fingerprint.modality == "CT":
         return (
             "none",
             "CT numbers mean something and bodies lie in scanners in one way: a short training learns them as they are.",
         )
-    if fingerprint["dimensions"] == 3 or "raster" not in fingerprint["families"]:
+    if fingerprint.dimensions == 3 or "raster" not in fingerprint.families:
         text = (
             "Bodies lie in scanners in one way, and a short training learns them quickest so: only their light changes."
         )
         return "intensity", text
-    pose = fingerprint.get("pose")  # datasets checked before it was measured have none
-    if pose and lie_in_one_way(pose):
+    pose = fingerprint.pose
+    if pose and pose.lie_in_one_way:
         text = (
-            f"The images lie in one way (as they lie they correlate by {pose['alike']:.2f}, turned by {pose['turned']:.2f}), and a "
+            f"The images lie in one way (as they lie they correlate by {pose.alike:.2f}, turned by {pose.turned:.2f}), and a "
             "short training learns them quickest so: only their light changes."
         )
         return "intensity", text

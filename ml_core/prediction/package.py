@@ -17,6 +17,7 @@ from torch import Tensor
 from ml_core.dataset.splits import StoredSplit
 from ml_core.documents import to_json
 from ml_core.errors import ConfigError
+from ml_core.measures.results import Metrics
 from ml_core.planning.plan import Plan
 from ml_core.prediction.card import model_card
 from ml_core.prediction.decisions import Decisions
@@ -33,8 +34,8 @@ class Package:
     """How images are made ready, and which network they go through."""
     members: list[dict[str, Tensor]]
     """The tensors of each network by their names, as its state_dict; several for an ensemble."""
-    metrics: dict[str, Any]
-    """Of the held-out cases (ml_core.training.evaluation); {} where the training was stopped before."""
+    metrics: Metrics | None
+    """Of the held-out cases; None where the training was stopped before its evaluation."""
     split: StoredSplit
     """Who was learnt from and who was held out, by the ids of the cases."""
     facts: dict[str, Any]
@@ -57,16 +58,16 @@ def write_package(path: Path, package: Package) -> None:
             "converted": len(package.converted),
             **package.facts,
         },
-        "plan.json": package.plan.to_dict(),
-        "metrics.json": package.metrics,
-        "split.json": package.split.to_json(),
-        "decisions.json": package.decisions.to_json(),
+        "plan.json": package.plan,
+        "metrics.json": package.metrics or {},
+        "split.json": package.split,
+        "decisions.json": package.decisions,
         **({} if package.learnt_from is None else {LEARNT_FROM: package.learnt_from}),
     }
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for name, document in documents.items():
             archive.writestr(name, json.dumps(to_json(document), indent=1))
-        card = model_card(package.plan, to_json(package.metrics), package.facts, package.decisions.to_json())
+        card = model_card(package.plan, package.metrics, package.facts, package.decisions)
         archive.writestr("README.md", card)
         for index, member in enumerate(package.members):
             tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in member.items()}
@@ -90,12 +91,13 @@ def read_package(path: Path) -> Package:
                 )
             members = [f"weights_{index}.safetensors" for index in range(facts["members"])]
             converted = [f"openvino_{index}" for index in range(facts["converted"])]
+            metrics = json.loads(archive.read("metrics.json"))
             return Package(
-                plan=Plan.from_dict(json.loads(archive.read("plan.json"))),
+                plan=Plan.from_json(json.loads(archive.read("plan.json"))),
                 members=[load_tensors(archive.read(name)) for name in members],
                 decisions=Decisions.from_json(json.loads(archive.read("decisions.json"))),
                 converted=[(archive.read(f"{name}.xml"), archive.read(f"{name}.bin")) for name in converted],
-                metrics=json.loads(archive.read("metrics.json")),
+                metrics=Metrics.from_json(metrics) if metrics else None,
                 split=StoredSplit.from_json(json.loads(archive.read("split.json"))),
                 facts=facts,
                 learnt_from=json.loads(archive.read(LEARNT_FROM)) if LEARNT_FROM in archive.namelist() else None,

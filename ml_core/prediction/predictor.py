@@ -228,35 +228,31 @@ def _pad(images: Tensor, missing: list[int]) -> Tensor:
 def input_warnings(image: Image, plan: Plan) -> list[str]:
     """How the image differs from what the model was trained on: sentences, worst first; empty where it does not."""
     seen, found = plan.fingerprint, []
-    if image.modality and seen["modality"] and image.modality != seen["modality"]:
-        found.append(f"The image is {image.modality}; the model was trained on {seen['modality']}.")
+    if image.modality and seen.modality and image.modality != seen.modality:
+        found.append(f"The image is {image.modality}; the model was trained on {seen.modality}.")
     if image.dimensions != plan.dimensions:
-        kinds = {2: "a picture", 3: "a volume"}
-        found.append(
-            f"The image is {kinds[image.dimensions]}; the model was trained on {kinds[plan.dimensions]}s.".replace(
-                "a volumes", "volumes"
-            ).replace("a pictures", "pictures")
-        )
+        kind = {2: "picture", 3: "volume"}
+        found.append(f"The image is a {kind[image.dimensions]}; the model was trained on {kind[plan.dimensions]}s.")
     if image.channels != plan.preprocessing.channels:
         kinds = {1: "greyscale", 3: "colour"}
         found.append(
             f"The image is {kinds[image.channels]}; the model was trained on {kinds[plan.preprocessing.channels]} images."
         )
-    if image.spacing and seen["spacing"] and image.dimensions == plan.dimensions:
-        usual = seen["spacing"]["median"]
+    if image.spacing and seen.spacing and image.dimensions == plan.dimensions:
+        usual = seen.spacing.median
         if any(
             max(own / other, other / own) > 2 for own, other in zip(image.spacing, usual, strict=True) if own and other
         ):
             own_text, usual_text = (" x ".join(f"{step:.3g}" for step in steps) for steps in (image.spacing, usual))
             found.append(f"The image's spacing is {own_text} mm; the model was trained on {usual_text} mm.")
     low, high = np.percentile(image.array.reshape(-1)[:: max(1, image.array.size // 100_000)], [0.5, 99.5])
-    known = seen["intensity"]
-    span, typical = max(known["maximum"] - known["minimum"], 1e-6), known["high"] - known["low"]
-    beyond = low < known["minimum"] - span or high > known["maximum"] + span
+    known = seen.intensity
+    span, typical = max(known.maximum - known.minimum, 1e-6), known.high - known.low
+    beyond = low < known.minimum - span or high > known.maximum + span
     if beyond or (typical > 0 and not typical / UNLIKE <= high - low <= typical * UNLIKE):
-        usual_text = f"{known['minimum']:.4g} to {known['maximum']:.4g}"
+        usual_text = f"{known.minimum:.4g} to {known.maximum:.4g}"
         found.append(f"The image's values run from {low:.4g} to {high:.4g}; the model was trained on {usual_text}.")
-    elif seen["modality"] == "CT" and not image.modality and guess_modality(image) != "CT":
+    elif seen.modality == "CT" and not image.modality and guess_modality(image) != "CT":
         text = f"The image's values run from {low:.4g} to {high:.4g} and do not look like CT in Hounsfield units, where air is near -1000"
         found.append(f"{text}; the model was trained on those.")
     return found

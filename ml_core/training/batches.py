@@ -79,7 +79,7 @@ class BatchLoader:
             labels,
             PRESETS[self._plan.augmentation],
             generator,
-            modality=str(self._plan.fingerprint["modality"]),
+            modality=self._plan.fingerprint.modality,
             anisotropic=self._plan.is_anisotropic,
         )
         return images.contiguous(memory_format=memory_layout(images.ndim - 2)), labels.long()

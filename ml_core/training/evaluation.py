@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,8 @@ from ml_core.dataset.case import Case, label_indices, spread_order
 from ml_core.errors import ImageError
 from ml_core.io import Image, check_pair, display_slice, read_image, read_mask
 from ml_core.measures.calibration import Calibration
-from ml_core.measures.metrics import NAMES, case_metrics, summarise, volume_unit
+from ml_core.measures.metrics import case_metrics, summarise, volume_unit
+from ml_core.measures.results import CaseMetrics, ClassMetrics, ClassScores, Metrics, Scores
 from ml_core.planning.budget import NO_DEADLINE, Deadline
 from ml_core.planning.plan import Plan
 from ml_core.prediction.predictor import Predictor
@@ -34,7 +34,7 @@ def evaluate(
     pictures: Path | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
     deadline: Deadline = NO_DEADLINE,
-) -> dict[str, Any]:
+) -> Metrics:
     """Metrics per class and per case (ml_core.measures.metrics says the rules), calibration, and a picture of right and wrong per case.
 
     `predictors`: who predicts each of the cases. `deadline`: at least one case is evaluated, and a further one only where it will be
@@ -49,32 +49,40 @@ def evaluate(
     held_out, done_cases = len(cases), sorted(found.row_of)
     cases, rows = [cases[position] for position in done_cases], [found.row_of[position] for position in done_cases]
     groups = [case.group or f"case {case.id}" for case in cases]
-    metrics = summarise(rows, groups=groups)
-    classes = list(zip(plan.class_values, plan.class_names, plan.class_colors, strict=True))
-    for row, (value, name, color) in zip(metrics["per_class"], classes, strict=True):
-        row.update(value=value, name=name, color=color)
-    for headline, row, case, position in zip(metrics["per_case"], rows, cases, done_cases, strict=True):
-        per_class = [
-            {"value": value, **{key: entry[key] for key in NAMES}}
-            for entry, (value, _, _) in zip(row, classes, strict=True)
-        ]
-        headline.update(name=case.name, sample=case.id, picture=case.id in found.pictured, per_class=per_class)
-        headline.update(confidence=round(found.confidence_of[position], 4))
-    return {
-        **metrics,
-        "evaluated_on": evaluated_on,
-        "held_out": held_out,
-        "unit": unit,
-        "volume_unit": volume_unit(plan.dimensions, unit),
-        "calibration": found.calibration.result(),
-    }
+    summary = summarise(rows, groups=groups)
+    classes = zip(plan.class_values, plan.class_names, plan.class_colors, strict=True)
+    per_class = [
+        ClassMetrics(**vars(means), value=value, name=name, color=color)
+        for means, (value, name, color) in zip(summary.per_class, classes, strict=True)
+    ]
+    per_case = [
+        CaseMetrics(
+            **vars(headline),
+            name=case.name,
+            sample=case.id,
+            picture=case.id in found.pictured,
+            confidence=round(found.confidence_of[position], 4),
+            per_class=[
+                ClassScores(**vars(row), value=value) for row, value in zip(scores, plan.class_values, strict=True)
+            ],
+        )
+        for headline, scores, case, position in zip(summary.per_case, rows, cases, done_cases, strict=True)
+    ]
+    return Metrics(
+        **{**vars(summary), "per_class": per_class, "per_case": per_case},
+        evaluated_on=evaluated_on,
+        held_out=held_out,
+        unit=unit,
+        volume_unit=volume_unit(plan.dimensions, unit),
+        calibration=found.calibration.result(),
+    )
 
 
 @dataclass
 class _Scored:
     """What is known of the cases that were evaluated, by their positions."""
 
-    row_of: dict[int, list[dict[str, float]]] = field(default_factory=dict)
+    row_of: dict[int, list[Scores]] = field(default_factory=dict)
     confidence_of: dict[int, float] = field(default_factory=dict)
     pictured: set[int] = field(default_factory=set)
     """Ids of the cases with a picture."""
@@ -113,19 +121,19 @@ def _predict_and_score(
     return scored
 
 
-def caveats(metrics: dict[str, Any], *, grouping: str, folds: int) -> list[str]:
+def caveats(metrics: Metrics, *, grouping: str, folds: int) -> list[str]:
     """What a reader of the numbers has to know: sentences. grouping: of the split (ml_core.dataset.splits)."""
     found = []
-    if metrics and metrics["n_cases"] < metrics["held_out"]:
+    if metrics.n_cases < metrics.held_out:
         found.append(
-            f"{metrics['n_cases']} of the {metrics['held_out']} held-out cases were evaluated, spread evenly: all of them would not "
+            f"{metrics.n_cases} of the {metrics.held_out} held-out cases were evaluated, spread evenly: all of them would not "
             "have fitted into the time budget."
         )
-    if metrics and metrics["evaluated_on"] == "val" and folds > 1:
+    if metrics.evaluated_on == "val" and folds > 1:
         found.append("Each case was predicted by the networks that had not learnt from it (cross-validation).")
     if "one patient" in grouping:
         found.append("All images come from one patient, so the numbers say little about other patients.")
-    if metrics and metrics["evaluated_on"] == "val":
+    if metrics.evaluated_on == "val":
         found.append(
             "The dataset is too small for a test part of its own: the numbers are those of the cases that the best weights "
             "were chosen on, and a little too good."

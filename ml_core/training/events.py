@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from ml_core.dataset.splits import StoredSplit
-from ml_core.documents import Document, LeftOut, Number, read
+from ml_core.documents import Document, LeftOut, NoneAsEmpty, Number, OrNone, read
+from ml_core.measures.results import Metrics
 from ml_core.planning.budget import Estimate, Pace, Stage
+from ml_core.planning.plan import Plan
 from ml_core.prediction.decisions import Decisions
-from ml_core.training.job import PlanField
 
 SECONDS_BETWEEN_PROGRESS = 0.5
 
@@ -27,7 +28,7 @@ SECONDS_BETWEEN_PROGRESS = 0.5
 class PlanMade(Document):
     """What will be trained, before anything is read."""
 
-    plan: PlanField
+    plan: Plan
     """Every setting, with its reason."""
     split: StoredSplit
     """Who is learnt from and who is held out, by the ids of the cases."""
@@ -165,8 +166,8 @@ class Done(Document):
     """Whether somebody stopped it; it can go on then."""
     package: str | None
     """The path of model.zip; None where no epoch was finished."""
-    metrics: dict[str, Any]
-    """Of the held-out cases (ml_core.training.evaluation); {} where it was stopped before."""
+    metrics: Annotated[Metrics | None, OrNone, NoneAsEmpty]
+    """Of the held-out cases; None ({}) where it was stopped before."""
     decisions: Decisions
     """What was measured on the validation cases, and what came of it."""
     warnings: list[str]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator
 
 from ml_core.dataset.case import Case
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.splits import StoredSplit
 from ml_core.documents import Document, OrNone
 from ml_core.planning.budget import DEFAULT_SECONDS
@@ -17,16 +18,10 @@ from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Plan
 
 
-def _plan(values: Any) -> Plan:
-    return values if isinstance(values, Plan) else Plan.from_dict(values)
-
-
 def _wanted(values: Any) -> Hyperparameters:
     return values if isinstance(values, Hyperparameters) else Hyperparameters.from_dict(values)
 
 
-PlanField = Annotated[Plan, PlainValidator(_plan), PlainSerializer(Plan.to_dict)]
-"""A plan in a document, in its own form."""
 WantedField = Annotated[Hyperparameters, PlainValidator(_wanted), PlainSerializer(Hyperparameters.to_dict)]
 """Hyperparameters in a document, in their own form. Reading raises ConfigErrors for what cannot be."""
 
@@ -39,8 +34,8 @@ class TrainingJob(Document):
     """The images and masks, as files on this machine."""
     classes: list[dict[str, Any]]
     """What the masks' values stand for: value, name, color."""
-    fingerprint: dict[str, Any]
-    """What the dataset is like (ml_core.dataset.fingerprint)."""
+    fingerprint: Fingerprint
+    """What the dataset is like."""
     hyperparameters: WantedField
     """What was asked for; the rest is planned."""
     folder: Path
@@ -57,7 +52,7 @@ class TrainingJob(Document):
     """That of an earlier attempt; it is kept where that attempt left a checkpoint."""
     warm_start: Path | None = None
     """A package to take weights from."""
-    plan: Annotated[PlanField | None, OrNone] = None
+    plan: Annotated[Plan | None, OrNone] = None
     """That of an earlier attempt; it is kept where that attempt left a checkpoint, whatever this machine would plan."""
     batch_limit: int | None = None
     """The largest batch that fitted into memory after all."""

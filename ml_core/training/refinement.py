@@ -19,6 +19,7 @@ from ml_core.cases.preprocessing import labels_to_network, network_shape, prepro
 from ml_core.dataset.case import Case, label_indices, spread_order
 from ml_core.io import Image, read_image, read_mask
 from ml_core.measures.metrics import overlap_metrics
+from ml_core.networks.catalogue import find
 from ml_core.networks.device import most_probable, pick_device
 from ml_core.planning.budget import COMPARING_SHARE, MIRRORING_SHARE, Budget, Deadline, Stage
 from ml_core.planning.plan import Plan
@@ -175,8 +176,8 @@ def _pieces(
 
 
 def _converted(network: nn.Module, plan: Plan) -> tuple[bytes, bytes]:
-    any_size = "img_size" not in plan.network  # UNETR is built for one
-    return convert(network, torch.zeros(1, plan.in_channels, *plan.patch), any_size=any_size)
+    example = torch.zeros(1, plan.in_channels, *plan.patch)
+    return convert(network, example, any_size=find(plan.architecture).takes_any_size)
 
 
 def _mirroring(members: list[Member], plan: Plan, deadline: Deadline, affordable: bool) -> MirroringDecision:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from ml_core.dataset.case import Case
 from ml_core.dataset.splits import Split, StoredSplit
 from ml_core.errors import TrainingError, explained
 from ml_core.files import size_of
+from ml_core.measures.results import Metrics
 from ml_core.planning.budget import Budget, Stage
 from ml_core.planning.plan import Machine, Plan
 from ml_core.planning.rules import make_plan
@@ -84,7 +84,7 @@ def _run(job: TrainingJob, reporter: Reporter, begun: float) -> Done:
         # This attempt was stopped before its first epoch ended; an earlier one may have got further.
         trained = _trained_before(job, trained.plan if trained else planned.plan)
     if trained is None:
-        return Done(True, None, {}, Decisions(), reporter.warnings)
+        return Done(True, None, None, Decisions(), reporter.warnings)
     refined = Refined()
     if not trained.stopped:
         try:
@@ -220,7 +220,7 @@ class Refined:
     """What was measured after the training; nothing where it was stopped before."""
 
     decisions: Decisions = field(default_factory=Decisions)
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: Metrics | None = None
 
 
 def _refine_and_evaluate(job: TrainingJob, planned: Planned, trained: Trained, reporter: Reporter) -> Refined:

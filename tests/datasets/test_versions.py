@@ -16,17 +16,18 @@ from PIL import Image as PILImage
 from rest_framework.test import APIClient
 
 from datasets import services
-from datasets.ingestion import check
+from datasets.check import check
 from datasets.models import Dataset
 from medseg_site.demo import png
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
 from medseg_site.shared.catalogue import declarations
 from medseg_site.shared.recovery.rebuild import rebuild
 from medseg_site.shared.recovery.sweep import collect
-from medseg_site.shared.recovery.verify import find_problems
 from medseg_site.tasks import remove_remains
-from tests.datasets.test_ingestion import ingest, objects, pairs, picture, zipped
+from tests.datasets.test_check import ingest, objects, pairs, picture, zipped
 from tests.e2e import drawings
+from tests.pages import text
+from tests.problems import find_problems
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -348,7 +349,7 @@ def test_the_pages_lead_to_it(client: Any, user: Any, own_media: Path) -> None:
     assert page.status_code == 200
     assert ">c1</textarea>" in page.content.decode()
     second = next_version(user, first, leave_out=["c1"])
-    shown = client.get(second.get_absolute_url()).content.decode()
+    shown = text(client, second.get_absolute_url())
     assert "version 1: 1 left out, 2 unchanged" in shown
     assert "Versions" in shown
     assert client.get(reverse("datasets:version", args=[first.pk]), {"leave_out": "x"}).status_code == 200

@@ -48,7 +48,7 @@ def model(tmp_path: Path, own_media: Path) -> SegmentationModel:
     wanted = Hyperparameters(architecture="unet", encoder="mobilenet_v2")
     plan = make_plan(wanted, builder.result(), CLASSES, Machine(False, 2, False))
     network, _ = build("unet", encoder="mobilenet_v2", channels=1, classes=2)
-    write_package(tmp_path / "model.zip", Package(plan, [network.state_dict()], {}, StoredSplit(), {}))
+    write_package(tmp_path / "model.zip", Package(plan, [network.state_dict()], None, StoredSplit(), {}))
     dataset = DatasetFactory.create()
     stored = storage.store_file(f"models/{tmp_path.name}/model.zip", tmp_path / "model.zip")
     return CompletedModelFactory.create(dataset=dataset, classes=CLASSES, s3_key=stored.key, checksum=stored.sha256)
@@ -59,7 +59,7 @@ def send(api: APIClient, model: SegmentationModel, name: str, data: bytes, **mor
     answer = api.post("/api/v1/inferences/", {"model": model.pk, **files}, format="multipart")
     assert answer.status_code == 202, answer.content
     assert answer["Location"].endswith(f"/api/v1/inferences/{answer.json()['id']}/")
-    prediction.run(answer.json()["id"])
+    prediction.predict(answer.json()["id"])
     return InferenceResult.objects.get(pk=answer.json()["id"])
 
 
@@ -69,9 +69,10 @@ def body(answer: Any) -> bytes:
 
 def test_a_picture_gets_a_png_in_the_dataset_s_values(api: APIClient, model: SegmentationModel) -> None:
     image = draw_cells(np.random.default_rng(5))[0]
-    row = send(api, model, "new.png", png(image[:100]))
+    row = send(api, model, "new.01.png", png(image[:100]))
     assert (row.status, row.error) == ("completed", None)
     shown = api.get(f"/api/v1/inferences/{row.pk}/").json()
+    assert api.get(shown["mask_url"])["Content-Disposition"].endswith('"new.01_labels.png"')
     mask = np.asarray(PILImage.open(io.BytesIO(body(api.get(shown["mask_url"])))))
     assert mask.shape == (100, 160)
     assert set(np.unique(mask)) <= {0, 255}
@@ -171,7 +172,7 @@ def test_a_row_deleted_while_it_runs_leaves_nothing(
     monkeypatch.setattr(prediction, "write_label_map", delete_first)
     image = SimpleUploadedFile("new.png", png(draw_cells(np.random.default_rng(8))[0]))
     pk = api.post("/api/v1/inferences/", {"model": model.pk, "image": image}, format="multipart").json()["id"]
-    prediction.run(pk)
+    prediction.predict(pk)
     assert not list((own_media / "inferences").rglob("*.png"))
 
 
@@ -189,7 +190,7 @@ def test_a_batch_of_images_becomes_a_zip_of_masks(api: APIClient, model: Segment
     assert api.get(f"/api/v1/inference-batches/{pk}/download/").status_code == 409
     assert batches.expand(pk)
     for inference in InferenceResult.objects.filter(batch=pk).values_list("pk", flat=True):
-        prediction.run(inference)
+        prediction.predict(inference)
     shown = api.get(f"/api/v1/inference-batches/{pk}/").json()
     assert (shown["status"], shown["total"], shown["completed"], shown["failed"]) == ("completed", 3, 2, 1)
     assert shown["issues"][0]["file"] == "notes.doc"

@@ -65,14 +65,14 @@ def test_batches_take_turns_and_a_single_image_goes_first(monkeypatch: pytest.Mo
 def test_a_turn_makes_headway_though_single_images_keep_coming(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_batch(2)
     sent, _ = batches.call_workers(batch.pk)
-    real = prediction.run
+    real = prediction.predict
 
     def run_and_send_another(pk: int) -> float | None:
         InferenceFactory.create(model=None)
         return real(pk)
 
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.5)
-    monkeypatch.setattr(turns, "run", run_and_send_another)
+    monkeypatch.setattr(turns, "predict", run_and_send_another)
     turns.take_turn(batch.pk, sent)
     assert any(row.batch_id == batch.pk for row in ended())
 
@@ -81,11 +81,11 @@ def test_ten_thousand_images_are_few_messages(queued: Any) -> None:
     first, second, third = make_batch(10_000), make_batch(500), make_batch(3)
     InferenceBatch.objects.exclude(pk=first.pk).update(status="queued")
     tasks.send_turns(first.pk)
-    assert queued() == {tasks.work_on_batches.name: batches.MOST_MESSAGES}
+    assert queued() == {tasks.work_on_batches.name: batches.MAX_MESSAGES}
     InferenceBatch.objects.update(status="running")
     tasks.send_turns(second.pk)
     tasks.send_turns(third.pk)
-    assert queued().total() == batches.MOST_MESSAGES + batches.MOST_MESSAGES // 3 + 3
+    assert queued().total() == batches.MAX_MESSAGES + batches.MAX_MESSAGES // 3 + 3
 
 
 def test_messages_of_an_earlier_call_die_out() -> None:
@@ -102,17 +102,19 @@ def test_messages_of_an_earlier_call_die_out() -> None:
 def test_the_reaper_calls_workers_again_and_sends_no_message_per_image(queued: Any) -> None:
     batch = make_batch(300)
     long_ago = timezone.now() - timedelta(seconds=reaper.LOST_MESSAGE_SECONDS + 5)
-    InferenceResult.objects.update(enqueued_at=long_ago)
-    single = InferenceFactory.create(enqueued_at=long_ago)
+    InferenceResult.objects.update(due_at=long_ago, sent_at=long_ago)
+    single = InferenceFactory.create(due_at=long_ago, sent_at=long_ago)
     ended_batch = make_batch(1)
     InferenceBatch.objects.filter(pk=ended_batch.pk).update(status="completed", finished_at=timezone.now())
-    InferenceResult.objects.filter(batch=ended_batch).update(enqueued_at=long_ago)  # tried again after its batch ended
+    InferenceResult.objects.filter(batch=ended_batch).update(
+        due_at=long_ago, sent_at=long_ago
+    )  # tried again after its batch ended
     tasks.reap_inferences()
     assert queued() == {tasks.run_inference.name: 2}
-    InferenceBatch.objects.filter(pk=batch.pk).update(enqueued_at=long_ago)
+    InferenceBatch.objects.filter(pk=batch.pk).update(called_at=long_ago, due_at=long_ago)
     for _ in range(3):
         tasks.reap_inferences()
-    assert queued() == {tasks.run_inference.name: 2, tasks.work_on_batches.name: batches.MOST_MESSAGES}
+    assert queued() == {tasks.run_inference.name: 2, tasks.work_on_batches.name: batches.MAX_MESSAGES}
     assert InferenceResult.objects.get(pk=single.pk).status == "queued"
 
 
@@ -143,13 +145,13 @@ def test_a_batch_without_a_worker_calls_ever_more_seldom(monkeypatch: pytest.Mon
 def test_batches_are_not_kept_waiting_by_many_single_images(queued: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_batch(1)
     long_ago = timezone.now() - timedelta(seconds=reaper.LOST_MESSAGE_SECONDS + 5)
-    InferenceFactory.create(enqueued_at=long_ago)
-    InferenceBatch.objects.filter(pk=batch.pk).update(enqueued_at=long_ago)
+    InferenceFactory.create(due_at=long_ago, sent_at=long_ago)
+    InferenceBatch.objects.filter(pk=batch.pk).update(called_at=long_ago, due_at=long_ago)
 
-    def out_of_time(pk: int) -> None:
+    def out_of_time(**options: Any) -> None:
         raise SoftTimeLimitExceeded
 
-    monkeypatch.setattr(tasks.run_inference, "delay", out_of_time)
+    monkeypatch.setattr(tasks.run_inference, "apply_async", out_of_time)
     with pytest.raises(SoftTimeLimitExceeded):
         tasks.reap_inferences()
     assert queued() == {tasks.work_on_batches.name: 1}
@@ -158,7 +160,7 @@ def test_batches_are_not_kept_waiting_by_many_single_images(queued: Any, monkeyp
 def test_a_batch_can_be_cancelled_as_a_whole(api: APIClient) -> None:
     batch = make_batch(5)
     first, second = batch.inferences.order_by("pk")[:2]
-    prediction.run(first.pk)
+    prediction.predict(first.pk)
     running = claim.claim(InferenceResult, second.pk)
     assert running
     answer = api.post(f"/api/v1/inference-batches/{batch.pk}/cancel/")

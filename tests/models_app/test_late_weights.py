@@ -13,8 +13,10 @@ from django.urls import reverse
 
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import claim as claim_row
-from medseg_site.shared.jobs.claim import request_cancel, requeue
+from medseg_site.shared.jobs.requests import request_cancel, requeue
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.splits import StoredSplit
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
@@ -35,15 +37,17 @@ def cancelled_between_attempts(**values: Any) -> SegmentationModel:
     model: SegmentationModel = ModelFactory.create(requested={"encoder": "plain-16", "patch_size": 32}, **values)
     assert model.dataset
     wanted = Hyperparameters.from_dict(model.requested)
-    plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
+    plan = make_plan(
+        wanted, Fingerprint.from_json(model.dataset.fingerprint), model.dataset.class_dicts(), Machine.here()
+    )
     claim = claim_row(SegmentationModel, model.pk)
     assert claim
-    claim.update(plan=plan.to_dict(), split=StoredSplit([1, 2], [3], [4]).to_json())
+    claim.update(plan=plan.to_json(), split=StoredSplit([1, 2], [3], [4]).to_json(), weights_due=True)
     Epoch.objects.create(model=model, epoch=2, val_dice=0.5, learning_rate=0.1, seconds=1, images_per_second=1)
-    folder = storage.training_folder(model.uuid)
+    folder = scratch.training_folder(model.uuid)
     folder.mkdir(parents=True)
     save_weights(folder / "best.safetensors", network_of(plan).state_dict(), {"epoch": 2, "val_dice": 0.5})
-    assert claim.end_attempt("The worker died.")
+    claim.end_attempt("The worker died.")
     model.refresh_from_db()
     request_cancel(model)
     return model
@@ -54,17 +58,17 @@ def test_a_training_cancelled_between_two_attempts_keeps_its_best_weights(
 ) -> None:
     model = cancelled_between_attempts()
     assert (model.status, model.is_usable) == ("cancelled", False)  # at once, whoever is busy
-    assert list(late_weights.without_weights()) == [model.pk]
-    before = sorted(storage.training_folder(model.uuid).iterdir())
+    assert model.are_weights_due
+    before = sorted(scratch.training_folder(model.uuid).iterdir())
     with django_capture_on_commit_callbacks(execute=True):
         late_weights.keep_weights(model.pk)
     model.refresh_from_db()
     assert (model.status, model.is_usable) == ("cancelled", True)
     package = read_package(storage.fetch(model.s3_key, model.checksum))
     assert (package.facts["best_epoch"], package.split.to_json()) == (2, model.split)
-    assert model.timeline[-1]["event"] == late_weights.KEPT
-    assert list(late_weights.without_weights()) == []
-    assert sorted(storage.training_folder(model.uuid).iterdir()) == before  # it can still be resumed
+    assert model.timeline[-1]["event"] == "weights kept"
+    assert not model.are_weights_due
+    assert sorted(scratch.training_folder(model.uuid).iterdir()) == before  # it can still be resumed
     assert manifests.differences(model, manifests.read(f"models/{model.uuid}/manifest.json")) == []
 
 
@@ -100,13 +104,14 @@ def test_what_an_outage_kept_from_being_packed_is_asked_for_again(monkeypatch: p
     monkeypatch.setattr(late_weights, "_package", Mock(side_effect=full))
     with pytest.raises(OSError, match="No space"):
         late_weights.keep_weights(model.pk)
-    assert list(late_weights.without_weights()) == [model.pk]
+    model.refresh_from_db()
+    assert model.are_weights_due
 
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_where_there_is_nothing_to_keep_nobody_looks_again(monkeypatch: pytest.MonkeyPatch, damaged: bool) -> None:
     model = cancelled_between_attempts()
-    best = storage.training_folder(model.uuid) / "best.safetensors"
+    best = scratch.training_folder(model.uuid) / "best.safetensors"
     best.unlink()
     if damaged:
         best.write_bytes(b"cut off")
@@ -117,4 +122,4 @@ def test_where_there_is_nothing_to_keep_nobody_looks_again(monkeypatch: pytest.M
     tasks.reap_models()
     assert sent == [(model.pk,)]
     model.refresh_from_db()
-    assert (model.is_usable, model.timeline[-1]["event"]) == (False, late_weights.NONE)
+    assert (model.is_usable, model.timeline[-1]["event"]) == (False, "no weights")

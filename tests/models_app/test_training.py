@@ -13,6 +13,8 @@ from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs import claim as claims
 from medseg_site.shared.jobs.claim import claim as claim_row
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.splits import StoredSplit
 from ml_core.errors import DISK_FULL
 from ml_core.planning.budget import Estimate, Stage
@@ -38,6 +40,7 @@ from ml_core.training.events import (
 )
 from ml_core.training.state import save_weights
 from models_app import training
+from models_app.late_weights import keep_weights
 from models_app.models import Epoch, SegmentationModel
 from models_app.training_process import TrainingFailedError, TrainingProcess
 from tests.factories import ModelFactory, SampleFactory
@@ -127,15 +130,22 @@ def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypat
     SampleFactory.create_batch(4, dataset=model.dataset)
     assert model.dataset
     wanted = Hyperparameters.from_dict(model.requested)
-    plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
+    plan = make_plan(
+        wanted, Fingerprint.from_json(model.dataset.fingerprint), model.dataset.class_dicts(), Machine.here()
+    )
     split = StoredSplit([1, 2], [3], [4]).to_json()
-    SegmentationModel.objects.filter(pk=model.pk).update(plan=plan.to_dict(), split=split, cancel_requested=True)
-    folder = storage.training_folder(model.uuid)
+    SegmentationModel.objects.filter(pk=model.pk).update(
+        plan=plan.to_json(), split=split, weights_due=True, cancel_requested=True
+    )
+    folder = scratch.training_folder(model.uuid)
     folder.mkdir(parents=True)
     save_weights(folder / "best.safetensors", network_of(plan).state_dict(), {"epoch": 2, "val_dice": 0.5})
-    assert training.train(model.pk) is None
+    training.train(model.pk)
     model.refresh_from_db()
-    assert (model.status, model.is_usable, model.progress) == ("cancelled", True, {})
+    assert (model.status, model.are_weights_due, model.progress) == ("cancelled", True, {})
+    keep_weights(model.pk)
+    model.refresh_from_db()
+    assert (model.status, model.is_usable, model.are_weights_due) == ("cancelled", True, False)
     package = read_package(storage.fetch(model.s3_key, model.checksum))
     assert (package.facts["best_epoch"], package.split.to_json()) == (2, split)
 
@@ -145,9 +155,9 @@ def test_a_cancel_before_the_first_step_of_all_leaves_no_model(monkeypatch: pyte
     model = ModelFactory.create()
     SampleFactory.create_batch(4, dataset=model.dataset)
     SegmentationModel.objects.filter(pk=model.pk).update(cancel_requested=True)
-    assert training.train(model.pk) is None
+    training.train(model.pk)
     model.refresh_from_db()
-    assert (model.status, model.is_usable) == ("cancelled", False)
+    assert (model.status, model.is_usable, model.are_weights_due) == ("cancelled", False, False)
 
 
 def test_a_curve_is_that_of_the_checkpoint_whatever_came_to_be_written_before(tmp_path: Path) -> None:
@@ -174,7 +184,7 @@ def test_what_the_process_tells_is_kept_in_the_row() -> None:
     process = TrainingProcess.__new__(TrainingProcess)  # without the process
     process.job, process.warnings, process.on_epoch = claim, [], lambda: None
     point = CurvePoint(1, 0.5, 0.4, math.nan, math.nan, 0.1, 1.0, 2.0)
-    done = Done(False, "/model.zip", {}, Decisions(), ["Small."])
+    done = Done(False, "/model.zip", None, Decisions(), ["Small."])
     told: list[Event] = [
         PlanMade(plan, StoredSplit([1, 2], [3])),
         EstimateMade(Estimate.from_json(ESTIMATE)),
@@ -185,7 +195,7 @@ def test_what_the_process_tells_is_kept_in_the_row() -> None:
     assert [process._handle(read_event(to_line(event))) for event in told] == [None] * 5
     assert process._handle(done) is done
     model.refresh_from_db()
-    assert (model.plan, model.hyperparameters) == (plan.to_dict(), plan.hyperparameters())
+    assert (model.plan, model.hyperparameters) == (plan.to_json(), plan.hyperparameters())
     assert model.split == StoredSplit([1, 2], [3]).to_json()
     assert (model.estimate, model.warnings, process.seconds_a_step) == (ESTIMATE, ["Small."], 0.5)
     assert list(model.epochs.values_list("epoch", "train_loss", "val_loss", "val_dice")) == [(1, 0.5, 0.4, None)]

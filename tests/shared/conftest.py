@@ -17,7 +17,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from moto.server import ThreadedMotoServer
 from rest_framework.test import APIClient
 
-from datasets.ingestion import check
+from datasets.check import check
 from datasets.models import Dataset
 from datasets.services import create_dataset_from_upload, delete_dataset, rename_class
 from inference import batches, prediction
@@ -66,6 +66,7 @@ def s3_media(s3_endpoint: str, settings: Any, own_media: Path, tmp_path: Path) -
     }
     options |= {"signature_version": "s3v4", "file_overwrite": True, "default_acl": None, "querystring_auth": True}
     settings.S3_BUCKET_NAME, settings.AWS_ENDPOINT_URL, settings.CACHE_DIR = BUCKET, s3_endpoint, tmp_path / "cache"
+    settings.AWS_ACCESS_KEY_ID = settings.AWS_SECRET_ACCESS_KEY = "t"
     default = {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": options}
     settings.STORAGES = {**settings.STORAGES, "default": default}
     yield bucket
@@ -105,14 +106,16 @@ def filled(transactional_db: None, user: Any, media: str, package: Any, tmp_path
     assert claim.claim(SegmentationModel, working.pk)
     for name, mask in (("one.png", None), ("two.png", SimpleUploadedFile("ref.png", png(cell(9)[1])))):
         image = SimpleUploadedFile(name, png(cell(9)[0]))
-        prediction.run(create_inference(user=user, model=completed, image=image, mask=mask).pk)
-    prediction.run(create_inference(user=user, model=completed, image=SimpleUploadedFile("no.png", b"no picture")).pk)
+        prediction.predict(create_inference(user=user, model=completed, image=image, mask=mask).pk)
+    prediction.predict(
+        create_inference(user=user, model=completed, image=SimpleUploadedFile("no.png", b"no picture")).pk
+    )
     batch = create_batch(
         user=user, model=completed, archive=zipped({"a.png": png(cell(1)[0]), "b.png": png(cell(2)[0])})
     )
     assert batches.expand(batch.pk)
     for pk in batch.inferences.values_list("pk", flat=True):
-        prediction.run(pk)
+        prediction.predict(pk)
     queued = create_inference(user=user, model=completed, image=SimpleUploadedFile("later.png", png(cell(3)[0])))
     return Filled(ready, dataset(user, "too little", 1), completed, orphaned, working, queued, batch)
 
@@ -153,8 +156,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     classes = [{"value": 0, "name": "ground", "color": "#000000"}, {"value": 255, "name": "cell", "color": "#ff0000"}]
     plan = make_plan(wanted, builder.result(), classes, Machine(False, 2, False))
     network, _ = build("unet", encoder="mobilenet_v2", channels=1, classes=2)
-    write_package(folder / "model.zip", Package(plan, [network.state_dict()], {}, StoredSplit(), {}))
-    return folder / "model.zip", plan.to_dict()
+    write_package(folder / "model.zip", Package(plan, [network.state_dict()], None, StoredSplit(), {}))
+    return folder / "model.zip", plan.to_json()
 
 
 def trained(user: Any, name: str, of: Dataset, package: tuple[Path, dict[str, Any]], folder: Path) -> SegmentationModel:

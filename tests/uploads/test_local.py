@@ -20,7 +20,7 @@ from django.urls import reverse
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from datasets.ingestion import check
+from datasets.check import check
 from datasets.models import Dataset
 from medseg_site.shared.recovery.rebuild import rebuild
 from medseg_site.shared.recovery.sweep import collect

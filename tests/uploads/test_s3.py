@@ -15,7 +15,7 @@ from django.core.management import call_command
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from datasets.ingestion import check
+from datasets.check import check
 from datasets.models import Dataset
 from inference.batches import expand
 from inference.models import InferenceBatch, InferenceResult
@@ -159,7 +159,7 @@ def test_a_store_that_does_not_answer_is_a_503(s3_sender: Sender, settings: Any)
     s3_sender.create()
     settings.AWS_ENDPOINT_URL = "http://127.0.0.1:1"
     answer = s3_sender.api.get(f"{s3_sender.path}parts/")
-    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (503, "storage_unavailable")
+    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (503, "unavailable")
     again = Sender(s3_sender.api, s3_sender.content)
     assert again.create().status_code == 503
     assert Upload.objects.count() == 1

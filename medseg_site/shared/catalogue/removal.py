@@ -1,8 +1,9 @@
-"""How objects go with their row: the manifest first, while the row can still stay; the rest surely, whatever fails meanwhile.
+"""How a row is deleted together with its objects.
 
-A manifest that outlived its row would bring it back (`rebuild_catalog`). So it goes first: storage that does not answer then
-refuses the whole deletion. But it goes before the transaction: one that waited for storage would keep everybody from writing.
-What is left after the commit belongs to nobody; it is removed at once, or as soon as storage answers again.
+The manifest goes first, since `rebuild_catalog` would restore a row whose manifest is left. Storage that does not answer thus
+refuses the whole deletion. It goes before the transaction begins: a transaction that waits for storage would keep everybody
+else from writing. After the commit the other objects belong to nobody. They are removed at once, or by a worker as soon as
+storage answers.
 """
 
 from __future__ import annotations
@@ -12,28 +13,26 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
-from celery import current_app
 from django.db import transaction
 
 from medseg_site.shared.base import outages
 from medseg_site.shared.catalogue import manifests
+from medseg_site.shared.catalogue.chores import REMOVE_REMAINS, RESTORE_MANIFESTS, leave_to_a_worker
 from medseg_site.shared.catalogue.declarations import declared
 from medseg_site.shared.catalogue.stored_row import StoredRow
 from medseg_site.shared.storage import objects as storage
 
 log = logging.getLogger(__name__)
 
-OWNERS_A_MESSAGE = 500
 FEW = 10
 
 
 @contextmanager
 def deletion(doomed: dict[type[StoredRow], list[uuid.UUID]]) -> Iterator[None]:
-    """The transaction that removes the rows of these uuids. Where it ends with an error, those that live get their manifests again.
+    """The transaction that deletes the rows of these uuids. If it fails, the rows that stay get their manifests back.
 
-    What forbids the deletion is to be looked at before, and once more inside. Not to be used within another transaction.
+    The caller checks before it, and again inside, whether the rows may be deleted. Do not use it inside a transaction.
     """
     try:
         for model, owners in doomed.items():
@@ -48,45 +47,33 @@ def deletion(doomed: dict[type[StoredRow], list[uuid.UUID]]) -> Iterator[None]:
 
 
 def _give_back(model: type[StoredRow], owners: list[uuid.UUID], error: BaseException) -> None:
-    """At once where they are few and nothing is away; else a worker does it, for the user waits to be told."""
+    """Write the manifests back: at once where they are few and storage answers, else by a worker, since a user waits."""
     if len(owners) <= FEW and outages.reason_of(error) is None:
         try:
             manifests.restore(model, owners)
             return
         except Exception as further:
             log.warning("manifests of rows that stay (%s) are not written: %s", model.KIND, further)
-    if not _leave_to_a_worker("restore_manifests", model, owners, countdown=15):
+    if not leave_to_a_worker(RESTORE_MANIFESTS, model, owners):
         log.warning("nor is that queued; `manage.py verify_storage --repair` writes them")
 
 
 def remove_on_commit(
     model: type[StoredRow], owners: list[uuid.UUID], work: Callable[[], object], *, later: bool = False
 ) -> None:
-    """After the commit do `work`, which removes the objects of these owners; where it fails, a worker does until it succeeds.
+    """After the commit call `work`, which removes the objects of these owners. If it fails, a worker tries until it succeeds.
 
-    later: they are so many that a request should not wait for it.
+    later: there are so many that a request must not wait for it.
     """
     transaction.on_commit(partial(_remove, model, owners, work, later), robust=True)
 
 
 def _remove(model: type[StoredRow], owners: list[uuid.UUID], work: Callable[[], object], later: bool) -> None:
-    if later and _leave_to_a_worker("remove_remains", model, owners, countdown=0):
+    if later and leave_to_a_worker(REMOVE_REMAINS, model, owners, at_once=True):
         return
     try:
         work()
     except Exception as error:
         log.warning("objects of deleted rows (%s) are not removed: %s; a worker will", model.KIND, error)
-        if not _leave_to_a_worker("remove_remains", model, owners, countdown=15):
+        if not leave_to_a_worker(REMOVE_REMAINS, model, owners):
             log.warning("nor is that queued; `manage.py collect_garbage --delete` removes them")
-
-
-def _leave_to_a_worker(task: str, model: Any, owners: list[uuid.UUID], countdown: int) -> bool:
-    try:
-        for start in range(0, len(owners), OWNERS_A_MESSAGE):
-            some = [str(owner) for owner in owners[start : start + OWNERS_A_MESSAGE]]
-            arguments = [model._meta.label, some]
-            current_app.send_task(f"medseg_site.tasks.{task}", args=arguments, countdown=countdown, retry=False)
-    except Exception as error:
-        log.warning("the broker does not answer: %s", error)
-        return False
-    return True

@@ -1,37 +1,44 @@
-"""Gives rows whose worker died back to the queue, and sends messages again that were lost."""
+"""The reaper: it gives rows whose worker died back to the queue, and sends the messages that are due. Nothing else sends one again."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, TypeVar
 
-from django.db.models import Q
+from django.conf import settings
+from django.db.models import F, Q
 from django.utils import timezone
 
-from medseg_site.shared.jobs.claim import FAR_SECONDS, STALE_SECONDS, after_death
+from medseg_site.shared.jobs import messages
+from medseg_site.shared.jobs.endings import end_attempt
 from medseg_site.shared.jobs.log import add_to_timeline
 from medseg_site.shared.jobs.row import Job
 
 log = logging.getLogger(__name__)
-J = TypeVar("J", bound=Job)
 
+STALE_SECONDS = settings.MEDSEG_STALE_SECONDS
 LOST_MESSAGE_SECONDS = 2 * STALE_SECONDS
-LONGEST_SECONDS_TO_RESEND = 3600.0
-MOST_RESENT = 500  # rows a pass
+MAX_RESEND_SECONDS = 3600.0
+MAX_RESENT = 500  # rows a pass
+# A time so far in the future was written before a clock was put back.
+FAR_SECONDS = 10 * STALE_SECONDS
 
 
-def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None) -> None:
-    """Give rows whose worker died back to the queue, fail those that died too often, and send lost messages again (of the
-    MOST_RESENT rows at most whose turn it is longest; the others follow in the next passes).
+def reap(model: type[Job], waiting: Q | None = None) -> None:
+    """One pass over a table. At most MAX_RESENT messages are sent, of the rows that were sent the longest ago.
 
     `waiting`: which queued rows have a message of their own that can be lost; all without it.
     """
+    _end_lost_attempts(model)
+    _send_due_messages(model, waiting or Q())
+
+
+def _end_lost_attempts(model: type[Job]) -> None:
     words, now = model.WORDS, timezone.now()
-    far = now + timedelta(seconds=FAR_SECONDS)
-    silent_heart = Q(heartbeat_at__lt=now - timedelta(seconds=STALE_SECONDS)) | Q(heartbeat_at__gt=far)
+    silent_heart = Q(heartbeat_at__lt=now - timedelta(seconds=STALE_SECONDS)) | Q(
+        heartbeat_at__gt=now + timedelta(seconds=FAR_SECONDS)
+    )
     stale = Q(status=words.working, claim_token__isnull=False) & silent_heart
     for row in model._default_manager.filter(stale):
         # The UPDATE repeats the condition: the worker may have come back to life in between.
@@ -41,32 +48,37 @@ def reap(model: type[J], enqueue: Callable[[int], Any], waiting: Q | None = None
             f"The worker died {row.attempt} times while working on this, most likely because memory ran out. "
             "Try smaller images, a smaller batch or patch size, or a machine with more memory."
         )
-        if after_death(row, mine, silence, last) == words.queued:
+        if end_attempt(row, mine, silence, last) == words.queued:
             log.warning("%s %s: its worker died, attempt %s; queued again", model.KIND, row.pk, row.attempt)
-            enqueue(row.pk)
-    silent = now - timedelta(seconds=LOST_MESSAGE_SECONDS)
-    unheard = Q(enqueued_at__lt=silent) | Q(enqueued_at__gt=far)
-    lost = model._default_manager.filter(unheard, status=words.queued, claim_token=None)
-    lost = lost.filter(waiting) if waiting is not None else lost
-    rows = lost.order_by("enqueued_at", "pk").values_list("pk", "enqueued_at", "timeline").iterator(chunk_size=500)
-    due = (row for row in rows if row[1] > far or is_message_due(row[1], waits_since(row[2])))
-    for pk, sent, timeline in list(islice(due, MOST_RESENT)):
-        if lost.filter(pk=pk, enqueued_at=sent).update(enqueued_at=now):
-            if timeline and timeline[-1]["event"] == "interrupted":  # the pause is over, by whichever clock
+
+
+def _send_due_messages(model: type[Job], waiting: Q) -> None:
+    now = timezone.now()
+    far, silent = now + timedelta(seconds=FAR_SECONDS), now - timedelta(seconds=LOST_MESSAGE_SECONDS)
+    is_far = Q(due_at__gt=far) | Q(sent_at__gt=far)
+    unheard = Q(sent_at=None, due_at__lte=now) | Q(sent_at__lt=silent) | is_far
+    queued = model._default_manager.filter(unheard, waiting, status=model.WORDS.queued, claim_token=None)
+    oldest_first = queued.order_by(F("sent_at").asc(nulls_first=True), "pk")
+    rows = oldest_first.values_list("pk", "due_at", "sent_at").iterator(chunk_size=500)
+    due = (row for row in rows if _is_due(row[1], row[2], far))
+    for pk, due_at, sent_at in list(islice(due, MAX_RESENT)):
+        mine = queued.filter(pk=pk, sent_at=sent_at)
+        # What a wrong clock wrote is put right, so that the gaps between messages count from now.
+        columns = {"sent_at": now, **({"due_at": now} if due_at > far else {})}
+        if mine.update(**columns):
+            if sent_at is None:
                 add_to_timeline(model._default_manager.filter(pk=pk), "sent again")
-            enqueue(pk)
+            messages.call(model.TASK, pk)
 
 
-def is_message_due(sent: datetime, since: datetime | None) -> bool:
-    """Whether the message that was sent last has to be taken as lost, for a row that nobody has taken `since` then.
+def _is_due(due_at: datetime, sent_at: datetime | None, far: datetime) -> bool:
+    return sent_at is None or max(due_at, sent_at) > far or is_message_lost(sent_at, since=due_at)
 
-    The gaps double, up to an hour: the message of a row without a worker is not lost, and more of them only fill the broker.
+
+def is_message_lost(sent_at: datetime, since: datetime) -> bool:
+    """Whether the last message has to be taken as lost, for a row that nobody has taken `since` then.
+
+    The gaps double, up to an hour: a row without a worker has lost no message, and more of them only fill the broker.
     """
-    waited = (sent - since).total_seconds() if since else 0.0
-    gap = min(LONGEST_SECONDS_TO_RESEND, max(LOST_MESSAGE_SECONDS, waited))
-    return (timezone.now() - sent).total_seconds() > gap
-
-
-def waits_since(timeline: list[dict[str, Any]]) -> datetime | None:
-    """Of a queued row: the last that happened to it is what put it there."""
-    return datetime.fromisoformat(timeline[-1]["at"]) if timeline else None
+    gap = min(MAX_RESEND_SECONDS, max(LOST_MESSAGE_SECONDS, (sent_at - since).total_seconds()))
+    return (timezone.now() - sent_at).total_seconds() > gap

@@ -1,4 +1,4 @@
-"""The columns of every row that is also a job, and the CHECK constraints that hold them together."""
+"""The columns that every job row has, and the CHECK constraints that hold them together."""
 
 from __future__ import annotations
 
@@ -39,15 +39,26 @@ class OwnedQuerySet(models.QuerySet[Any]):
 
 class JobQuerySet(OwnedQuerySet):
     def visible_to(self, user: Any) -> Self:
-        """The same without the log: up to half a megabyte that only its own address shows."""
+        """The same without the log: only the log's own address shows it, and it may hold half a megabyte."""
         return super().visible_to(user).defer("log")
+
+    def takeable(self) -> Self:
+        """Queued rows that a worker may claim now.
+
+        A row that waits for the end of an outage has no message until the reaper sends it. Once it is sent, the pause is
+        over, whatever the clock of the worker says.
+        """
+        words = self.model.WORDS
+        may_begin = Q(sent_at__isnull=False) | Q(due_at__lte=timezone.now())
+        return self.filter(may_begin, status=words.queued, claim_token=None)
 
 
 class Job(models.Model):
-    """Columns of every row that is also a job. Subclasses set WORDS and KIND, and CANCELLED where WORDS has no word for that."""
+    """A row that is also a job. Subclasses set WORDS, KIND and TASK, and CANCELLED where WORDS has no word for that."""
 
     WORDS: ClassVar[JobWords]
     KIND: ClassVar[str]
+    TASK: ClassVar[str]  # dotted path of the Celery task that takes the row's number
     CANCELLED: ClassVar[str | None] = None  # the error of a row that was cancelled and is therefore failed
 
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
@@ -60,18 +71,27 @@ class Job(models.Model):
         related_name="+",
     )
     status = models.CharField(max_length=16, db_index=True, editable=False)
-    error = models.TextField(null=True, blank=True, editable=False)  # noqa: DJ001 (null: there is no error)
-    progress = models.JSONField(default=dict, blank=True, editable=False)
+    # Null: there is no error.
+    error = models.TextField(null=True, blank=True, editable=False)  # noqa: DJ001 (null says that there is none)
     attempt = models.PositiveIntegerField(default=0, editable=False)
-    cancel_requested = models.BooleanField(default=False, editable=False)
+    # How often an outage (storage, database, broker) ended an attempt since the row was queued by a person.
+    interruptions = models.PositiveIntegerField(default=0, editable=False)
     claim_token = models.UUIDField(null=True, blank=True, editable=False)
-    enqueued_at = models.DateTimeField(default=timezone.now, editable=False)
+    cancel_requested = models.BooleanField(default=False, editable=False)
+
+    # When the work may begin: at once, or after the pause that follows an outage.
+    due_at = models.DateTimeField(default=timezone.now, editable=False)
+    # When the row's message was sent last. Null: it is to be sent as soon as the row is due.
+    sent_at = models.DateTimeField(null=True, default=timezone.now, editable=False)
     started_at = models.DateTimeField(null=True, blank=True, editable=False)
     heartbeat_at = models.DateTimeField(null=True, blank=True, editable=False)
     finished_at = models.DateTimeField(null=True, blank=True, editable=False)
-    timeline = models.JSONField(
-        default=first_timeline, blank=True, editable=False
-    )  # job_log.timeline_entry, oldest first
+    # When a person's wish to stop ended the row. A dataset has no word for that and is `error`.
+    cancelled_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    # For people; no code reads them.
+    progress = models.JSONField(default=dict, blank=True, editable=False)
+    timeline = models.JSONField(default=first_timeline, blank=True, editable=False)  # log.timeline_entry, oldest first
     log = models.TextField(blank=True, editable=False)  # the last lines of all attempts
 
     objects = JobQuerySet.as_manager()
@@ -92,6 +112,7 @@ def job_constraints(table: str, words: JobWords, done_needs: Q) -> list[models.B
     """CHECK constraints that make a row which contradicts itself impossible."""
     has_error = Q(error__isnull=False) & ~Q(error="")
     active = list(dict.fromkeys([words.queued, words.working]))
+    ended_as_cancelled = words.cancelled or words.failed
     return [
         models.CheckConstraint(condition=Q(status__in=words.all()), name=f"{table}_known_status"),
         models.CheckConstraint(condition=~Q(status=words.failed) | has_error, name=f"{table}_failed_says_why"),
@@ -104,5 +125,9 @@ def job_constraints(table: str, words: JobWords, done_needs: Q) -> list[models.B
             condition=Q(status__in=active, finished_at__isnull=True)
             | ~Q(status__in=active) & Q(finished_at__isnull=False),
             name=f"{table}_ended_says_when",
+        ),
+        models.CheckConstraint(
+            condition=Q(cancelled_at__isnull=True) | Q(status=ended_as_cancelled),
+            name=f"{table}_cancelled_is_ended",
         ),
     ]

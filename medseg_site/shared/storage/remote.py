@@ -1,4 +1,7 @@
-"""What S3 offers beyond Django's storage interface. Only called where `storage.is_remote()`."""
+"""What S3 offers beyond Django's storage interface: the one client, the one signer, and reading by parts.
+
+Only called where objects lie in a bucket.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,23 @@ from functools import lru_cache
 from itertools import islice
 from typing import IO, Any
 
+import boto3
+from botocore.config import Config
 from botocore.exceptions import ClientError, IncompleteReadError
 from django.conf import settings
-from django.core.files.storage import default_storage, storages
+from django.core.files.storage import default_storage
 from django.utils.http import content_disposition_header
 
 SIGNED_SECONDS = 3600
+CONNECTIONS = 32  # kept open at most
+CONFIG = Config(
+    signature_version="s3v4",
+    max_pool_connections=CONNECTIONS,
+    # A store that does not answer is asked again within half a minute; what lasts longer is an outage (base/outages.py).
+    connect_timeout=5,
+    read_timeout=20,
+    retries={"mode": "standard", "max_attempts": 4},
+)
 BUFFER = 2**18
 
 
@@ -33,7 +47,7 @@ def _missing_is_file_not_found(key: str) -> Iterator[None]:
 
 
 def tag_of(key: str) -> str:
-    """What an object's content is known by. Raises FileNotFoundError, as all here that name one object."""
+    """The ETag of an object. Raises FileNotFoundError, as every function here that names one object."""
     with _missing_is_file_not_found(key):
         return str(_whole(_bucket().Object(key).e_tag))
 
@@ -44,7 +58,7 @@ def size_of(key: str) -> int:
 
 
 def open_whole(key: str, tag: str | None = None) -> IO[bytes]:
-    """Read as it comes, not by way of memory or disk; with `tag` only if the object is still that one."""
+    """The object as a stream from S3. With `tag`, only if the object still has this ETag."""
     with _missing_is_file_not_found(key):
         answer = _bucket().Object(key).get(**({"IfMatch": tag} if tag else {}))
     return _body(answer)
@@ -57,13 +71,13 @@ def open_range(key: str, start: int, end: int) -> IO[bytes]:
 
 
 def _body(answer: dict[str, Any]) -> IO[bytes]:
-    """botocore holds the body against its length, which says nothing where the connection was cut within the head."""
+    """The body of an answer as a stream. botocore compares the body with its length; here the head is checked to have one."""
     _whole(answer.get("ContentLength"))
     return io.BufferedReader(_Checked(answer["Body"]), BUFFER)
 
 
 class _Checked(io.RawIOBase):
-    """A body that is always read through botocore's check of its length: in a `with`, botocore hands out the stream below that."""
+    """A body that is always read through botocore's check of its length. In a `with`, botocore itself would leave the check out."""
 
     def __init__(self, body: Any) -> None:
         self._body = body
@@ -82,14 +96,14 @@ class _Checked(io.RawIOBase):
 
 
 def _whole(header: Any) -> Any:
-    """Python takes a head that ends too early for a whole one, so a field that is always there may be missing."""
+    """The field of an answer's head. Python accepts a head that was cut off, so a field that S3 always sends may be missing."""
     if header is None:
         raise IncompleteReadError(actual_bytes=0, expected_bytes="an answer with its whole head")
     return header
 
 
 def below(prefix: str) -> Any:
-    """The objects whose keys begin so, in the order of their keys."""
+    """The objects whose keys begin with `prefix`, sorted by key."""
     return _bucket().objects.filter(Prefix=prefix)
 
 
@@ -99,7 +113,7 @@ def delete_below(prefix: str) -> None:
 
 
 def _refuse_errors(answer: dict[str, Any]) -> None:
-    """S3 answers 200 also where it could not delete some of them. Raises ClientError."""
+    """S3 answers 200 even if it could not delete some of the objects. Raises ClientError for those."""
     for error in answer.get("Errors", ()):
         raise ClientError(
             {"Error": {"Code": error.get("Code", ""), "Message": error.get("Message", "")},
@@ -109,7 +123,7 @@ def _refuse_errors(answer: dict[str, Any]) -> None:
 
 
 def delete_keys(keys: Iterable[str]) -> None:
-    """A thousand a request, as many as S3 takes."""
+    """Remove objects, a thousand in each request, which is S3's limit."""
     left = iter(keys)
     while some := [{"Key": key} for key in islice(left, 1000)]:
         answer = _bucket().delete_objects(Delete={"Objects": some, "Quiet": True})
@@ -118,20 +132,45 @@ def delete_keys(keys: Iterable[str]) -> None:
 
 def signed_url(key: str, *, name: str, content_type: str) -> str | None:
     """An address of the bucket itself that gives the object for an hour; None where clients might not reach the bucket."""
-    public = settings.AWS_PUBLIC_ENDPOINT_URL
-    if settings.AWS_ENDPOINT_URL and not public:
-        return None  # a host inside a private network is of no use to a browser
+    if settings.AWS_ENDPOINT_URL and not settings.AWS_PUBLIC_ENDPOINT_URL:
+        # A browser cannot reach a host inside a private network.
+        return None
     answer = {
         "ResponseContentType": content_type,
         "ResponseContentDisposition": content_disposition_header(True, name),
     }
-    return str(_signing_store(public, settings.S3_BUCKET_NAME).url(key, parameters=answer, expire=SIGNED_SECONDS))
+    return sign("get_object", {"Bucket": settings.S3_BUCKET_NAME, "Key": key, **answer})
+
+
+def sign(operation: str, parameters: dict[str, Any]) -> str:
+    """An address that lets whoever has it do one operation of S3's for an hour. Nothing is sent for it."""
+    # The host is part of what is signed, so it is the one that browsers reach.
+    signer = _client(settings.AWS_PUBLIC_ENDPOINT_URL or settings.AWS_ENDPOINT_URL, *_credentials())
+    return str(signer.generate_presigned_url(operation, Params=parameters, ExpiresIn=SIGNED_SECONDS))
+
+
+def client() -> Any:
+    """boto3's client of S3, for what django-storages has no method for."""
+    return _client(settings.AWS_ENDPOINT_URL, *_credentials())
+
+
+def _credentials() -> tuple[str, str, str]:
+    return settings.AWS_ACCESS_KEY_ID, settings.AWS_SECRET_ACCESS_KEY, settings.AWS_REGION
 
 
 @lru_cache(maxsize=4)
-def _signing_store(public: str, bucket: str) -> Any:
-    """The host is part of what is signed, so the public one needs a store of its own (which only signs, and sends nothing)."""
-    options = {**settings.STORAGES["default"]["OPTIONS"], "bucket_name": bucket}
-    if public:
-        options |= {"endpoint_url": public, "addressing_style": "path"}
-    return type(storages["default"])(**options)
+def _client(endpoint: str, key: str, secret: str, region: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint or None,
+        aws_access_key_id=key or None,
+        aws_secret_access_key=secret or None,
+        region_name=region,
+        config=CONFIG.merge(
+            Config(
+                s3={"addressing_style": "path" if endpoint else "auto"},
+                # Else boto3 signs a checksum of its own into an address, which no browser can send.
+                request_checksum_calculation="when_required",
+            )
+        ),
+    )

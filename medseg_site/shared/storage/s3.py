@@ -1,29 +1,27 @@
-"""The bucket: django-storages' S3 storage, with small objects in one request each.
+"""The bucket as Django's storage: the one of django-storages, with small objects in one request each.
 
-The library starts threads for each upload, which only large ones are worth, and keeps fewer connections than manifests of a
-batch are written at once.
+The library starts threads for every upload, which pays for large objects only, and keeps fewer connections than a batch
+writes manifests at once.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from botocore.config import Config
 from django.core.files import File
 from storages.backends.s3 import S3Storage
 from storages.utils import clean_name
 
+from medseg_site.shared.storage.remote import CONFIG
+
 SMALL_BYTES = 8 * 2**20
-CONNECTIONS = 32  # kept open at most
-# A store that does not answer is asked again within half a minute; what lasts longer is an outage (shared/outages.py).
-PATIENCE: Any = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "max_attempts": 4}}
 
 
 class QuickS3Storage(S3Storage):  # type: ignore[misc]  # the library has no types
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         made_of_settings: Any = getattr(self, "client_config")  # noqa: B009 (its type cannot be told)
-        self.client_config = made_of_settings.merge(Config(max_pool_connections=CONNECTIONS, **PATIENCE))
+        self.client_config = made_of_settings.merge(CONFIG)
 
     def _save(self, name: str, content: File[Any]) -> str:
         if content.size > SMALL_BYTES or self.gzip:

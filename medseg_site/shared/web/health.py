@@ -1,4 +1,4 @@
-"""Is the process alive, and can it do its work?"""
+"""`/healthz` (the process is alive) and `/readyz` (database, storage and broker answer)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from django.http import HttpRequest, JsonResponse
 
 from medseg_site.shared.base import events
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import remote
 
 
 def check_database() -> None:
@@ -22,7 +23,7 @@ def check_database() -> None:
 
 def check_storage() -> None:
     if storage.is_remote():
-        default_storage.connection.meta.client.head_bucket(Bucket=storage.bucket_name())  # type: ignore[attr-defined]  # of the S3 storage
+        remote.client().head_bucket(Bucket=storage.bucket_name())
         return
     key = f"readyz-{uuid.uuid4().hex}"
     storage.store_bytes(key, b"ready")
@@ -30,7 +31,7 @@ def check_storage() -> None:
 
 
 def check_broker() -> None:
-    """Redis, and the broker of the messages where it is another one."""
+    """Redis, and the message broker where it is another server."""
     events.redis_client().ping()
     if settings.CELERY_BROKER_URL != settings.REDIS_URL:
         with current_app.connection_for_write(connect_timeout=3) as broker:
@@ -61,7 +62,7 @@ def healthz(request: HttpRequest) -> JsonResponse:
 
 
 def readyz(request: HttpRequest) -> JsonResponse:
-    """200 when database, storage and broker answer; 503 naming those that do not."""
+    """200 when database, storage and broker answer; else 503, which names those that do not."""
     parts = answers()
     ready = all(answer == "ok" for answer in parts.values())
     return JsonResponse({"status": "ready" if ready else "not ready", "parts": parts}, status=200 if ready else 503)

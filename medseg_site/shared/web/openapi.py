@@ -1,4 +1,4 @@
-"""What the OpenAPI document needs to be told: the single user, and the errors beyond the library's."""
+"""Additions to the OpenAPI document: the single user, and two errors that the library does not know."""
 
 from __future__ import annotations
 

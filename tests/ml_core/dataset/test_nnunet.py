@@ -135,8 +135,9 @@ def test_a_training_takes_names_and_splits_over(tmp_path: Path) -> None:
                           epochs=1, patch_size=64, batch_size=2)  # fmt: skip
     assert model.plan.class_names == ["background", "disc"]
     assert json.loads((tmp_path / "model/splits_final.json").read_text()) == [fold]
-    assert {row["name"] for row in model.metrics["per_case"]} == {"case2", "case4"}
-    assert model.metrics["evaluated_on"] == "val"
+    assert model.metrics
+    assert {row.name for row in model.metrics.per_case} == {"case2", "case4"}
+    assert model.metrics.evaluated_on == "val"
 
 
 def test_splits_come_back_as_they_went(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_splits_come_back_as_they_went(tmp_path: Path) -> None:
     [
         ({}, "no list of splits"),
         ([{"train": ["a"], "val": ["a"]}], "two sides"),
-        ([{"train": ["a"], "val": ["z"]}], "z and 0 more"),
+        ([{"train": ["a"], "val": ["z"]}], "among the cases: z"),
         ([{"train": ["a"], "val": []}], "empty side"),
         ([], "no fold 0"),
     ],

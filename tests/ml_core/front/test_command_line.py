@@ -97,8 +97,9 @@ def test_five_lines_of_python_with_colours_and_a_test_set(tmp_path: Path) -> Non
     model = ml_core.train(
         images, masks, out=tmp_path / "model", test_images=tests[0], test_masks=tests[1], progress=False, **tiny
     )
-    assert [row["name"] for row in model.metrics["per_case"]] == ["test_4"]
-    assert model.metrics["evaluated_on"] == "test"
+    assert model.metrics
+    assert [row.name for row in model.metrics.per_case] == ["test_4"]
+    assert model.metrics.evaluated_on == "test"
     red, green = 200 << 16 | 30 << 8 | 30, 30 << 16 | 200 << 8 | 30
     assert model.plan.class_values == [0, green, red]
     assert set(model.plan.class_colors) >= {"#c81e1e", "#1ec81e"}
@@ -106,7 +107,7 @@ def test_five_lines_of_python_with_colours_and_a_test_set(tmp_path: Path) -> Non
     assert labels.shape == (64, 64)
     assert set(np.unique(labels)) <= {0, red, green}
     again = model.evaluate(*tests, progress=False)
-    assert again["dice"] == pytest.approx(model.metrics["dice"], abs=0.02)
+    assert again.dice == pytest.approx(model.metrics.dice, abs=0.02)
     [written] = ml_core.predict(model, images / "0.png", tmp_path / "found", progress=False)
     assert PILImage.open(written).mode == "RGB"  # coded as the masks are
 
@@ -195,7 +196,7 @@ def test_cases_are_found_described_and_left_out_with_a_reason(tmp_path: Path) ->
     described = describe(cases, notes.append, lambda done, total: None, {255: "disc"})
     assert [case.name for case in described.cases] == ["case1", "case3", "case4"]
     assert [(item["value"], item["name"]) for item in described.classes] == [(0, "background"), (255, "disc")]
-    assert described.fingerprint["n_cases"] == 3
+    assert described.fingerprint.n_cases == 3
     assert ["lonely" in note or "case2" in note for note in notes] == [True, True]
     key = cases[0].key
     write_png(cases[0].image, np.ones((48, 48), np.uint8))
@@ -219,7 +220,7 @@ def test_a_folder_of_slices_is_one_image_with_a_file_or_a_folder_as_mask(tmp_pat
     assert [(case.name, case.image.name, case.group) for case in described.cases] == [
         ("P1", "P1", "patient 1"), ("P2", "P2", "patient 2")
     ]  # fmt: skip
-    assert described.fingerprint["dimensions"] == 3
+    assert described.fingerprint.dimensions == 3
     assert [name for name, _ in find_images([tmp_path / "images"], 3)] == ["P1", "P2"]
     assert len(find_images([tmp_path / "images/P1"], 2)) == 3
 

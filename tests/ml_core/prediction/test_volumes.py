@@ -27,7 +27,16 @@ from ml_core.training.job import TrainingJob
 from ml_core.training.preflight import rehearse as measure
 from ml_core.training.run import run
 from tests.ml_core.training.test_trainer import CLASSES as PICTURE_CLASSES
-from tests.ml_core.training.test_trainer import asked, curve, draw, fingerprint_of, package_of, planned, result
+from tests.ml_core.training.test_trainer import (
+    asked,
+    curve,
+    draw,
+    fingerprint_of,
+    metrics_of,
+    package_of,
+    planned,
+    result,
+)
 from tests.ml_core.training.test_trainer import train as train_pictures
 from tests.synthetic import draw_volume, write_nifti
 
@@ -69,8 +78,8 @@ def test_a_volume_is_learnt_and_answered_on_its_own_grid(
     wanted = {"configuration": configuration, "epochs": 3, "patch_size": 32, "learning_rate": 0.01, "batch_size": 2}
     encoder = {"encoder": "plain-16"} if configuration == "2.5d" else {"spacing": "1.5 1.5 1.5"}
     events = train(tmp_path / "run", cases, **wanted, **encoder)
-    assert result(events).metrics["dice"] > 0.5
-    assert result(events).metrics["volume_unit"] == "mm³"
+    assert metrics_of(events).dice > 0.5
+    assert metrics_of(events).volume_unit == "mm³"
     predictor = Predictor.load(package_of(events))
     assert predictor.plan.configuration == configuration
     array, _ = draw_volume(np.random.default_rng(9), (12, 40, 36))
@@ -140,8 +149,8 @@ def test_folds_answer_together_and_every_case_is_validated_on(tmp_path: Path) ->
     assert [point.epoch for point in curve(events)] == [1, 2, 3, 4, 5, 6]
     assert Predictor.from_package(package).predict(read_image(cases[0].image)).values.shape == (48, 48)
     # The numbers are of all cases, each predicted by the network that had not learnt from it.
-    metrics = result(events).metrics
-    assert (metrics["evaluated_on"], metrics["n_cases"], metrics["held_out"]) == ("val", 6, 6)
+    metrics = metrics_of(events)
+    assert (metrics.evaluated_on, metrics.n_cases, metrics.held_out) == ("val", 6, 6)
     assert any("cross-validation" in text for text in result(events).warnings)
     used = package.decisions.refinements()
     for index, fold in enumerate(package.split.folds or []):
@@ -149,8 +158,8 @@ def test_folds_answer_together_and_every_case_is_validated_on(tmp_path: Path) ->
         for case in (case for case in cases if case.id in fold.val):
             reference = label_indices(read_mask(case.mask).values, package.plan.class_values, case.name)
             found = Predictor(own, package.plan, used).predict(read_image(case.image)).indices
-            said = next(row["dice"] for row in metrics["per_case"] if row["sample"] == case.id)
-            assert case_metrics(reference, found, 2, None)[1]["dice"] == pytest.approx(said, abs=0.02)
+            said = next(row.dice for row in metrics.per_case if row.sample == case.id)
+            assert case_metrics(reference, found, 2, None)[1].dice == pytest.approx(said, abs=0.02)
 
 
 def test_a_warm_start_begins_with_the_earlier_weights(tmp_path: Path) -> None:
@@ -194,7 +203,7 @@ def test_a_stored_split_is_reused(tmp_path: Path) -> None:
     wanted = {"epochs": 1, "patch_size": 32, "batch_size": 2}
     run(picture_job(tmp_path / "run", cases, wanted, split=stored), on_event=events.append, should_stop=lambda: False)
     assert planned(events).split == stored
-    assert result(events).metrics["evaluated_on"] == "test"
+    assert metrics_of(events).evaluated_on == "test"
 
 
 @pytest.mark.parametrize("begun", [None, -1e6])  # -1e6: over before anything was read
@@ -209,5 +218,5 @@ def test_a_short_time_budget_still_gives_a_model_and_says_that_it_was_short(
     events: list[Event] = []
     job = picture_job(tmp_path / "run", draw(tmp_path, 3), wanted)
     run(job, on_event=events.append, should_stop=lambda: False, begun=begun)
-    assert result(events).metrics["n_cases"] == 1
+    assert metrics_of(events).n_cases == 1
     assert any("is short for this data" in text for text in result(events).warnings)

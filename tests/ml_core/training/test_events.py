@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ml_core.dataset.splits import StoredSplit
+from ml_core.measures.results import Metrics
 from ml_core.planning.budget import Estimate, Stage
 from ml_core.prediction.decisions import Decisions, MirroringDecision
 from ml_core.training.ensemble import Part, as_part
@@ -36,6 +37,7 @@ from ml_core.training.events import (
 )
 from tests.environment import REPOSITORY
 from tests.ml_core.planning.test_rules import plan
+from tests.pages import METRICS
 
 POINT = CurvePoint(3, 0.25, 0.5, 0.75, 0.625, 0.001, 2.5, 32.0)
 POINT_JSON = {
@@ -81,7 +83,7 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
     (
         PlanMade(PLAN, StoredSplit([1, 2], [3], [4], "file")),
         {
-            "plan": json.loads(json.dumps(PLAN.to_dict())),
+            "plan": PLAN.to_json(),
             "split": {"train": [1, 2], "val": [3], "test": [4], "grouping": "file"},
             "type": "plan",
         },
@@ -134,11 +136,17 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
         },
     ),
     (
-        Done(False, "/model.zip", {"dice": 0.75}, Decisions(mirroring=MirroringDecision("none", "Why.")), ["Few."]),
+        Done(
+            False,
+            "/model.zip",
+            Metrics.from_json(METRICS),
+            Decisions(mirroring=MirroringDecision("none", "Why.")),
+            ["Few."],
+        ),
         {
             "stopped": False,
             "package": "/model.zip",
-            "metrics": {"dice": 0.75},
+            "metrics": METRICS,
             "decisions": {"mirroring": {"used": "none", "reason": "Why."}},
             "warnings": ["Few."],
             "type": "done",
@@ -162,9 +170,12 @@ def test_numbers_that_are_undefined_are_null_on_the_way() -> None:
     assert isinstance(back, EpochEnded)
     assert math.isnan(back.point.val_dice)
     assert back.point.score == (0.0, -math.inf)
-    assert read_event(to_line(Done(True, None, {"dice": math.nan}, Decisions(), []))) == Done(
-        True, None, {"dice": None}, Decisions(), []
-    )
+
+
+def test_a_training_that_was_stopped_has_no_metrics() -> None:
+    done = Done(True, None, None, Decisions(), [])
+    assert json.loads(to_line(done))["metrics"] == {}
+    assert read_event(to_line(done)) == done
 
 
 def test_a_line_that_is_no_event_is_refused() -> None:

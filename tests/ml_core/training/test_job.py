@@ -46,7 +46,7 @@ VALUES: dict[str, Any] = {
         }
     ],
     "classes": CLASSES,
-    "fingerprint": PLAN.fingerprint,
+    "fingerprint": PLAN.fingerprint.to_json(),
     "hyperparameters": {"epochs": 3},
     "folder": "/run",
     "store": "/store",
@@ -55,7 +55,7 @@ VALUES: dict[str, Any] = {
     "split": {"train": [1], "val": [2], "test": [], "grouping": "as stored"},
     "earlier_split": {"train": [2], "val": [1], "test": [], "grouping": "as stored"},
     "warm_start": "/earlier.zip",
-    "plan": PLAN.to_dict(),
+    "plan": PLAN.to_json(),
     "batch_limit": 2,
     "salvage": True,
     "caveats": ["Copies."],

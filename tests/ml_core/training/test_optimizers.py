@@ -107,13 +107,6 @@ def test_kernels_in_another_layout_are_refused() -> None:
         KernelMuon([nn.Parameter(torch.randn(4, 8, 3, 3))], lr=RATE, weight_decay=0.0)
 
 
-def test_a_plan_of_before_there_was_a_choice_speaks_of_adamw() -> None:
-    values = plan().to_dict()
-    assert values["optimizer"] == "muon"
-    del values["optimizer"]
-    assert Plan.from_dict(values).optimizer == "adamw"
-
-
 @pytest.mark.parametrize("scale", [0.01, 100.0, float("nan")])
 def test_gradients_are_clipped_as_by_torch(scale: float) -> None:
     torch.manual_seed(0)

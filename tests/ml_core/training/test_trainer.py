@@ -15,11 +15,12 @@ from PIL import Image as PILImage
 from ml_core.cases.patches import PatchSampler
 from ml_core.cases.store import open_store
 from ml_core.dataset.case import Case, label_indices
-from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder
 from ml_core.dataset.splits import StoredSplit
 from ml_core.errors import ConfigError, TrainingError
 from ml_core.io import Image, read_image, read_mask
 from ml_core.io.image import Grid
+from ml_core.measures.results import Metrics
 from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine, Plan
 from ml_core.planning.rules import make_plan
@@ -63,7 +64,7 @@ def draw(folder: Path, count: int, side: int = 48) -> list[Case]:
     return cases
 
 
-def fingerprint_of(cases: list[Case]) -> dict[str, Any]:
+def fingerprint_of(cases: list[Case]) -> Fingerprint:
     builder = FingerprintBuilder()
     for case in cases:
         values = read_mask(case.mask).values
@@ -105,6 +106,12 @@ def result(events: list[Event]) -> Done:
     return events[-1]
 
 
+def metrics_of(events: list[Event]) -> Metrics:
+    metrics = result(events).metrics
+    assert metrics
+    return metrics
+
+
 def package_of(events: list[Event]) -> Path:
     package = result(events).package
     assert package
@@ -126,13 +133,13 @@ def test_a_training_learns_and_its_package_predicts(tmp_path: Path) -> None:
         "done",
     ]
     assert losses(events)[-1] < losses(events)[0]
-    metrics = result(events).metrics
-    assert metrics["evaluated_on"] == "test"
-    assert metrics["n_cases"] == len(metrics["per_case"]) == 2
-    assert metrics["dice"] > 0.8
-    assert [row["value"] for row in metrics["per_class"]] == [0, 255]
+    metrics = metrics_of(events)
+    assert metrics.evaluated_on == "test"
+    assert metrics.n_cases == len(metrics.per_case) == 2
+    assert metrics.dice > 0.8
+    assert [row.value for row in metrics.per_class] == [0, 255]
     assert sorted(path.name for path in (tmp_path / "run/cases").iterdir()) == sorted(
-        f"{row['sample']}.png" for row in metrics["per_case"]
+        f"{row.sample}.png" for row in metrics.per_case
     )
     predictor = Predictor.load(package_of(events))
     found = predictor.predict(read_image(cases[0].image))
@@ -159,7 +166,7 @@ def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_
     whole = train(tmp_path / "whole", cases, epochs=4, optimizer=optimizer)
     stopped = train(tmp_path / "run", cases, epochs=4, stop_after=2, optimizer=optimizer)
     assert result(stopped).stopped
-    assert read_package(package_of(stopped)).metrics == {}
+    assert read_package(package_of(stopped)).metrics is None
     resumed = train(tmp_path / "run", cases, epochs=4, optimizer=optimizer)
     start = next(event for event in resumed if isinstance(event, Started))
     assert (start.epoch, start.curve) == (2, curve(stopped))
@@ -205,7 +212,7 @@ def test_best_weights_that_are_newer_than_the_rest_stay(tmp_path: Path) -> None:
 
 def test_a_stop_before_the_first_step_leaves_no_model(tmp_path: Path) -> None:
     events = train(tmp_path / "run", draw(tmp_path, 3), stop_after=0)
-    assert events[-1] == Done(stopped=True, package=None, metrics={}, decisions=Decisions(), warnings=[])
+    assert events[-1] == Done(stopped=True, package=None, metrics=None, decisions=Decisions(), warnings=[])
 
 
 def test_patience_ends_a_training_that_does_not_improve(tmp_path: Path) -> None:
@@ -225,7 +232,8 @@ def test_a_diverged_training_says_what_to_do(tmp_path: Path, monkeypatch: pytest
 
 def test_little_data_is_said_in_the_warnings(tmp_path: Path) -> None:
     done = result(train(tmp_path / "run", draw(tmp_path, 3), epochs=1))
-    assert done.metrics["evaluated_on"] == "val"
+    assert done.metrics
+    assert done.metrics.evaluated_on == "val"
     assert any("too small for a test part" in text for text in done.warnings)
 
 
@@ -236,7 +244,7 @@ def test_the_plan_gives_a_reason_for_everything_and_obeys_the_user(tmp_path: Pat
     assert plan.reasons["epochs"] == "You chose it."
     assert set(plan.hyperparameters()) <= set(plan.reasons)
     assert plan.patch_size == 64
-    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_a_label_that_is_no_class_is_refused() -> None:
@@ -322,7 +330,7 @@ def test_an_image_unlike_the_training_s_is_said(tmp_path: Path) -> None:
     volume = np.full((3, 4, 8, 8), 30_000, np.int16)
     strange = Image(volume, (2.0, 1.0, 1.0), np.eye(4), "nifti", "CT", None, same.grid)
     text = " ".join(input_warnings(strange, plan))
-    for word in ("CT", "volume", "colour", "values"):
+    for word in ("CT", "is a volume; the model was trained on pictures.", "colour", "values"):
         assert word in text
 
 
@@ -368,7 +376,7 @@ def test_a_stop_during_the_evaluation_keeps_the_weights(tmp_path: Path) -> None:
     pictures = job.folder / "cases"  # made when the evaluation begins
     run(job, on_event=events.append, should_stop=pictures.exists)
     assert result(events).stopped
-    assert result(events).metrics == {}
+    assert result(events).metrics is None
     assert package_of(events).exists()
 
 
@@ -418,6 +426,6 @@ def test_an_evaluation_that_would_not_end_in_time_takes_fewer_cases_and_says_so(
     job.folder.mkdir()
     events: list[Event] = []
     run(job, on_event=events.append, should_stop=lambda: False)
-    metrics = result(events).metrics
-    assert (metrics["n_cases"], metrics["held_out"], len(metrics["per_case"])) == (1, 4, 1)
+    metrics = metrics_of(events)
+    assert (metrics.n_cases, metrics.held_out, len(metrics.per_case)) == (1, 4, 1)
     assert any(text.startswith("1 of the 4 held-out cases were evaluated") for text in result(events).warnings)

@@ -21,7 +21,7 @@ from django.test import Client
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from datasets import ingestion
+from datasets.check import check
 from datasets.models import Dataset
 from inference import prediction
 from inference.models import InferenceResult
@@ -70,22 +70,24 @@ def test_work_waits_for_what_is_away_and_fails_in_the_end(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(storage, "fetch", away)
     dataset = DatasetFactory.create(status="uploaded", checksum="0" * 64)
-    pauses = []
-    while (pause := ingestion.check(dataset.pk)) is not None:
-        pauses.append(pause)
+    pauses: list[int] = []
+    while True:
+        check(dataset.pk)
         dataset.refresh_from_db()
+        if dataset.status == "error":
+            break
+        pauses.append(round((dataset.due_at - timezone.now()).total_seconds()))
         assert (dataset.status, dataset.claim_token, dataset.attempt) == ("uploaded", None, 0)
         assert dataset.timeline[-1]["event"] == "interrupted"
-        type(dataset).objects.filter(pk=dataset.pk).update(enqueued_at=timezone.now())  # the pause is over
+        type(dataset).objects.filter(pk=dataset.pk).update(due_at=timezone.now())  # the pause is over
     assert pauses == [5, 10, 20, 40, 80, 120, 120, 120]
-    dataset.refresh_from_db()
-    assert dataset.status == "error"
     assert "storage does not answer" in str(dataset.error)
     assert len(pauses) == claim.MAX_INTERRUPTIONS
 
     inference = InferenceFactory.create()
-    assert prediction.run(inference.pk) == 5
-    assert InferenceResult.objects.get(pk=inference.pk).status == "queued"
+    prediction.predict(inference.pk)
+    row = InferenceResult.objects.get(pk=inference.pk)
+    assert (row.status, row.interruptions, row.sent_at) == ("queued", 1, None)
 
 
 def test_the_database_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from rest_framework.test import APIClient
 
 from inference.models import InferenceResult
 from medseg_site.shared.jobs.claim import claim as claim_row
-from medseg_site.shared.jobs.claim import request_cancel, requeue
-from medseg_site.shared.jobs.log import MOST_LINES, JobLog
+from medseg_site.shared.jobs.log import MAX_LINES, JobLog
+from medseg_site.shared.jobs.requests import request_cancel, requeue
 from medseg_site.shared.jobs.row import Job
 from models_app.models import SegmentationModel
 from tests.factories import InferenceFactory, ModelFactory
@@ -44,7 +44,9 @@ def test_an_attempt_whose_process_was_killed_is_followed_by_two_more() -> None:
     for attempt in (1, 2, 3):
         claim = claim_row(SegmentationModel, model.pk)
         assert claim
-        assert claim.end_attempt("Killed (SIGKILL).") is (attempt < 3)
+        claim.end_attempt("Killed (SIGKILL).")
+        model.refresh_from_db()
+        assert (model.status == "queued") is (attempt < 3)
     assert events(model) == ["queued", "claimed", "worker lost", "claimed", "worker lost", "claimed", "failed"]
     assert (model.status, model.error) == ("failed", "Killed (SIGKILL).")
 
@@ -54,7 +56,7 @@ def test_a_killed_attempt_of_a_job_that_was_to_be_cancelled_ends_it() -> None:
     claim = claim_row(SegmentationModel, model.pk)
     assert claim
     request_cancel(model)
-    assert not claim.end_attempt("Killed.")
+    claim.end_attempt("Killed.")
     assert events(model)[-1] == "cancelled"
     assert model.status == "cancelled"
 
@@ -90,8 +92,8 @@ def test_the_log_keeps_what_all_attempts_said_and_can_be_downloaded(api: APIClie
 
 def test_only_the_last_lines_are_kept() -> None:
     log = JobLog("")
-    for number in range(MOST_LINES + 5):
+    for number in range(MAX_LINES + 5):
         log.add(f"line {number}")
     lines = log.text().splitlines()
-    assert len(lines) == MOST_LINES
+    assert len(lines) == MAX_LINES
     assert lines[0].endswith("line 5")

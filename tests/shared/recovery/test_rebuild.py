@@ -17,11 +17,12 @@ from inference import prediction
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.catalogue.declarations import stored_models
+from medseg_site.shared.jobs import messages
 from medseg_site.shared.jobs.reaper import reap
 from medseg_site.shared.recovery.rebuild import rebuild
-from medseg_site.shared.recovery.verify import find_problems
 from medseg_site.shared.storage import objects as storage
 from models_app.models import Epoch, SegmentationModel
+from tests.problems import find_problems
 from tests.shared.conftest import Filled
 
 Answers = Callable[[], dict[str, Any]]
@@ -74,16 +75,17 @@ def test_everything_comes_back_as_it_was(filled: Filled, answers: Answers) -> No
     assert new.pk > max(row["id"] for row in rows["classes"])
 
 
-def test_what_was_queued_or_worked_on_goes_on(filled: Filled) -> None:
+def test_what_was_queued_or_worked_on_goes_on(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     lose_the_database()
     report = rebuild()
     assert dict(+report.queued) == {"models": 1, "inference_results": 1}
     model = SegmentationModel.objects.get(pk=filled.working.pk)
     assert (model.status, model.claim_token, model.requested["epochs"]) == ("queued", None, 3)
     sent: list[int] = []
-    reap(InferenceResult, sent.append)
+    monkeypatch.setattr(messages, "call", lambda task, pk: sent.append(pk))
+    reap(InferenceResult)
     assert sent == [filled.queued.pk], "the reaper sends its message again"
-    prediction.run(filled.queued.pk)
+    prediction.predict(filled.queued.pk)
     row = InferenceResult.objects.get(pk=filled.queued.pk)
     assert (row.status, row.error) == ("completed", None)
     assert find_problems() == []

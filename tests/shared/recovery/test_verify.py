@@ -23,11 +23,12 @@ from datasets.models import Dataset
 from inference.models import InferenceResult
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.recovery.sweep import collect
-from medseg_site.shared.recovery.verify import find_problems, mend_recent_manifests, verify
+from medseg_site.shared.recovery.verify import mend_recent_manifests, verify
 from medseg_site.shared.storage import objects as storage
 from models_app.models import SegmentationModel
 from models_app.services import delete_model
 from tests.factories import DatasetFactory, ModelFactory
+from tests.problems import find_problems
 from tests.shared.conftest import Filled
 
 HOUR = 3600
@@ -74,7 +75,7 @@ def test_repair_mends_manifests_only_and_the_command_says_so(filled: Filled) -> 
     call_command("verify_storage", stdout=out)
     assert "0 problems, 0 mended; 0 objects of no row" in out.getvalue()
     default_storage.delete(filled.completed.s3_key)
-    with pytest.raises(CommandError, match="1 problems are left"):
+    with pytest.raises(CommandError, match="1 problem left"):
         call_command("verify_storage", "--repair", stdout=io.StringIO())
 
 
@@ -193,10 +194,10 @@ def test_manifests_follow_edits_and_ends(filled: Filled, api: APIClient) -> None
 @pytest.mark.django_db
 def test_what_a_kill_left_between_a_row_and_its_manifest_is_mended(own_media: Path) -> None:
     long_ago = timezone.now() - timedelta(days=40)
-    ended = ModelFactory.create(status="failed", error="before", enqueued_at=long_ago, finished_at=long_ago)
+    ended = ModelFactory.create(status="failed", error="before", due_at=long_ago, finished_at=long_ago)
     manifests.store(ended)
     SegmentationModel.objects.filter(pk=ended.pk).update(error="because")
-    fresh = ModelFactory.create(enqueued_at=timezone.now())  # its manifest is on its way
+    fresh = ModelFactory.create(due_at=timezone.now())  # its manifest is on its way
     key = f"models/{ended.uuid}/manifest.json"
     assert mend_recent_manifests(since_seconds=900) == 0
     assert mend_recent_manifests() == 1
@@ -230,10 +231,10 @@ def test_storage_that_is_down_fails_no_change_and_is_tried_again(monkeypatch: py
     monkeypatch.setattr(current_app, "send_task", lambda name, **more: sent.append((name, more["args"])))
     with transaction.atomic():
         manifests.keep_up(row)
-    assert sent == [("medseg_site.tasks.refresh_manifest", ["models_app.SegmentationModel", row.pk, str(row.uuid)])]
+    assert sent == [("medseg_site.tasks.restore_manifests", ["models_app.SegmentationModel", [str(row.uuid)]])]
     monkeypatch.undo()
-    from medseg_site.tasks import refresh_manifest
+    from medseg_site.tasks import restore_manifests
 
-    refresh_manifest(*sent[0][1])
+    restore_manifests(*sent[0][1])
     document = manifests.read(f"models/{row.uuid}/manifest.json")
     assert manifests.differences(SegmentationModel.objects.get(pk=row.pk), document) == []

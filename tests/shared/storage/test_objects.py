@@ -18,6 +18,7 @@ from django.core.files.uploadedfile import TemporaryUploadedFile
 
 from medseg_site.shared.base import outages
 from medseg_site.shared.storage import objects as storage
+from medseg_site.shared.storage import scratch
 
 
 def test_store_and_fetch_by_checksum(own_media: Path) -> None:
@@ -26,6 +27,18 @@ def test_store_and_fetch_by_checksum(own_media: Path) -> None:
     assert storage.fetch(stored.key, stored.sha256).read_bytes() == b"hello"
     storage.store_bytes(stored.key, b"again")
     assert storage.fetch(stored.key).read_bytes() == b"again"
+
+
+def test_a_file_whose_checksum_is_known_is_not_hashed_again(
+    own_media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"hello")
+    hashed = storage.store_file("datasets/x/a.bin", path)
+    monkeypatch.setattr(storage, "sha256_of", lambda source: pytest.fail("it was read once more"))
+    known = storage.store_file("datasets/x/a.bin", path, sha256=hashed.sha256)
+    assert known == hashed == storage.StoredObject("datasets/x/a.bin", 5, hashlib.sha256(b"hello").hexdigest())
+    assert storage.fetch(known.key, known.sha256).read_bytes() == b"hello"
 
 
 def test_an_upload_on_disk_is_moved_not_copied(own_media: Path) -> None:
@@ -64,7 +77,7 @@ def test_what_a_killed_process_left_is_swept_and_the_rest_stays(settings: Any, t
         folder.mkdir(parents=True)
         (folder / "image.png").write_bytes(b"x")
     os.utime(old, (0, 0))
-    storage.sweep_scratch()
+    scratch.sweep_scratch()
     assert list(settings.TMP_DIR.iterdir()) == [new]
 
 

@@ -17,9 +17,9 @@ from medseg_site.shared.base.errors import WrongStateError
 from medseg_site.shared.base.events import redis_client
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs import reaper
-from medseg_site.shared.recovery.verify import find_problems
 from medseg_site.shared.storage import objects as storage
 from models_app.services import delete_model
+from tests.problems import find_problems
 from tests.shared.conftest import Filled, cell, zipped
 
 pytestmark = pytest.mark.parametrize("media", ["local"], indirect=True)
@@ -37,7 +37,7 @@ def test_images_that_workers_finish_meanwhile_keep_their_last_manifest(
     store_many = manifests.store_many
 
     def after_a_worker(rows: list[InferenceResult]) -> None:
-        prediction.run(rows[0].pk)
+        prediction.predict(rows[0].pk)
         store_many(rows)
 
     monkeypatch.setattr(manifests, "store_many", after_a_worker)
@@ -73,16 +73,16 @@ def test_an_image_tried_again_opens_its_failed_batch(
         raise ValueError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction, "_run", broken)
+        patch.setattr(prediction, "_predict", broken)
         for image in batch.inferences.all():
-            prediction.run(image.pk)
+            prediction.predict(image.pk)
     batch.refresh_from_db()
     assert batch.status == "failed"
     image = batch.inferences.first()
     assert image
     retry_inference(inference=image)
     batches.expand(batch.pk)
-    prediction.run(image.pk)
+    prediction.predict(image.pk)
     batch.refresh_from_db()
     assert (batch.status, batch.error) == ("completed", None)
     assert sorted(batch.inferences.values_list("status", flat=True)) == ["completed", "failed"]
@@ -121,7 +121,7 @@ def test_a_cancellation_whose_message_was_lost_is_told_to_the_manifests_all_the_
     tasks.reap_inferences()
     assert queue.llen("housekeeping") == 0, "the message may still be on its way"
     long_ago = timezone.now() - timedelta(seconds=reaper.LOST_MESSAGE_SECONDS + 5)
-    InferenceBatch.objects.filter(pk=batch.pk).update(enqueued_at=long_ago)
+    InferenceBatch.objects.filter(pk=batch.pk).update(called_at=long_ago)
     for _ in range(2):
         tasks.reap_inferences()
     sent = queue.lrange("housekeeping", 0, -1)

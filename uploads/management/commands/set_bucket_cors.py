@@ -8,7 +8,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from uploads.s3 import client
+from medseg_site.shared.storage.remote import client
 
 
 class Command(BaseCommand):

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.db import transaction
 
-from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pairing, SafeArchive, find_pairs
 from datasets.models import Dataset, DatasetClass, Sample
 from datasets.pipeline import PairPipeline
 from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
 from datasets.url_import import DownloadLimits, UrlImportError, download
 from datasets.versions import Base, KeptSampleError, Merged, changes_of, merge, read_kept, split_of
-from medseg_site.shared.base import outages
+from medseg_site.shared.base.text import count_of
 from medseg_site.shared.catalogue import manifests
-from medseg_site.shared.jobs.claim import CancelledError, Claim, ClaimLostError, claim
+from medseg_site.shared.jobs.claim import Claim, ClaimLostError
+from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
-from ml_core.dataset.fingerprint import FingerprintBuilder
+from medseg_site.shared.storage import scratch
+from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder
 from ml_core.dataset.near_duplicates import MOST_COMPARED, near_duplicate_groups
+from ml_core.dataset.pairing import Issue, Pairing, find_pairs
 from ml_core.dataset.patients import BY_NAME, groups_of_names
 from ml_core.dataset.splits import Split
 from ml_core.errors import ImageError, MLError
+from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
 from uploads.verification import UploadDamagedError, checked_sha256
-
-log = logging.getLogger(__name__)
 
 LEAST_PAIRS = 2
 MOST_ISSUES = 1_000  # kept; the rest is counted
@@ -49,42 +49,36 @@ class DatasetRefusedError(MLError):
         self.issues = issues
 
 
-def check(pk: int) -> float | None:
-    """Check one dataset, whatever happens: the row ends as ready, or as error with the reason.
+def check(pk: int) -> None:
+    """Check one dataset. The row ends as ready, or as error with the reason."""
+    run(_DatasetCheck(), pk)
 
-    Seconds until its message has to be sent again where an outage met it and it is queued again.
-    """
-    job = claim(Dataset, pk)
-    if job is None:
-        return None
-    prefix = storage.object_key("datasets", job.row.uuid)
-    try:
-        with storage.scratch_folder(f"dataset-{pk}") as folder:
+
+class _DatasetCheck(Work[Dataset]):
+    model = Dataset
+    TOO_LONG = "The check took longer than its time limit. Split the dataset into smaller ones."
+    UNEXPECTED = "The check ended unexpectedly ({error}). Check it again; if it fails again, see its log."
+    # What is wrong with the archive itself: it is removed, for another check would find the same.
+    USELESS_ARCHIVE = (ArchiveError, UrlImportError, UploadDamagedError, DatasetRefusedError)
+
+    def do(self, job: Claim[Dataset]) -> None:
+        with scratch.scratch_folder(f"dataset-{job.row.pk}") as folder:
             _check(job, folder)
-    except ClaimLostError:
-        if not Dataset.objects.filter(pk=pk).exists():
-            storage.delete_prefix(prefix)  # deleted while it was being checked
-    except (ArchiveError, UrlImportError, UploadDamagedError, DatasetRefusedError) as error:
-        log.info("dataset %s refused: %s", pk, error.code)
-        _refuse(job, str(error), error.issues if isinstance(error, DatasetRefusedError) else [])
-    except CancelledError:
+
+    def refusal_of(self, row: Dataset, error: Exception) -> str | None:
+        return str(error) if isinstance(error, (*self.USELESS_ARCHIVE, KeptSampleError)) else None
+
+    def refuse(self, job: Claim[Dataset], error: Exception, reason: str) -> None:
+        if isinstance(error, self.USELESS_ARCHIVE):
+            _refuse(job, reason, error.issues if isinstance(error, DatasetRefusedError) else [])
+        else:
+            super().refuse(job, error, reason)
+
+    def discard(self, job: Claim[Dataset]) -> None:
         _discard(job)
-        job.cancel(progress={})
-    except KeptSampleError as error:
-        _discard(job)
-        job.fail(str(error))
-    except SoftTimeLimitExceeded:
-        _discard(job)
-        job.fail("The check took longer than its time limit. Split the dataset into smaller ones.")
-    except Exception as error:
-        if reason := outages.reason_of(error):
-            return job.retry_later(reason)
-        log.exception("dataset %s", pk)
-        _discard(job)
-        job.fail(
-            f"The check ended unexpectedly ({type(error).__name__}). Check it again; if it fails again, see its log."
-        )
-    return None
+
+    def forget(self, row: Dataset) -> None:
+        storage.delete_prefix(storage.object_key("datasets", row.uuid))
 
 
 def _check(job: Claim[Dataset], folder: Path) -> None:
@@ -98,7 +92,7 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     if base and changes["kept"] == base.dataset.file_count == len(samples):
         raise _nothing_new(base, issues)
     fingerprint = checked.builders[dimensions].result()
-    classes = checked.classes.rows({entry["value"] for entry in fingerprint["classes"]})
+    classes = checked.classes.rows({entry.value for entry in fingerprint.classes})
     _check_classes(fingerprint, issues)
     _group_by_names(samples, issues)
     with job.kept_alive():
@@ -107,11 +101,11 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     split = split_of(samples, duplicates, base)
     columns: dict[str, Any] = {
         "file_count": len(samples),
-        "modality": fingerprint["modality"][:32],
+        "modality": fingerprint.modality[:32],
         "dimensions": dimensions,
-        "channels": fingerprint["channels"],
+        "channels": fingerprint.channels,
         "changes": changes,
-        "fingerprint": {**fingerprint, "grouping": split.grouping, "mask_codes": checked.classes.codes()},
+        "fingerprint": replace(fingerprint, grouping=split.grouping, mask_codes=checked.classes.codes()).to_json(),
         **_issue_columns(issues),
     }
     # Samples first, for their manifest tells their numbers; the dataset is not ready before that lies in storage.
@@ -203,10 +197,10 @@ def _bring_archive(job: Claim[Dataset], folder: Path) -> Path:
         max_bytes=settings.MEDSEG_MAX_UPLOAD_BYTES, total_seconds=settings.MEDSEG_URL_IMPORT_SECONDS
     )
     allow = settings.MEDSEG_URL_IMPORT_ALLOW_PRIVATE
-    download(dataset.source_url, target, limits=limits, allow_private=allow, on_progress=on_progress)
+    sha256 = download(dataset.source_url, target, limits=limits, allow_private=allow, on_progress=on_progress)
     key = storage.object_key("datasets", dataset.uuid, "archive.zip")
     with job.kept_alive():
-        stored = storage.store_file(key, target)
+        stored = storage.store_file(key, target, sha256=sha256)
     job.update(
         s3_key=key,
         checksum=stored.sha256,
@@ -320,8 +314,9 @@ def _group_by_names(samples: list[CheckedSample], issues: list[Issue]) -> None:
         return
     [(largest, most)] = sizes.most_common(1)
     text = (
-        f"By their names the images come from {len(sizes)} patients, such as {largest.removeprefix(BY_NAME)} with {most} images. Each "
-        "patient stays on one side of the split. If that is wrong, number the files in another way and upload again."
+        f"By their names the images come from {count_of(len(sizes), 'patient')}, such as {largest.removeprefix(BY_NAME)} with "
+        f"{count_of(most, 'image')}. Each patient stays on one side of the split. If that is wrong, number the files in another "
+        "way and upload again."
     )
     issues.append(Issue("warning", "grouped_by_name", "images", text))
 
@@ -349,15 +344,15 @@ def _near_duplicates(samples: list[CheckedSample], issues: list[Issue]) -> list[
     return groups
 
 
-def _check_classes(fingerprint: dict[str, Any], issues: list[Issue]) -> None:
-    found = fingerprint["classes"]
+def _check_classes(fingerprint: Fingerprint, issues: list[Issue]) -> None:
+    found = fingerprint.classes
     if len(found) < 2:
-        reason = f"All masks hold the one value {found[0]['value']}, so there is nothing to tell apart."
+        reason = f"All masks hold the one value {found[0].value}, so there is nothing to tell apart."
         raise DatasetRefusedError(reason, "Check that the masks were exported with the structures drawn in.", issues)
     for entry in found:
-        if entry["share"] < RARE_SHARE:
+        if entry.share < RARE_SHARE:
             text = (
-                f"The mask value {entry['value']} covers only {entry['pixels']} pixels in {entry['cases']} cases. "
+                f"The mask value {entry.value} covers only {count_of(entry.pixels, 'pixel')} in {count_of(entry.cases, 'case')}. "
                 "If it is a stray value and no class, correct the masks and upload again."
             )
             issues.append(Issue("warning", "rare_value", "masks", text))

@@ -20,11 +20,11 @@ from PIL import Image as PILImage
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from datasets.ingestion import check
+from datasets.check import check
 from datasets.models import Dataset
 from datasets.services import create_dataset_from_upload
 from medseg_site.demo import draw_cells, png
-from medseg_site.shared.jobs import claim, reaper
+from medseg_site.shared.jobs import reaper
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.splits import split_cases
 
@@ -185,12 +185,13 @@ def test_a_refusal_that_is_killed_half_way_can_be_done_again(
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr("datasets.ingestion.storage.delete_object", killed)
+        patch.setattr("datasets.check.storage.delete_object", killed)
         with pytest.raises(SystemExit):
             check(dataset.pk)
-    past = timezone.now() - timedelta(seconds=claim.STALE_SECONDS + 5)
+    past = timezone.now() - timedelta(seconds=reaper.STALE_SECONDS + 5)
     Dataset.objects.filter(pk=dataset.pk).update(heartbeat_at=past)
-    reaper.reap(Dataset, check)
+    reaper.reap(Dataset)
+    check(dataset.pk)
     dataset.refresh_from_db()
     assert "Only one image" in str(dataset.error), "the archive was there to be read again"
     assert objects(own_media) == []

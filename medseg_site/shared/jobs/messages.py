@@ -1,0 +1,44 @@
+"""A row's message: the Celery task of its table with the row's number. It may come twice; the claim makes that harmless."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from celery.exceptions import SoftTimeLimitExceeded
+from django.db import transaction
+from django.utils.module_loading import import_string
+
+from medseg_site.shared.jobs.row import Job
+
+log = logging.getLogger(__name__)
+
+
+def send_on_commit(row: Job) -> None:
+    """Send the message of a row that was just queued, once that is committed."""
+    call_on_commit(row.TASK, row.pk)
+
+
+def call_on_commit(task: str, pk: int) -> None:
+    """Send a message about a row to the Celery task of this dotted path, once the present change is committed.
+
+    A broker that does not answer is no error: the reaper sends the message again.
+    """
+    transaction.on_commit(partial(_try_to_call, task, pk))
+
+
+def _try_to_call(task: str, pk: int) -> None:
+    try:
+        call(task, pk)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:
+        log.warning("%s for %s is not sent (%s); the reaper will send it", task, pk, error)
+
+
+def call(task: str, pk: int) -> None:
+    """Send the message now."""
+    # An import, so that the work is also done where tasks run at once instead of being sent.
+    found: Any = import_string(task)
+    found.apply_async(args=[pk], retry=False)
