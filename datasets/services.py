@@ -129,9 +129,9 @@ def create_version(
     """
     change = Change(base, list(dict.fromkeys(leave_out)))
     if not (archive or upload or source_url or leave_out):
-        raise MedSegError("required", "Give a ZIP with new or corrected pairs, or names of samples to leave out.")
+        raise MedSegError("required", "Give a ZIP with new or corrected pairs, or names of images to leave out.")
     if unknown := _unknown_names(change):
-        raise MedSegError("unknown_sample", f"The dataset has no samples of these names: {unknown}.", attr="leave_out")
+        raise MedSegError("unknown_sample", f"The dataset has no images with these names: {unknown}.", attr="leave_out")
     common: dict[str, Any] = {"user": user, "name": base.name, "description": base.description, "change": change}
     if archive:
         return create_dataset_from_upload(archive=archive, **common)
@@ -170,7 +170,7 @@ def _version_columns(change: Change) -> dict[str, Any]:
     family = Dataset.objects.filter(family=change.base.family)
     base = family.filter(pk=change.base.pk, status=Dataset.WORDS.done).only("family", "version", "is_synthetic").first()
     if base is None:
-        raise WrongStateError("Only a dataset whose check has ended well can have a further version.")
+        raise WrongStateError("Only a ready dataset can have a new version.")
     last = family.aggregate(Max("version"))["version__max"]
     return {
         "family": base.family,
@@ -277,7 +277,7 @@ def why_not_trainable(dataset: Dataset) -> str | None:
         return "The check of this dataset is not done yet. Wait for it."
     if dataset.is_cancelled:
         return "The check of this dataset was cancelled. Check it again first."
-    return "This dataset could not be used. Mend what its check found, and upload it again."
+    return "This dataset could not be used. Fix what its check found, and upload it again."
 
 
 def rename_class(*, dataset: Dataset, value: int, name: str, color: str | None = None) -> DatasetClass:

@@ -6,12 +6,12 @@ import io
 import logging
 import math
 import time
-from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from django.conf import settings
 from django.db import transaction
 from numpy.typing import NDArray
@@ -39,9 +39,8 @@ class _WarmModels:
     """Loaded models, bounded by bytes: the least recently used one goes first. A process makes one prediction at a time."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._loaded: OrderedDict[str, Predictor] = OrderedDict()
-        self._bytes: dict[str, int] = {}
-        self._max_bytes = max_bytes
+        # One that is larger than all of it is kept alone: the next image is likely to be for it too.
+        self._loaded: LRUCache[str, Predictor] = LRUCache(max_bytes, lambda predictor: min(predictor.nbytes, max_bytes))
 
     def get(self, model: SegmentationModel) -> Predictor:
         # The weights themselves: a model that was trained further is another one.
@@ -49,12 +48,7 @@ class _WarmModels:
         if key not in self._loaded:
             started = time.perf_counter()
             self._loaded[key] = Predictor.load(storage.fetch(model.s3_key, model.checksum))
-            self._bytes[key] = self._loaded[key].nbytes
             log.info("loaded %s in %.2f s", model, time.perf_counter() - started)
-        self._loaded.move_to_end(key)
-        while sum(self._bytes.values()) > self._max_bytes and len(self._loaded) > 1:
-            oldest, _ = self._loaded.popitem(last=False)
-            del self._bytes[oldest]
         return self._loaded[key]
 
 

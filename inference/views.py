@@ -124,7 +124,7 @@ def inference_again(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def inference_cancel(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
-    tell(request, "The inference is stopping.", lambda: services.cancel_inference(inference=inference))
+    tell(request, "The segmentation is stopping.", lambda: services.cancel_inference(inference=inference))
     return to_page(inference)
 
 
@@ -132,7 +132,7 @@ def inference_cancel(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def inference_retry(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
-    tell(request, "The inference has started again.", lambda: services.retry_inference(inference=inference))
+    tell(request, "The segmentation has started again.", lambda: services.retry_inference(inference=inference))
     return to_page(inference)
 
 
@@ -140,7 +140,7 @@ def inference_retry(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def inference_delete(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
-    text = f"The inference of {inference.image_name} and its files are deleted."
+    text = f"The result of {inference.image_name} and its files are deleted."
     tell(request, text, lambda: services.delete_inference(inference=inference))
     return to_page("inference:list")
 

@@ -51,15 +51,15 @@ GROUPS = {
 # Name in ml_core.measures.results.Scores, heading, what it means, and which unit it has.
 METRICS = [
     ("dice", "Dice", "Overlap of prediction and reference: 1 is perfect.", ""),
-    ("iou", "IoU", "Intersection over union; stricter than Dice.", ""),
+    ("iou", "IoU", "Intersection over union: stricter than Dice, 1 is perfect.", ""),
     ("precision", "Precision", "Share of what was found that is right.", ""),
     ("recall", "Recall", "Share of what is there that was found.", ""),
-    ("hd95", "HD95", "95th percentile of the distance between the outlines: 0 is perfect.", "distance"),
-    ("nsd", "NSD", "Share of the outline that lies within the tolerance.", ""),
+    ("hd95", "HD95", "95 % of the outline lies at most this far from the other outline: 0 is perfect.", "distance"),
+    ("nsd", "NSD", "Share of the outlines that lie within the tolerance: 1 is perfect.", ""),
     (
         "volume_error_relative",
         "Volume error",
-        "How much too large or too small, as a share of the larger of both; without its sign in the mean.",
+        "How much too large or too small the volume is, as a share of the larger of both. The mean ignores the sign.",
         "share",
     ),
 ]
@@ -149,7 +149,7 @@ def decided(model: SegmentationModel) -> list[dict[str, Any]]:
     """What was measured on the validation cases: title, what is used, reason, and a table of numbers (head and rows)."""
     found = model.decisions
     parts = [
-        ("serving", "What runs it", _serving),
+        ("serving", "Runtime", _serving),
         ("mirroring", "Mirroring", _mirroring),
         ("postprocessing", "Post-processing", _postprocessing),
     ]

@@ -27,7 +27,9 @@ MOST_MODELS = 200  # to choose a warm start from, the newest ones
 class TrainForm(forms.Form):
     """Name and dataset; every hyperparameter is optional. Limits are checked by ml_core, once for pages and API."""
 
-    name = forms.CharField(max_length=200, help_text="A second training of the same name becomes its next version.")
+    name = forms.CharField(
+        max_length=200, help_text="A training with the name of an earlier one becomes its next version."
+    )
     dataset = DatasetField(
         queryset=Dataset.objects.none(),
         empty_label="Choose a dataset",
@@ -67,7 +69,7 @@ class TrainForm(forms.Form):
 
     def _warm_start(self, spec: Spec) -> forms.Field:
         choices = [(str(model.pk), str(model)) for model in services.usable_models(self.user)[:MOST_MODELS]]
-        help_text = "An earlier model whose weights the training starts from, as far as they fit."
+        help_text = "The training starts from the weights of this model, where they fit."
         return forms.ChoiceField(
             label=spec.label, help_text=help_text, required=False, choices=[("", "Random weights"), *choices]
         )

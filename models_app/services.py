@@ -91,7 +91,7 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dic
                 # The lock keeps the dataset from being deleted between this look and the new row.
                 locked = Dataset.objects.select_for_update().filter(pk=dataset.pk).first()
                 if locked is None:
-                    raise WrongStateError("The dataset is gone. Choose another one.")
+                    raise WrongStateError("The dataset was deleted. Choose another one.")
                 preview_plan(
                     user=user, dataset=locked, hyperparameters=requested
                 )  # what cannot be planned is refused now
@@ -142,7 +142,7 @@ def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any]
     """
     changes = changes or {}
     if strange := set(changes) - set(RESUMABLE):
-        text = "It is settled since the training started. Only epochs and time_budget_seconds can change now."
+        text = "This cannot change after the training has started. Only epochs and time_budget_seconds can."
         raise HyperparametersError(dict.fromkeys(sorted(strange), text))
     requested = check_hyperparameters(user=user, values={**model.requested, **changes}).to_dict()
     refuse_if(why_not_resumable(user=user, model=model))

@@ -175,7 +175,7 @@ def test_completed_model_shows_what_was_measured_on_its_validation_cases(client:
         "1,240",
         "37.5 %",
         "3 times a class that is there was not found, 1 time it was found elsewhere, 2 times",
-        "They are not the final numbers",
+        "The final scores are measured on whole images",
     ):
         assert shown in page, shown
     stopped = CompletedModelFactory.create()
@@ -252,7 +252,7 @@ def test_completed_inference_shows_viewer_classes_and_scores(client: Client) -> 
         ({"status": "queued"}, "Waiting for its turn"),
         ({"status": "running"}, "Segmenting"),
         ({"status": "failed", "error": "The image has 3 channels."}, "The image has 3 channels."),
-        ({"status": "cancelled"}, "This inference was cancelled"),
+        ({"status": "cancelled"}, "The segmentation was cancelled"),
         ({"status": "cancelled", "model": None}, "Its model was deleted"),
     ],
 )

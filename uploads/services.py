@@ -161,17 +161,17 @@ def _check_parts(upload: Upload, stored: Mapping[int, tuple[int, str]], tags: Ma
         raise MedSegError("missing_parts", text, attr="parts")
     for number, (size, tag) in stored.items():
         if number > upload.part_count or size != upload.bytes_of(number):
-            text = f"Part {number} has {count_of(size, 'byte')}, which does not fit. Send it again as the upload says."
+            text = f"Part {number} has {count_of(size, 'byte')}, which is the wrong size. Send it again."
             raise MedSegError("wrong_size", text, attr="parts")
         if tags is not None and tag and tags.get(number, "").strip('"') != tag:
-            text = f"Part {number} is not the one that was said: its ETag differs. Send it again."
+            text = f"Part {number} is not the one that was announced: its ETag differs. Send it again."
             raise MedSegError("wrong_etag", text, attr="parts")
 
 
 def abort_upload(*, upload: Upload) -> None:
     """Stop an upload and remove all of it. Raises WrongStateError when a dataset or batch has it."""
     if not Upload.objects.filter(pk=upload.pk).exclude(state=Upload.USED).update(state=Upload.ABORTED):
-        raise WrongStateError("This upload is in use. Delete what was made of it.")
+        raise WrongStateError("This upload is in use. Delete the dataset or batch that was made of it.")
     remove(upload)
 
 
@@ -179,14 +179,14 @@ def find_upload(*, user: Any, upload: uuid.UUID, purpose: str) -> Upload:
     """The whole file that a dataset or batch is to be made of, at its final place. Then `mark_used`, in one transaction with the row."""
     row: Upload | None = Upload.objects.visible_to(user).filter(uuid=upload, purpose=purpose).first()
     if row is None:
-        text = "There is no such upload; it may have been removed because nobody used it. Upload the file again."
+        text = "This upload does not exist. It may have been removed because nobody used it. Upload the file again."
         raise MedSegError("no_such_upload", text, attr="upload")
     if row.state == Upload.OPEN:
         raise WrongStateError("Parts of this upload are missing. Send them and complete it first.")
     if row.state == Upload.ABORTED:
         raise WrongStateError("This upload was stopped.")
     if row.s3_bucket != storage.bucket_name():
-        raise WrongStateError("The platform keeps its files elsewhere since. Upload the file again.")
+        raise WrongStateError("The platform stores its files in another place now. Upload the file again.")
     return row
 
 
@@ -199,4 +199,4 @@ def mark_used(upload: Upload) -> None:
     """Give the file away, once. Call it in the transaction that writes the row which has it now."""
     complete = Upload.objects.filter(pk=upload.pk, state=Upload.COMPLETE)
     if not complete.update(state=Upload.USED, updated_at=timezone.now()):
-        raise WrongStateError("This upload is used already. Upload the file again.")
+        raise WrongStateError("This upload was used already. Upload the file again.")

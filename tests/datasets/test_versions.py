@@ -100,7 +100,7 @@ def test_what_changes_nothing_is_refused(user: Any, own_media: Path, files: Any)
     if files is None:
         with pytest.raises(MedSegError, match="Give a ZIP"):
             services.create_version(user=user, base=first)
-        with pytest.raises(MedSegError, match="no samples of these names: c9"):
+        with pytest.raises(MedSegError, match="no images with these names: c9"):
             services.create_version(user=user, base=first, leave_out=["c1", "c9"])
         return
     second = next_version(user, first, pairs(4))
@@ -274,7 +274,7 @@ def test_a_base_stays_while_a_version_is_made_from_it(user: Any, own_media: Path
     second = services.create_version(user=user, base=first, archive=zipped(others("new")))
     with pytest.raises(WrongStateError, match="newer version is being made"):
         services.delete_dataset(dataset=first)
-    with pytest.raises(WrongStateError, match="ended well"):
+    with pytest.raises(WrongStateError, match="Only a ready dataset"):
         services.create_version(user=user, base=second, archive=zipped(others("newer")))
     check(second.pk)
     services.delete_dataset(dataset=first)

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -224,3 +225,21 @@ def test_a_model_without_weights_cannot_be_used(api: APIClient) -> None:
     image = SimpleUploadedFile("new.png", png(draw_cells(np.random.default_rng(8))[0]))
     answer = api.post("/api/v1/inferences/", {"model": model.pk, "image": image}, format="multipart")
     assert answer.status_code == 409
+
+
+def test_models_used_last_stay_warm_up_to_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> Any:
+        loaded.append(name)
+        return SimpleNamespace(nbytes=int(name))
+
+    monkeypatch.setattr(storage, "fetch", lambda key, checksum: key)
+    monkeypatch.setattr(Predictor, "load", load)
+    warm = prediction._WarmModels(10)
+    for size in (4, 5, 4, 3, 4, 5):  # 5 gave way to 3, since 4 was used after it
+        warm.get(SegmentationModel(s3_key=str(size), checksum=str(size)))
+    assert loaded == ["4", "5", "3", "5"]
+    for _ in range(2):
+        warm.get(SegmentationModel(s3_key="25", checksum="25"))
+    assert loaded[4:] == ["25"], "one that is larger than the cache is kept alone"

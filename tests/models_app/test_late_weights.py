@@ -78,7 +78,7 @@ def test_the_page_waits_for_the_weights(client: Client) -> None:
     assert "are being packed" in text(client, model.get_absolute_url())
     assert "are being packed" in text(client, live, headers=HTMX)
     late_weights.keep_weights(model.pk)
-    assert "are kept and can be used" in text(client, live, headers=HTMX)
+    assert "the model can be used" in text(client, live, headers=HTMX)
     assert "are being packed" not in text(client, model.get_absolute_url())
 
 

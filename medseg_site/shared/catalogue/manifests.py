@@ -11,13 +11,14 @@ import gzip
 import json
 import logging
 import uuid as uuids
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import partial
+from threading import Lock
 from typing import Any
 
+from cachetools import LRUCache
 from django.conf import settings
 from django.db import models, transaction
 from django.utils import timezone
@@ -100,7 +101,8 @@ def points_to_user(column: Any) -> bool:
 
 
 # --- Writing ------------------------------------------------------------------------------------------------------------
-_last_written: OrderedDict[str, str] = OrderedDict()  # key → text, to spare a second write of the same
+_last_written: LRUCache[str, str] = LRUCache(100)  # key → text, to spare a second write of the same
+_last_written_lock = Lock()
 
 
 def store(row: StoredRow) -> None:
@@ -110,9 +112,8 @@ def store(row: StoredRow) -> None:
 
 def _write(key: str, text: str) -> None:
     storage.store_bytes(key, text.encode())
-    _last_written[key] = text
-    while len(_last_written) > 100:
-        _last_written.popitem(last=False)
+    with _last_written_lock:
+        _last_written[key] = text
 
 
 def store_apart(row: StoredRow) -> None:
@@ -156,7 +157,8 @@ def refresh(model: type[StoredRow], owner: uuids.UUID, *, anew: bool = False) ->
     anew: also if this process has written the same text before.
     """
     key = storage.object_key(declared(model).collection, owner, NAME)
-    lies_there = None if anew else _last_written.get(key)
+    with _last_written_lock:
+        lies_there = None if anew else _last_written.get(key)
     for _ in range(MAX_REWRITES):
         row = model._default_manager.filter(uuid=owner).first()
         if row is None:

@@ -7,11 +7,10 @@ of a long list is counted every few seconds, so it may be that old. The rows are
 from __future__ import annotations
 
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cachetools import TTLCache
 from django.core.exceptions import EmptyResultSet
 from django.core.paginator import Page, Paginator
 from django.db.models import Count, Model, OuterRef, QuerySet, Subquery
@@ -34,7 +33,7 @@ class _Counts:
     """The totals of long lists, kept for some seconds: a person who leafs through one has it counted once, not for each page."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[Any, ...], tuple[float, int]] = OrderedDict()
+        self._known: TTLCache[tuple[Any, ...], int] = TTLCache(MOST_KNOWN, SECONDS_KNOWN)
         self._lock = threading.Lock()
 
     def of(self, rows: QuerySet[Any]) -> int:
@@ -43,16 +42,13 @@ class _Counts:
         except EmptyResultSet:
             return 0
         with self._lock:
-            until, count = self._known.get(query, (0.0, 0))
-        if time.monotonic() < until:
-            return count
+            known = self._known.get(query)
+        if known is not None:
+            return known
         count = rows.count()
-        with self._lock:
-            self._known.pop(query, None)
-            if count > MANY:
-                self._known[query] = (time.monotonic() + SECONDS_KNOWN, count)
-            while len(self._known) > MOST_KNOWN:
-                self._known.popitem(last=False)
+        if count > MANY:
+            with self._lock:
+                self._known[query] = count
         return count
 
 
