@@ -28,7 +28,8 @@ from ml_core.io import read_image, read_mask
 from ml_core.planning.plan import Machine, Plan
 from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
-from ml_core.training.state import Keeper
+from ml_core.training.events import EpochEnded, Event
+from ml_core.training.state import Checkpoints
 from ml_core.training.trainer import fit
 
 CLASSES: list[LabelClass] = [
@@ -89,13 +90,13 @@ def seconds(plan: Plan, stored: list[StoredCase], folder: Path, *, checkpoints: 
     def nothing(*args: Any, **kwargs: Any) -> None:
         pass
 
-    def note(event: dict[str, Any]) -> None:
-        if event["type"] == "epoch":
+    def note(event: Event) -> None:
+        if isinstance(event, EpochEnded):
             ends.append(time.perf_counter() - begun)
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
         begun = time.perf_counter()
-        with mock.patch.object(Keeper, "keep", Keeper.keep if checkpoints else nothing):
+        with mock.patch.object(Checkpoints, "keep", Checkpoints.keep if checkpoints else nothing):
             fit(plan, stored[:10], stored[10:], Path(place), on_event=note, should_stop=lambda: False)
         return ends[-1], time.perf_counter() - begun
 

@@ -30,6 +30,7 @@ from ml_core.planning.hyperparameters import specs
 from ml_core.planning.plan import Machine, Plan
 from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
+from ml_core.training.events import EpochEnded, Event, Progress
 from ml_core.training.losses import make_loss
 from ml_core.training.optimizers import make_optimizers
 from ml_core.training.trainer import fit
@@ -64,12 +65,12 @@ def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
 def platform(plan: Plan, train: list[StoredCase], val: list[StoredCase], folder: Path) -> tuple[int, float, float]:
     """(steps of an epoch, images a second of the steps, images a second with validation and checkpoints)."""
     folder.mkdir()
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     fit(plan, train, val, folder, on_event=events.append, should_stop=lambda: False)
-    epochs = [event for event in events if event["type"] == "epoch"][1:]
-    steps = events[-1]["step"] // EPOCHS
-    alone = statistics.harmonic_mean([epoch["images_per_second"] for epoch in epochs])
-    return steps, alone, statistics.harmonic_mean([steps * plan.batch_size / epoch["seconds"] for epoch in epochs])
+    epochs = [event.point for event in events if isinstance(event, EpochEnded)][1:]
+    steps = max(event.step for event in events if isinstance(event, Progress)) // EPOCHS
+    alone = statistics.harmonic_mean([epoch.images_per_second for epoch in epochs])
+    return steps, alone, statistics.harmonic_mean([steps * plan.batch_size / epoch.seconds for epoch in epochs])
 
 
 def bare_loop(plan: Plan, train: list[StoredCase], steps: int) -> float:

@@ -9,13 +9,15 @@ import json
 import math
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WrapSerializer
 
 Kind = TypeVar("Kind")
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """The type of a field whose number may be undefined."""
 OrNone = BeforeValidator(lambda value: value or None)
 """For a field whose empty document ({}) means that there is none."""
+NoneAsEmpty = WrapSerializer(lambda value, write: {} if value is None else write(value))
+"""For a field whose JSON is the empty document where there is none."""
 LeftOut = Field(exclude_if=lambda value: value is None)
 """For a field that the JSON leaves out where it is None."""
 

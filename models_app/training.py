@@ -129,7 +129,7 @@ def _lower_batch(job: Claim[SegmentationModel], folder: Path) -> None:
 
 
 def job_document(model: SegmentationModel, dataset: Dataset, folder: Path, store: Path) -> dict[str, Any]:
-    """ml_core.training.run.TrainingJob, but for what has to be brought to this machine."""
+    """ml_core.training.job.TrainingJob, but for what has to be brought to this machine."""
     return {
         "cases": [],
         "split": _stored_split(dataset),

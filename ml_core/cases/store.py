@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ml_core.dataset.case import Case
 from ml_core.errors import ImageError, TrainingError
 from ml_core.files import in_order, threads_for
 from ml_core.io import read_image, read_mask
+from ml_core.planning.budget import NO_DEADLINE, Deadline
 from ml_core.planning.plan import Plan
 
 VERSION = 2  # of what `_decode` writes: raise it where the same file and plan give other arrays
@@ -60,12 +60,12 @@ def open_store(
     plan: Plan,
     on_case: Callable[[int, int], None],
     *,
-    until: float | None = None,
+    deadline: Deadline = NO_DEADLINE,
     least: int = 1,
 ) -> list[StoredCase]:
     """Decode what is not in `folder` yet, and open all. `on_case(done, total)` is called after each case.
 
-    With `until` (time.monotonic) no case is waited for after it, once `least` are there: the first ones of `cases` come back.
+    With a deadline no case is waited for after it, once `least` are there: the first ones of `cases` come back.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -80,7 +80,7 @@ def open_store(
         for case in opened:
             stored.append(case)
             on_case(len(stored), len(cases))
-            if until is not None and len(stored) >= least and time.monotonic() > until:
+            if len(stored) >= least and deadline.is_over():
                 break
     return stored
 

@@ -37,10 +37,6 @@ class Case:
         """Its mask as positions in `class_values` (ascending). Raises TrainingError for a value or colour that is no class."""
         return label_indices(label_values(mask, self.codes), class_values, self.name)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Case:
-        return cls(**{**values, "image": Path(values["image"]), "mask": Path(values["mask"])})
-
 
 def label_indices(values: NDArray[Any], class_values: list[int], name: str) -> NDArray[np.uint8]:
     """Label values → positions in `class_values` (ascending). Raises TrainingError for a value that is no class."""

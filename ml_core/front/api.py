@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ from ml_core.planning.request import TrainingRequest
 from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import Predictor, Segmentation
 from ml_core.training.evaluation import evaluate as evaluate_cases
-from ml_core.training.run import TrainingJob, run
+from ml_core.training.events import CurvePoint, Done, EpochEnded, Event, PlanMade, Started
+from ml_core.training.job import TrainingJob
+from ml_core.training.run import run
 from ml_core.training.split import copies_held_out, duplicates_of, keep_signature
 
 Folder = str | Path
@@ -149,7 +151,7 @@ def train(
             cases,
             described.classes,
             described.fingerprint,
-            wanted,
+            TrainingRequest.from_json(wanted),
             folder,
             folder / STORE,
             facts={"name": folder.resolve().name, **({"mask_codes": described.codes} if described.codes else {})},
@@ -310,46 +312,47 @@ class _Record:
 
     def __init__(self, folder: Path, cases: list[Case], bar: ProgressBar) -> None:
         self.folder, self.cases, self.bar = folder, cases, bar
-        self.done: dict[str, Any] = {}
-        self.curve: list[dict[str, Any]] = []
+        self.done: Done | None = None
+        self.curve: list[CurvePoint] = []
 
-    def on_event(self, event: dict[str, Any]) -> None:
-        kind, path = event["type"], self.folder / "curve.csv"
+    def on_event(self, event: Event) -> None:
         self.bar.on_event(event)
-        if kind == "plan":
-            _write_json(self.folder / "plan.json", event["plan"])
-            write_splits(self.folder / "splits_final.json", StoredSplit.from_json(event["split"]), self.cases)
-        elif kind == "start" and path.exists():
-            with path.open(newline="") as file:  # the epochs before an interruption
-                self.curve = [row for row in csv.DictReader(file) if int(row["epoch"]) <= event["epoch"]]
-        elif kind == "epoch":
-            self.curve.append({name: value for name, value in event.items() if name != "type"})
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(self.curve[-1]), extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(self.curve)
-        elif kind == "done":
-            self.done = event
+        match event:
+            case PlanMade():
+                _write_json(self.folder / "plan.json", event.plan)
+                write_splits(self.folder / "splits_final.json", event.split, self.cases)
+            case Started():  # with the epochs before an interruption
+                before = event.epoch - len(event.curve)
+                self.curve = [*(point for point in self.curve if point.epoch <= before), *event.curve]
+            case EpochEnded(point):
+                self.curve.append(point)
+                with (self.folder / "curve.csv").open("w", newline="") as file:
+                    writer = csv.DictWriter(file, [field.name for field in fields(CurvePoint)])
+                    writer.writeheader()
+                    writer.writerows(asdict(point) for point in self.curve)
+            case Done():
+                self.done = event
 
 
-def _finish(folder: Path, done: dict[str, Any], bar: ProgressBar, *, keep_store: bool) -> Model:
-    for text in done["warnings"]:
+def _finish(folder: Path, done: Done | None, bar: ProgressBar, *, keep_store: bool) -> Model:
+    assert done, "a training that raises nothing ends with this event"
+    for text in done.warnings:
         bar.note(text)
-    if done["package"] is None:
+    if done.package is None:
         raise TrainingError(
             "stopped", "The training was stopped before its first epoch ended.", "Run it again to go on."
         )
-    if done["stopped"]:
-        bar.note(f"Stopped. {done['package']} has the best weights so far; run the same again to go on.")
+    if done.stopped:
+        bar.note(f"Stopped. {done.package} has the best weights so far; run the same again to go on.")
     else:
-        _write_json(folder / "metrics.json", done["metrics"])
+        _write_json(folder / "metrics.json", done.metrics)
         for checkpoint in folder.rglob("*.safetensors"):  # the package has the weights
             checkpoint.unlink()
         for member in folder.glob("member_*"):
             member.rmdir()
         if not keep_store:
             shutil.rmtree(folder / STORE, ignore_errors=True)
-    return Model(done["package"])
+    return Model(done.package)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def _add_pair(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--job", type=Path, help="job file (ml_core.training.run.TrainingJob as JSON); events come as JSON lines"
+        "--job", type=Path, help="job file (ml_core.training.job.TrainingJob as JSON); events come as JSON lines"
     )
     _add_pair(parser, required=False)
     parser.add_argument("--nnunet-raw", type=Path, help="nnUNet_raw/DatasetNNN_Name instead of images and masks")

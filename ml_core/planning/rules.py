@@ -10,12 +10,12 @@ from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.errors import ConfigError
 from ml_core.networks.architecture import Architecture, Arguments
 from ml_core.networks.catalogue import ARCHITECTURES, find, network_arguments
+from ml_core.planning.budget import DEFAULT_SECONDS
 from ml_core.planning.grid import choose_preprocessing, shape_on_grid, spacing_of
 from ml_core.planning.hyperparameters import CONFIGURATIONS
 from ml_core.planning.plan import FLAT, Machine, Plan, Preprocessing
 from ml_core.planning.request import Chooser, ConfigErrors, TrainingRequest
 
-DEFAULT_SECONDS = 300
 MAX_SHORT_SECONDS = 900  # on a CPU every image is seen some hundred times at most
 MIN_MUON_EPOCHS, MIN_MUON_SECONDS = 20, 60  # below that Muon's slow start costs more than it brings
 MIN_COMPILING_SECONDS = 600  # a training that has time for a minute of compiling

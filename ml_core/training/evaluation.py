@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from ml_core.io import Image, display_slice, read_image, read_mask
 from ml_core.measures.calibration import Calibration
 from ml_core.measures.metrics import case_metrics, summarise, volume_unit
 from ml_core.measures.results import CaseMetrics, ClassMetrics, ClassScores, Means, Metrics, Scores
+from ml_core.planning.budget import NO_DEADLINE, Deadline
 from ml_core.planning.plan import Plan
 from ml_core.prediction.predictor import Predictor
 
@@ -32,45 +33,21 @@ def evaluate(
     evaluated_on: str,
     pictures: Path | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
-    deadline: float | None = None,
+    deadline: Deadline = NO_DEADLINE,
 ) -> Metrics:
     """Metrics per class and per case (ml_core.measures.metrics says the rules), calibration, and a picture of right and wrong per case.
 
-    `predictors`: who predicts each of the cases. `deadline` (time.monotonic): at least one case is evaluated, and a further one
-    only where it will be done by then; they are spread evenly, and "held_out" says how many there are in all.
+    `predictors`: who predicts each of the cases. `deadline`: at least one case is evaluated, and a further one only where it will be
+    done by then; they are spread evenly, and "held_out" says how many there are in all.
     `pictures`: a folder for <case id>.png, or None. Distances are in mm when the first case has a spacing, else in pixels; a later
     case without spacing is then measured as if it had the first one's.
     """
     plan = predictors[0].plan
-    calibration = Calibration()
     usual = read_image(cases[0].image).spacing
     unit = "mm" if usual else "px"
-    row_of: dict[int, list[Scores]] = {}
-    confidence_of: dict[int, float] = {}
-    pictured = set[int]()
-    begun = time.monotonic()
-    for position in range(len(cases)) if deadline is None else spread_order(len(cases)):
-        done = len(row_of)
-        if deadline and done and time.monotonic() + (time.monotonic() - begun) / done > deadline:
-            break
-        case = cases[position]
-        image, reference = _read(case, plan)
-        laid = labels_to_slices(reference, image, plan.preprocessing.slice_axis)
-
-        def calibrate(first: int, probabilities: NDArray[np.float32], laid: NDArray[np.uint8] = laid) -> None:
-            calibration.add(np.moveaxis(probabilities, 1, 0), laid[first : first + len(probabilities)])
-
-        found = predictors[position].predict(image, calibrate)
-        spacing = (image.spacing or usual) if usual else None
-        row_of[position] = case_metrics(reference, found.indices, len(plan.class_values), spacing)
-        confidence_of[position] = found.confidence
-        if pictures is not None and len(pictured) < MAX_PICTURES:
-            error_picture(image, reference, found.indices).save(pictures / f"{case.id}.png")
-            pictured.add(case.id)
-        on_case(done + 1, len(cases))
-    held_out = len(cases)
-    done_cases = sorted(row_of)
-    cases, rows = [cases[position] for position in done_cases], [row_of[position] for position in done_cases]
+    found = _predict_and_score(predictors, cases, usual, pictures, on_case, deadline)
+    held_out, done_cases = len(cases), sorted(found.row_of)
+    cases, rows = [cases[position] for position in done_cases], [found.row_of[position] for position in done_cases]
     groups = [case.group or f"case {case.id}" for case in cases]
     summary = summarise(rows, groups=groups)
     per_case = [
@@ -78,9 +55,9 @@ def evaluate(
             **vars(means),
             name=case.name,
             sample=case.id,
-            picture=case.id in pictured,
-            confidence=round(confidence_of[position], 4),
-            per_class=_with_values(row_of[position], plan),
+            picture=case.id in found.pictured,
+            confidence=round(found.confidence_of[position], 4),
+            per_class=_with_values(found.row_of[position], plan),
         )
         for means, case, position in zip(summary.per_case, cases, done_cases, strict=True)
     ]
@@ -90,7 +67,7 @@ def evaluate(
         held_out=held_out,
         unit=unit,
         volume_unit=volume_unit(plan.dimensions, unit),
-        calibration=calibration.result(),
+        calibration=found.calibration.result(),
     )
 
 
@@ -104,6 +81,49 @@ def _named(means: list[Means], plan: Plan) -> list[ClassMetrics]:
         ClassMetrics(**vars(row), value=value, name=name, color=color)
         for row, (value, name, color) in zip(means, classes, strict=True)
     ]
+
+
+@dataclass
+class _Scored:
+    """What is known of the cases that were evaluated, by their positions."""
+
+    row_of: dict[int, list[Scores]] = field(default_factory=dict)
+    confidence_of: dict[int, float] = field(default_factory=dict)
+    pictured: set[int] = field(default_factory=set)
+    """Ids of the cases with a picture."""
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+def _predict_and_score(
+    predictors: Sequence[Predictor],
+    cases: Sequence[Case],
+    usual: tuple[float, ...] | None,
+    pictures: Path | None,
+    on_case: Callable[[int, int], None],
+    deadline: Deadline,
+) -> _Scored:
+    """One case after the other, as many as there is time for. `usual`: the spacing of a case that says none."""
+    plan, scored, begun = predictors[0].plan, _Scored(), deadline.clock()
+    for position in range(len(cases)) if deadline.at is None else spread_order(len(cases)):
+        done = len(scored.row_of)
+        if done and deadline.left() < (deadline.clock() - begun) / done:
+            break
+        case = cases[position]
+        image, reference = _read(case, plan)
+        laid = labels_to_slices(reference, image, plan.preprocessing.slice_axis)
+
+        def calibrate(first: int, probabilities: NDArray[np.float32], laid: NDArray[np.uint8] = laid) -> None:
+            scored.calibration.add(np.moveaxis(probabilities, 1, 0), laid[first : first + len(probabilities)])
+
+        found = predictors[position].predict(image, calibrate)
+        spacing = (image.spacing or usual) if usual else None
+        scored.row_of[position] = case_metrics(reference, found.indices, len(plan.class_values), spacing)
+        scored.confidence_of[position] = found.confidence
+        if pictures is not None and len(scored.pictured) < MAX_PICTURES:
+            error_picture(image, reference, found.indices).save(pictures / f"{case.id}.png")
+            scored.pictured.add(case.id)
+        on_case(done + 1, len(cases))
+    return scored
 
 
 def caveats(metrics: Metrics, *, grouping: str, folds: int) -> list[str]:

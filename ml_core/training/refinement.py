@@ -21,6 +21,7 @@ from ml_core.io import Image, read_image, read_mask
 from ml_core.measures.metrics import overlap_metrics
 from ml_core.networks.catalogue import find
 from ml_core.networks.device import most_probable, pick_device
+from ml_core.planning.budget import COMPARING_SHARE, MIRRORING_SHARE, Budget, Deadline, Stage
 from ml_core.planning.plan import Plan
 from ml_core.prediction.decisions import Decisions, MirroringDecision, PostprocessingDecision, Refinements
 from ml_core.prediction.postprocessing import choose
@@ -34,7 +35,6 @@ WORTH_IT = 0.0003  # of mean Dice that mirroring must gain; small, since the sam
 MOSTLY = 2 / 3  # but on so many of the cases, since it multiplies the time of every prediction
 IN_FLOAT32 = 4  # times as long as one prediction takes a quick one beside its like in float32
 ROUNDS = 3  # of each runtime, to see which is quicker
-COMPARED, MIRRORED = 0.25, 0.9  # of the time are over when runtimes are compared, and when mirroring is measured
 PIECES = 8  # of a case that is too large to compare whole
 
 Runtime = tuple[str, dict[str, float]]  # its name, and the seconds of each
@@ -53,28 +53,25 @@ class Member:
 def refine(
     members: list[Member],
     plan: Plan,
-    *,
-    seconds: float,
-    a_case: float,
-    mirroring: bool,
+    budget: Budget,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Decisions:
     """Choose converted networks, mirroring and post-processing. Sets each member's `forward` and, where kept, `converted`.
 
-    `seconds`: about how long it may take, beside the conversion: fewer cases are looked at where they are slow, pieces of them
-    where even one is too slow (`a_case`: seconds of one prediction).
+    The budget, which has its estimate, says how long it may take: fewer cases are looked at where they are slow, pieces of them where
+    even one is too slow.
     """
+    assert budget.estimate
+    seconds, of_all = budget.estimate.refining_seconds, len(members) * budget.estimate.seconds_a_case
     runtime = _fastest_runtime(members, plan)
-    start = (
-        time.monotonic()
-    )  # converting is not part of `seconds`: it would leave one case to everything that is measured
-    in_pieces = len(members) * IN_FLOAT32 * a_case > COMPARED * seconds
-    serving = _agreeing(members, plan, runtime, start + COMPARED * seconds, in_pieces)
+    # Converting is not part of the time: it would leave one case to everything that is measured.
+    deadline = budget.deadline_of(Stage.REFINING)
+    comparing, mirroring = deadline.part(COMPARING_SHARE), deadline.part(MIRRORING_SHARE)
+    serving = _agreeing(members, plan, runtime, comparing, IN_FLOAT32 * of_all > COMPARING_SHARE * seconds)
     on_progress(1, 3)
-    mirrored = _mirroring(members, plan, start + MIRRORED * seconds, mirroring)
+    mirrored = _mirroring(members, plan, mirroring, budget.estimate.mirroring)
     on_progress(2, 3)
-    affordable = len(members) * a_case < seconds
-    cleaned = _postprocessing(members, plan, Refinements(mirroring=mirrored.used), start + seconds, affordable)
+    cleaned = _postprocessing(members, plan, Refinements(mirroring=mirrored.used), deadline, of_all < seconds)
     on_progress(3, 3)
     return Decisions(serving, mirrored, cleaned)
 
@@ -86,7 +83,9 @@ def _fastest_runtime(members: list[Member], plan: Plan) -> Runtime | None:
     return None if pick_device().type == "cuda" else _quickest(members, plan)
 
 
-def _agreeing(members: list[Member], plan: Plan, fastest: Runtime | None, deadline: float, in_pieces: bool) -> Serving:
+def _agreeing(
+    members: list[Member], plan: Plan, fastest: Runtime | None, deadline: Deadline, in_pieces: bool
+) -> Serving:
     """The fastest runtime, where its label maps agree with float32's."""
     if fastest is None:
         return Serving("torch", plan.precision, f"PyTorch in {plan.precision}: the machine has a GPU.")
@@ -156,7 +155,9 @@ def _labels_of(forward: Forward, batch: NDArray[np.float32]) -> NDArray[np.uint8
     return most_probable(torch.from_numpy(forward(batch)))[0].to(torch.uint8).numpy()
 
 
-def _pieces(cases: list[Case], plan: Plan, deadline: float) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+def _pieces(
+    cases: list[Case], plan: Plan, deadline: Deadline
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
     """Of each case a few patches around places of its classes in turn: (1, C, *patch), and class positions (*patch)."""
     for image, reference in _load(cases, plan, deadline):
         images = preprocess(image, plan.preprocessing)
@@ -179,7 +180,7 @@ def _converted(network: nn.Module, plan: Plan) -> tuple[bytes, bytes]:
     return convert(network, example, any_size=find(plan.architecture).takes_any_size)
 
 
-def _mirroring(members: list[Member], plan: Plan, deadline: float, affordable: bool) -> MirroringDecision:
+def _mirroring(members: list[Member], plan: Plan, deadline: Deadline, affordable: bool) -> MirroringDecision:
     asked = plan.test_time_augmentation
     options = ["flips"] if plan.configuration == "3d" else ["flips", "flips and turns"]
     if asked != "measured":
@@ -203,7 +204,7 @@ def _mirroring(members: list[Member], plan: Plan, deadline: float, affordable: b
 
 
 def _postprocessing(
-    members: list[Member], plan: Plan, refinements: Refinements, deadline: float, affordable: bool
+    members: list[Member], plan: Plan, refinements: Refinements, deadline: Deadline, affordable: bool
 ) -> PostprocessingDecision:
     if plan.postprocessing == "off":
         return PostprocessingDecision(None, "You chose it.")
@@ -220,10 +221,10 @@ def _postprocessing(
     return PostprocessingDecision(used, reason, report, report.cases)
 
 
-def _load(cases: list[Case], plan: Plan, deadline: float) -> Iterator[tuple[Image, NDArray[np.uint8]]]:
+def _load(cases: list[Case], plan: Plan, deadline: Deadline) -> Iterator[tuple[Image, NDArray[np.uint8]]]:
     """Evenly chosen ones, one by one, until the time is up; at least one."""
     for count, index in enumerate(spread_order(len(cases))):
-        if count and time.monotonic() > deadline:
+        if count and deadline.is_over():
             return
         case = cases[index]
         image = read_image(case.image)

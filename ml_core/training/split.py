@@ -7,7 +7,6 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +35,15 @@ def split_job(
     test = _stored_test(cases, groups, duplicates, stored) if not wanted.asks_for("test_fraction") else []
     rest = [position for position in range(len(cases)) if position not in set(test)]
     others = [groups[position] for position in rest]
-    common: dict[str, Any] = {
-        "seed": plan.seed,
-        "test_fraction": 0.0 if test else plan.test_fraction if wanted.asks_for("test_fraction") else None,
-        "duplicates": [duplicates[position] for position in rest],
-    }
+    asked = plan.test_fraction if wanted.asks_for("test_fraction") else None
+    fraction, linked = 0.0 if test else asked, [duplicates[position] for position in rest]
     if plan.folds > 1:
-        splits = cross_validation(others, plan.folds, **common)
+        splits = cross_validation(others, plan.folds, seed=plan.seed, test_fraction=fraction, duplicates=linked)
     else:
-        splits = [split_cases(others, validation_fraction=plan.validation_fraction, **common)]
+        share = plan.validation_fraction
+        splits = [
+            split_cases(others, seed=plan.seed, validation_fraction=share, test_fraction=fraction, duplicates=linked)
+        ]
     if not test:
         return splits
     return [

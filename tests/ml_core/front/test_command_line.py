@@ -25,6 +25,7 @@ from ml_core.front.command_line import main
 from ml_core.front.progress import ProgressBar
 from ml_core.planning.hyperparameters import specs
 from ml_core.prediction.package import read_package
+from ml_core.training.events import EpochEnded, Event
 from tests.environment import REPOSITORY
 from tests.synthetic import dicom_dataset, draw_pair, write_png, write_rgb_mask
 
@@ -140,9 +141,9 @@ def test_ctrl_c_keeps_the_best_weights_and_the_same_command_goes_on(
     images, masks = folders(tmp_path, 4)
     shown = ProgressBar.on_event
 
-    def interrupt(self: ProgressBar, event: dict[str, Any]) -> None:
+    def interrupt(self: ProgressBar, event: Event) -> None:
         shown(self, event)
-        if event["type"] == "epoch":
+        if isinstance(event, EpochEnded):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(ProgressBar, "on_event", interrupt)

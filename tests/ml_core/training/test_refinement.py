@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ml_core.dataset.case import Case
+from ml_core.planning.budget import Budget, Clock, Estimate
 from ml_core.prediction.decisions import MirroringDecision, PostprocessingDecision
 from ml_core.prediction.runtimes import Serving, TorchForward
 from ml_core.training.refinement import Member, refine
@@ -37,12 +39,13 @@ class Threshold(nn.Module):
 
 
 def decide(
-    folder: Path, network: nn.Module, a_case: float = 0.1, **wanted: Any
+    folder: Path, network: nn.Module, a_case: float = 0.1, clock: Clock = time.monotonic, **wanted: Any
 ) -> tuple[Serving, MirroringDecision, PostprocessingDecision, Member]:
     cases: list[Case] = draw(folder, 3)
     plan = plan_for(cases, **wanted)
     member = Member(network.eval(), cases)
-    decisions = refine([member], plan, seconds=60, a_case=a_case, mirroring=True)
+    estimate = Estimate(0.1, 10.0, a_case, 0.1, 100.0, 60.0, True, 10**9, 5, 300.0)
+    decisions = refine([member], plan, Budget(300, clock(), clock, estimate))
     assert decisions.serving
     assert decisions.mirroring
     assert decisions.postprocessing
@@ -75,8 +78,7 @@ def test_a_long_conversion_takes_no_time_from_what_is_measured(tmp_path: Path, m
         return "torch", {}
 
     monkeypatch.setattr("ml_core.training.refinement._quickest", slow)
-    monkeypatch.setattr("ml_core.training.refinement.time.monotonic", lambda: now[0])
-    serving, mirroring, postprocessing, _ = decide(tmp_path, Threshold())  # 60 s
+    serving, mirroring, postprocessing, _ = decide(tmp_path, Threshold(), clock=lambda: now[0])  # 60 s
     assert [decision.cases for decision in (serving, mirroring, postprocessing)] == [3, 3, 3]
 
 
