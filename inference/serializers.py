@@ -42,6 +42,7 @@ class InferenceSerializer(serializers.ModelSerializer[InferenceResult]):
         model = InferenceResult
         fields = [
             "id",
+            "project",
             "model",
             "batch",
             "status",
@@ -120,6 +121,7 @@ class BatchSerializer(serializers.ModelSerializer[InferenceBatch]):
         model = InferenceBatch
         fields = [
             "id",
+            "project",
             "model",
             "status",
             "cancel_requested",

@@ -8,6 +8,8 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import Max, QuerySet
 
+from accounts import audit
+from accounts.access import require
 from datasets.models import Dataset
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
 from medseg_site.shared.base.text import clean_name
@@ -75,7 +77,8 @@ def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]
 
 
 def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dict[str, Any]) -> SegmentationModel:
-    """Queue a training. A second model of the same name becomes its next version."""
+    """Queue a training, in the dataset's project. A second model of the same name there becomes its next version."""
+    require(user, "change", dataset)
     name = clean_name(name)
     requested = check_hyperparameters(user=user, values=hyperparameters).to_dict()
     for _ in range(5):
@@ -88,18 +91,21 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dic
                 preview_plan(
                     user=user, dataset=locked, hyperparameters=requested
                 )  # what cannot be planned is refused now
-                latest = SegmentationModel.objects.filter(name=name).aggregate(Max("version"))["version__max"] or 0
+                namesakes = SegmentationModel.objects.filter(project=locked.project_id, name=name)
+                latest = namesakes.aggregate(Max("version"))["version__max"] or 0
                 model = SegmentationModel.objects.create(
                     created_by=user,
                     name=name,
                     version=latest + 1,
                     dataset=locked,
+                    project_id=locked.project_id,
                     status=SegmentationModel.WORDS.queued,
                     requested=requested,
                     hyperparameters=requested,
                     classes=locked.class_dicts(),
                 )
                 manifests.keep_new(model)
+                audit.record(user, "train", model)
                 send_on_commit(model)
             return model
         except IntegrityError:
@@ -107,9 +113,12 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dic
     raise MedSegError("busy", "Too many trainings of this name start at once. Try again.", attr="name")
 
 
-def cancel_model(*, model: SegmentationModel) -> SegmentationModel:
+def cancel_model(*, user: Any, model: SegmentationModel) -> SegmentationModel:
     """Stop a training. One that nobody works on is cancelled at once; a worker then packages its best weights."""
-    request_cancel(model)
+    require(user, "change", model)
+    with transaction.atomic():
+        request_cancel(model)
+        audit.record(user, "cancel", model)
     if model.are_weights_due:
         call_on_commit(KEEP_WEIGHTS, model.pk)
     return model
@@ -120,6 +129,7 @@ def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any]
 
     changes: another number of `epochs` (in all) or `time_budget_seconds`, such as more than first asked for.
     """
+    require(user, "change", model)
     changes = changes or {}
     if strange := set(changes) - set(RESUMABLE):
         text = "It is settled since the training started. Only epochs and time_budget_seconds can change now."
@@ -129,11 +139,13 @@ def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any]
         if model.dataset is None:
             raise WrongStateError("Its dataset was deleted, so the training cannot go on.")
         requeue(model, requested=requested)
+        audit.record(user, "resume", model)
     return model
 
 
-def delete_model(*, model: SegmentationModel) -> None:
+def delete_model(*, user: Any, model: SegmentationModel) -> None:
     """Remove the row and its objects; inferences stay. Raises WrongStateError while it is in use."""
+    require(user, "delete", model)
     owner = model.uuid
     prefix = storage.object_key("models", owner)
     _check_not_in_use(SegmentationModel.objects.get(pk=model.pk))
@@ -141,6 +153,7 @@ def delete_model(*, model: SegmentationModel) -> None:
         locked = SegmentationModel.objects.select_for_update().get(pk=model.pk)
         _check_not_in_use(locked)
         checksum = locked.checksum
+        audit.record(user, "delete", locked)
         locked.delete()
         removal.remove_on_commit(SegmentationModel, [owner], lambda: storage.delete_prefix(prefix))
         transaction.on_commit(lambda: scratch.forget_local(owner), robust=True)
