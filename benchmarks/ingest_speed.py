@@ -164,12 +164,14 @@ def check(archive: Path) -> None:
     django.setup()
     from django.core.management import call_command
 
+    from accounts.services import personal_project
     from datasets.check import check as check_dataset
     from datasets.models import Dataset
+    from medseg_site.shared.base.local_user import local_user
     from medseg_site.shared.storage import objects as storage
 
     call_command("migrate", verbosity=0)
-    dataset = Dataset.objects.create(name="pairs", status="uploaded")
+    dataset = Dataset.objects.create(project=personal_project(local_user()), name="pairs", status="uploaded")
     stored = storage.store_file(storage.object_key("datasets", dataset.uuid, "archive.zip"), archive)
     Dataset.objects.filter(pk=dataset.pk).update(s3_key=stored.key, checksum=stored.sha256)
     report(lambda: check_dataset(dataset.pk))

@@ -1,6 +1,7 @@
 """Lists, details and pages with few and with very many rows: median and 95th percentile in ms, and number of queries.
 
     python -m benchmarks.lists [--samples 1000 1000000] [--inferences 1000 100000] [--rounds 40] [--databases URL URL]
+        [--projects 1 --share 0.5]
 
 Two platforms, each a process with a temporary folder and the real migrations, on SQLite or on two empty databases. Each request goes to one
 and the other in turn, so that what else the machine does meets both; through all of Django but no network. Prints Markdown; a
@@ -30,12 +31,21 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs=2, default=[1_000, 1_000_000])
     parser.add_argument("--inferences", type=int, nargs=2, default=[1_000, 100_000])
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument(
+        "--projects",
+        type=int,
+        default=0,
+        help="Ask as one of several users, who is in so many projects; 0: the single user",
+    )
+    parser.add_argument("--share", type=float, default=0.75, help="Of the inferences that this user sees")
     parser.add_argument("--databases", nargs=2, default=["", ""], help="DATABASE_URL of each; default: SQLite")
     options = parser.parse_args()
     spawn, pipes, processes = multiprocessing.get_context("spawn"), [], []
     for size in zip(options.samples, options.inferences, options.databases, strict=True):
         ours, theirs = spawn.Pipe()
-        processes.append(spawn.Process(target=platform, args=(theirs, *size), daemon=True))
+        processes.append(
+            spawn.Process(target=platform, args=(theirs, *size, options.projects, options.share), daemon=True)
+        )
         processes[-1].start()
         theirs.close()  # or nobody would notice that it ended
         pipes.append(ours)
@@ -82,11 +92,12 @@ def measure(name: str, few: Connection, many: Connection, rounds: int) -> None:
     )
 
 
-def platform(pipe: Connection, samples: int, inferences: int, database: str) -> None:
+def platform(pipe: Connection, samples: int, inferences: int, database: str, projects: int, share: float) -> None:
     """A process of its own: fills its database, then makes each request that it is sent the name of, until it is sent None."""
     with tempfile.TemporaryDirectory(prefix="medseg-lists-") as folder:
         os.environ.update(MEDSEG_DATA_DIR=folder, DJANGO_SETTINGS_MODULE="medseg_site.settings", LOG_LEVEL="ERROR")
         os.environ |= {"ALLOWED_HOSTS": "testserver", "DATABASE_URL": database}
+        os.environ["MEDSEG_SINGLE_USER"] = "0" if projects else "1"
         import django
 
         django.setup()
@@ -96,7 +107,9 @@ def platform(pipe: Connection, samples: int, inferences: int, database: str) -> 
         from django.test.utils import CaptureQueriesContext
 
         call_command("migrate", verbosity=0)
-        started, filled, client = time.perf_counter(), Filled(), Client()
+        started, filled, client = time.perf_counter(), Filled(projects, share), Client()
+        if projects:
+            client.force_login(filled.user)
         filled.fill(samples, inferences)
         seconds = time.perf_counter() - started
         pipe.send(f"{connection.vendor}: {samples:,} samples and {inferences:,} inferences, filled in {seconds:.0f} s")
@@ -113,47 +126,64 @@ def platform(pipe: Connection, samples: int, inferences: int, database: str) -> 
 
 
 class Filled:
-    """Rows of a platform that has been used for long: one dataset holds all samples, half of the inferences are in batches."""
+    """Rows of a platform that has been used for long: one dataset holds all samples, half of the inferences are in batches.
 
-    def __init__(self) -> None:
-        from django.utils import timezone
+    With several users `share` of the inferences is in the user's projects, by turns; the rest is others', with models and
+    batches of its own.
+    """
 
+    def __init__(self, projects: int, share: float) -> None:
+        from django.contrib.auth.models import User
+
+        from accounts.models import Membership, Project
+        from accounts.services import personal_project
         from datasets.models import Dataset, DatasetClass, Sample
-        from inference.models import InferenceBatch, InferenceResult
+        from inference.models import InferenceResult
         from medseg_site.shared.base.local_user import local_user
-        from models_app.models import SegmentationModel
 
         self.samples_of, self.results_of = Sample, InferenceResult
-        columns = {"created_by": local_user(), "status": "ready", "s3_key": "x", "dimensions": 2, "file_count": 2}
-        columns["finished_at"] = timezone.now()
-        self.dataset = Dataset.objects.create(name="large", **columns)
+        self.user = User.objects.create_user("user") if projects else local_user()
+        shared = [Project.objects.create(name=f"shared {index}") for index in range(projects - 1)]
+        Membership.objects.bulk_create(Membership(project=one, user=self.user, role="member") for one in shared)
+        self.projects = [personal_project(self.user), *shared]
+        self.share = share if projects else 1.0
+        self.models, self.batches = self._tables(self.projects)
+        self.dataset = Dataset.objects.get(name="large")
         for value in (0, 255):
             DatasetClass.objects.create(dataset=self.dataset, value=value, name=f"class {value}", color="#ff0000")
-        Dataset.objects.bulk_create(Dataset(name=f"other {index}", **columns) for index in range(MODELS))
-        SegmentationModel.objects.bulk_create(
-            SegmentationModel(
-                name=f"model {index}",
-                dataset=self.dataset,
-                status="completed",
-                s3_key="x",
-                checksum="0" * 64,
-                trained_at=self.dataset.uploaded_at,
-                finished_at=self.dataset.uploaded_at,
-                created_by=self.dataset.created_by,
+        if projects:
+            self.others = self._tables([Project.objects.create(name="of others")])
+
+    def _tables(self, projects: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Datasets, models and batches in these projects by turns. The last two are returned."""
+        from django.utils import timezone
+
+        from datasets.models import Dataset
+        from inference.models import InferenceBatch
+        from models_app.models import SegmentationModel
+
+        now = timezone.now()
+        columns = {"created_by": self.user, "finished_at": now}
+        ready = {**columns, "status": "ready", "s3_key": "x", "dimensions": 2, "file_count": 2}
+        names = ["large", *(f"other {index}" for index in range(MODELS))]
+        datasets = [
+            Dataset.objects.create(name=name, project=projects[index % len(projects)], **ready)
+            for index, name in enumerate(names)
+        ]
+        trained = {**columns, "status": "completed", "s3_key": "x", "checksum": "0" * 64, "trained_at": now}
+        models = [
+            SegmentationModel.objects.create(
+                name=f"model {index}", dataset=datasets[0], project=projects[index % len(projects)], **trained
             )
             for index in range(MODELS)
-        )
-        self.models = list(SegmentationModel.objects.all())
-        self.batches = [
+        ]
+        batches = [
             InferenceBatch.objects.create(
-                model=self.models[index % MODELS],
-                status="completed",
-                archive_name=f"batch {index}.zip",
-                finished_at=self.dataset.uploaded_at,
-                created_by=self.dataset.created_by,
+                model=models[index], project=models[index].project, archive_name="a.zip", status="completed", **columns
             )
             for index in range(BATCHES)
         ]
+        return models, batches
 
     def fill(self, samples: int, inferences: int) -> None:
         from django.db import connection
@@ -196,9 +226,12 @@ class Filled:
             result = {"status": "completed", "output_image_s3_key": "x", "output_sha256": "0" * 64, "classes": classes}
             result |= {"seconds": random.random(), "confidence": random.random(), "certainty_key": "x"}
             result |= {"certainty_sha256": "0" * 64}
+        models, batches = (self.models, self.batches) if number % 100 < 100 * self.share else self.others
+        model, batch = models[number % MODELS], batches[number // 2 % BATCHES] if number % 2 else None
         return self.results_of(
-            model=self.models[number % MODELS],
-            batch=self.batches[number // 2 % BATCHES] if number % 2 else None,
+            project=(batch or model).project,
+            model=model,
+            batch=batch,
             image_name=f"image_{number:07d}.png",
             input_image_s3_key="x",
             shape=[512, 512],
@@ -212,12 +245,14 @@ def requests_of(filled: Filled) -> dict[str, str]:
     """What is asked for → address."""
     api, dataset, batch = "/api/v1", filled.dataset.pk, filled.batches[0].pk
     samples = filled.samples_of.objects.count()
-    results = filled.results_of.objects.count()
+    visible = filled.results_of.objects.visible_to(filled.user)
+    results = visible.count()
     middle, last = samples // 100, -(-samples // 50)
     listed = f"{api}/datasets/{dataset}/samples/"
     inferences = f"{api}/inferences/"
     some_sample = filled.samples_of.objects.get(position=samples // 2).pk
-    some_result = filled.results_of.objects.filter(status="completed").order_by("pk")[results // 2].pk
+    completed = visible.filter(status="completed").order_by("pk")
+    some_result = completed[completed.count() // 2].pk
     return {
         "API samples, first page": listed,
         "API samples, middle page": f"{listed}?page={middle}",
@@ -228,14 +263,14 @@ def requests_of(filled: Filled) -> dict[str, str]:
         "API samples, ordering=name, middle page": f"{listed}?ordering=name&page={middle}",
         "API samples, search of a name": f"{listed}?search=case_00005",
         "API inferences, first page": inferences,
-        "API inferences, middle page": f"{inferences}?page={results // 100}",
-        "API inferences, last page": f"{inferences}?page={-(-results // 50)}",
+        "API inferences, middle page": f"{inferences}?page={max(1, results // 100)}",
+        "API inferences, last page": f"{inferences}?page={max(1, -(-results // 50))}",
         "API inferences, status=failed": f"{inferences}?status=failed",
         "API inferences, one model": f"{inferences}?model={filled.models[3].pk}",
         "API inferences, one batch": f"{inferences}?batch={batch}",
         "API inferences, ordering=confidence": f"{inferences}?ordering=confidence",
         "API inferences, ordering=image_name": f"{inferences}?ordering=image_name",
-        "API inferences, ordering=seconds, middle": f"{inferences}?ordering=seconds&page={results // 100}",
+        "API inferences, ordering=seconds, middle": f"{inferences}?ordering=seconds&page={max(1, results // 100)}",
         "API inferences, search of a name": f"{inferences}?search=image_0000777",
         "API inference": f"{inferences}{some_result}/",
         "API batches": f"{api}/inference-batches/",

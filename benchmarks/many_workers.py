@@ -41,9 +41,11 @@ def main() -> None:
 def simulate(workers: int, image_seconds: float) -> None:
     from django.db import connection
 
+    from accounts.services import personal_project
     from inference import batches, turns
     from inference.models import InferenceBatch, InferenceResult
     from medseg_site.shared.base import events
+    from medseg_site.shared.base.local_user import local_user
     from medseg_site.shared.jobs.claim import claim
 
     events.publish = lambda *_: None  # no Redis needed
@@ -65,10 +67,11 @@ def simulate(workers: int, image_seconds: float) -> None:
 
     turns.run = run  # type: ignore[attr-defined]  # put in place for the measure
     messages: queue.Queue[tuple[Any, ...]] = queue.Queue()
-    made = []
+    made, project = [], personal_project(local_user())
     for size in SIZES:
-        batch = InferenceBatch.objects.create(status="running", archive_name=f"{size}.zip")
-        rows = (InferenceResult(status="queued", batch=batch, image_name="a.png") for _ in range(size))
+        batch = InferenceBatch.objects.create(project=project, status="running", archive_name=f"{size}.zip")
+        row = {"project": project, "batch": batch, "status": "queued", "image_name": "a.png"}
+        rows = (InferenceResult(**row) for _ in range(size))
         InferenceResult.objects.bulk_create(rows, batch_size=1_000)
         made.append(batch)
     for batch in made:
@@ -91,7 +94,7 @@ def simulate(workers: int, image_seconds: float) -> None:
 
     def single_images() -> None:
         while not stop.wait(2):
-            row = InferenceResult.objects.create(status="queued", image_name="single.png")
+            row = InferenceResult.objects.create(project=project, status="queued", image_name="single.png")
             messages.put((row.pk,))
         connection.close()
 

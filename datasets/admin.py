@@ -75,16 +75,21 @@ class DatasetAdmin(JobAdmin):
         )
         return annotated
 
-    def delete_row(self, row: Any) -> None:
-        services.delete_dataset(dataset=row)
+    def delete_row(self, user: Any, row: Any) -> None:
+        services.delete_dataset(user=user, dataset=row)
 
     @admin.action(description="Cancel the check")
     def cancel(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        self.on_each(request, queryset, "Stopping", lambda row: services.cancel_dataset(dataset=row))
+        self.on_each(request, queryset, "Stopping", lambda row: services.cancel_dataset(user=request.user, dataset=row))
 
     @admin.action(description="Check again")
     def check_again(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        self.on_each(request, queryset, "Being checked again", lambda row: services.recheck_dataset(dataset=row))
+        self.on_each(
+            request,
+            queryset,
+            "Being checked again",
+            lambda row: services.recheck_dataset(user=request.user, dataset=row),
+        )
 
     @admin.display(description="")
     def preview(self, row: Any) -> str:

@@ -17,6 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
+from accounts.request_keys import IdempotentPosts
 from datasets import display, services
 from datasets.downloads import dataset_zip
 from datasets.models import Dataset, Sample
@@ -46,6 +47,7 @@ class DatasetFilter(django_filters.FilterSet):
 
 
 class DatasetViewSet(
+    IdempotentPosts,
     JobLogMixin,
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
@@ -129,18 +131,18 @@ class DatasetViewSet(
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
         """Stop the check, or the download before it: the dataset ends as `error`. The archive stays and can be checked again."""
-        dataset = services.cancel_dataset(dataset=self.get_object())
+        dataset = services.cancel_dataset(user=request.user, dataset=self.get_object())
         return Response(self.get_serializer(dataset).data, status=202)
 
     @extend_schema(request=None, responses={202: DatasetSerializer})
     @action(detail=True, methods=["post"])
     def recheck(self, request: Request, pk: str) -> Response:
         """Check a dataset that ended as `error` once more, for instance after a cancel or when a limit was raised."""
-        dataset = services.recheck_dataset(dataset=self.get_object())
+        dataset = services.recheck_dataset(user=request.user, dataset=self.get_object())
         return Response(self.get_serializer(dataset).data, status=202)
 
     def perform_destroy(self, instance: Dataset) -> None:
-        services.delete_dataset(dataset=instance)
+        services.delete_dataset(user=self.request.user, dataset=instance)
 
     @extend_schema(request=ClassUpdateSerializer, responses=ClassSerializer)
     @action(detail=True, methods=["patch"], url_path=r"classes/(?P<value>-?[0-9]{1,9})", url_name="class")
@@ -148,7 +150,9 @@ class DatasetViewSet(
         """Give a class another name or colour."""
         wanted = ClassUpdateSerializer(data=request.data)
         wanted.is_valid(raise_exception=True)
-        item = services.rename_class(dataset=self.get_object(), value=int(value), **wanted.validated_data)
+        item = services.rename_class(
+            user=request.user, dataset=self.get_object(), value=int(value), **wanted.validated_data
+        )
         return Response(ClassSerializer(item).data)
 
     @extend_schema(responses=SampleSerializer(many=True))

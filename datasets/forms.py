@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django import forms
 
@@ -30,12 +30,16 @@ class ClassForm(ClassModelForm):
             raise forms.ValidationError("Write the colour as # and six hexadecimal digits, such as #d63939.")
         return color.lower()
 
-    def rename(self) -> None:
+    def rename(self, user: Any) -> None:
         """Save through the service; what it refuses becomes an error of the field."""
         given = self.cleaned_data
         try:
             services.rename_class(
-                dataset=self.instance.dataset, value=self.instance.value, name=given["name"], color=given["color"]
+                user=user,
+                dataset=self.instance.dataset,
+                value=self.instance.value,
+                name=given["name"],
+                color=given["color"],
             )
         except MedSegError as error:
             self.add_error(error.attr if error.attr in self.fields else None, error.detail)

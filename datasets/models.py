@@ -10,6 +10,7 @@ from django.db.models import Q, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 
+from accounts.access import ProjectJobs
 from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
 from medseg_site.shared.web.paging import counted
@@ -60,9 +61,12 @@ class Dataset(Job):
     issues = models.JSONField(default=list, blank=True, editable=False)
     issue_count = models.PositiveIntegerField(default=0, editable=False)
 
+    objects: ClassVar = ProjectJobs.as_manager()
+
     class Meta:
         db_table = "datasets"
         ordering = ["-uploaded_at", "-id"]
+        indexes = [models.Index(fields=["project", "uploaded_at", "id"], name="dataset_of_project_by_time")]
         constraints = [
             *job_constraints(
                 "datasets",

@@ -38,6 +38,7 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
         model = Dataset
         fields = [
             "id",
+            "project",
             "name",
             "description",
             "family",

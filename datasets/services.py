@@ -13,6 +13,9 @@ from django.core.files import File
 from django.db import transaction
 from django.db.models import Max
 
+from accounts import audit
+from accounts.access import require
+from accounts.services import personal_project
 from datasets.models import Dataset, DatasetClass
 from datasets.url_import import UrlImportError, check_url
 from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
@@ -89,6 +92,7 @@ def create_dataset_from_parts(
             archive_name=found.file_name,
             s3_key=found.key,
             total_size_mb=round(found.size / 2**20, 3),
+            project_id=found.project_id,
             change=change,
         )
 
@@ -125,8 +129,10 @@ def create_version(
 ) -> Dataset:
     """A new version of a dataset: pairs of an archive are added, or take the place of those of their names; some samples go.
 
-    Raises MedSegError where nothing is asked for or a name is unknown, WrongStateError where `base` is not ready.
+    It is in the project of `base`. Raises MedSegError where nothing is asked for or a name is unknown, WrongStateError
+    where `base` is not ready.
     """
+    require(user, "change", base)
     change = Change(base, list(dict.fromkeys(leave_out)))
     if not (archive or upload or source_url or leave_out):
         raise MedSegError("required", "Give a ZIP with new or corrected pairs, or names of images to leave out.")
@@ -149,6 +155,9 @@ def _unknown_names(change: Change) -> str:
 
 
 def _create(*, user: Any, change: Change | None = None, **columns: Any) -> Dataset:
+    """In the user's personal project where neither the columns nor a change say another."""
+    if change is None and "project_id" not in columns:
+        columns["project_id"] = personal_project(user).pk
     with transaction.atomic():
         dataset = Dataset.objects.create(
             created_by=user,
@@ -159,6 +168,7 @@ def _create(*, user: Any, change: Change | None = None, **columns: Any) -> Datas
         manifests.keep_new(dataset)
         if change:
             manifests.keep_up(change.base)  # one of before versions would not say that it is of this family
+        audit.record(user, "upload", dataset)
         send_on_commit(dataset)
     return dataset
 
@@ -168,11 +178,16 @@ def _version_columns(change: Change) -> dict[str, Any]:
     lock_family(change.base)
     # Asked anew: on Postgres the locking query itself does not see what was committed while it waited.
     family = Dataset.objects.filter(family=change.base.family)
-    base = family.filter(pk=change.base.pk, status=Dataset.WORDS.done).only("family", "version", "is_synthetic").first()
+    base = (
+        family.filter(pk=change.base.pk, status=Dataset.WORDS.done)
+        .only("family", "version", "is_synthetic", "project")
+        .first()
+    )
     if base is None:
         raise WrongStateError("Only a ready dataset can have a new version.")
     last = family.aggregate(Max("version"))["version__max"]
     return {
+        "project_id": base.project_id,
         "family": base.family,
         "version": last + 1,
         "based_on": base.version,
@@ -193,23 +208,29 @@ def why_not_recheckable(dataset: Dataset) -> str | None:
     return why_not_requeueable(dataset) or (None if has_archive else "There is no archive to check. Upload it again.")
 
 
-def recheck_dataset(*, dataset: Dataset) -> Dataset:
+def recheck_dataset(*, user: Any, dataset: Dataset) -> Dataset:
     """Check an archive that was refused once more, for instance after a limit was raised."""
+    require(user, "change", dataset)
     refuse_if(why_not_recheckable(dataset))
     with transaction.atomic():
         lock_family(dataset)  # see delete_dataset
         requeue(dataset, issues=[], issue_count=0)
+        audit.record(user, "resume", dataset)
     return dataset
 
 
-def cancel_dataset(*, dataset: Dataset) -> Dataset:
+def cancel_dataset(*, user: Any, dataset: Dataset) -> Dataset:
     """Stop the check, or the download before it. The archive stays, so that it can be checked again."""
-    request_cancel(dataset)
+    require(user, "change", dataset)
+    with transaction.atomic():
+        request_cancel(dataset)
+        audit.record(user, "cancel", dataset)
     return dataset
 
 
-def delete_dataset(*, dataset: Dataset) -> None:
+def delete_dataset(*, user: Any, dataset: Dataset) -> None:
     """Remove the row and every object. Models trained on it stay. Raises WrongStateError while a training reads it."""
+    require(user, "delete", dataset)
     owner = dataset.uuid
     refuse_if(why_not_deletable(dataset))
     # How many samples a check that goes on has stored by now is not known.
@@ -220,6 +241,7 @@ def delete_dataset(*, dataset: Dataset) -> None:
         locked = Dataset.objects.get(pk=dataset.pk)
         refuse_if(why_not_deletable(locked))
         objects = {} if is_large else dict(objects_of(locked))
+        audit.record(user, "delete", locked)
         locked.delete()
         if is_large:
             removal.remove_on_commit(Dataset, owners, lambda: remove_remains(Dataset, owners), later=True)
@@ -280,7 +302,8 @@ def why_not_trainable(dataset: Dataset) -> str | None:
     return "This dataset could not be used. Fix what its check found, and upload it again."
 
 
-def rename_class(*, dataset: Dataset, value: int, name: str, color: str | None = None) -> DatasetClass:
+def rename_class(*, user: Any, dataset: Dataset, value: int, name: str, color: str | None = None) -> DatasetClass:
+    require(user, "change", dataset)
     item = dataset.classes.filter(value=value).first()
     if item is None:
         raise MedSegError("unknown_class", f"The dataset has no class with the value {value}.", attr="value")

@@ -124,7 +124,7 @@ def dataset_live(request: HttpRequest, pk: int) -> HttpResponseBase:
 @require_POST
 def dataset_recheck(request: HttpRequest, pk: int) -> HttpResponse:
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
-    tell(request, "The check has started again.", lambda: services.recheck_dataset(dataset=dataset))
+    tell(request, "The check has started again.", lambda: services.recheck_dataset(user=request.user, dataset=dataset))
     return to_page(dataset)
 
 
@@ -132,7 +132,7 @@ def dataset_recheck(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def dataset_cancel(request: HttpRequest, pk: int) -> HttpResponse:
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
-    tell(request, "The check is stopping.", lambda: services.cancel_dataset(dataset=dataset))
+    tell(request, "The check is stopping.", lambda: services.cancel_dataset(user=request.user, dataset=dataset))
     return to_page(dataset)
 
 
@@ -140,7 +140,11 @@ def dataset_cancel(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def dataset_delete(request: HttpRequest, pk: int) -> HttpResponse:
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
-    done = tell(request, f"{dataset} and its files are deleted.", lambda: services.delete_dataset(dataset=dataset))
+    done = tell(
+        request,
+        f"{dataset} and its files are deleted.",
+        lambda: services.delete_dataset(user=request.user, dataset=dataset),
+    )
     return to_page("datasets:list" if done else dataset)
 
 
@@ -152,7 +156,7 @@ def class_edit(request: HttpRequest, pk: int, class_pk: int) -> HttpResponse:
     item = get_object_or_404(DatasetClass.objects.select_related("dataset"), dataset=dataset, pk=class_pk)
     form = ClassForm(request.POST, instance=item)
     if form.is_valid():
-        form.rename()
+        form.rename(request.user)
     if not is_live(request):
         return to_page(dataset)
     saved = not form.errors

@@ -63,16 +63,20 @@ class InferenceResultAdmin(JobAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("model", "batch")
 
-    def delete_row(self, row: Any) -> None:
-        services.delete_inference(inference=row)
+    def delete_row(self, user: Any, row: Any) -> None:
+        services.delete_inference(user=user, inference=row)
 
     @admin.action(description="Cancel")
     def cancel(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        self.on_each(request, queryset, "Stopping", lambda row: services.cancel_inference(inference=row))
+        self.on_each(
+            request, queryset, "Stopping", lambda row: services.cancel_inference(user=request.user, inference=row)
+        )
 
     @admin.action(description="Try again")
     def retry(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        self.on_each(request, queryset, "Queued again", lambda row: services.retry_inference(inference=row))
+        self.on_each(
+            request, queryset, "Queued again", lambda row: services.retry_inference(user=request.user, inference=row)
+        )
 
     @admin.display(description="")
     def preview(self, row: Any) -> str:
@@ -134,8 +138,8 @@ class InferenceBatchAdmin(JobAdmin):
         )
         return annotated
 
-    def delete_row(self, row: Any) -> None:
-        services.delete_batch(batch=row)
+    def delete_row(self, user: Any, row: Any) -> None:
+        services.delete_batch(user=user, batch=row)
 
     @admin.display(description="model", ordering="model__name")
     def by_model(self, row: Any) -> str:

@@ -17,6 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
+from accounts.request_keys import IdempotentPosts
 from datasets import display
 from inference import services
 from inference.downloads import batch_zip
@@ -59,6 +60,7 @@ class InferenceFilter(django_filters.FilterSet):
 
 
 class InferenceViewSet(
+    IdempotentPosts,
     JobLogMixin,
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
@@ -92,12 +94,12 @@ class InferenceViewSet(
         return answer_started(request, row, self.get_serializer(row).data, reverse("inference-detail", args=[row.pk]))
 
     def perform_destroy(self, instance: InferenceResult) -> None:
-        services.delete_inference(inference=instance)
+        services.delete_inference(user=self.request.user, inference=instance)
 
     @extend_schema(request=None, responses={202: InferenceSerializer})
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
-        row = services.cancel_inference(inference=self.get_object())
+        row = services.cancel_inference(user=request.user, inference=self.get_object())
         return Response(self.get_serializer(row).data, status=202)
 
     def _finished(self) -> InferenceResult:
@@ -196,6 +198,7 @@ class BatchFilter(django_filters.FilterSet):
 
 
 class InferenceBatchViewSet(
+    IdempotentPosts,
     JobLogMixin,
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
@@ -231,13 +234,13 @@ class InferenceBatchViewSet(
         return answer_started(request, batch, data, reverse("inference-batch-detail", args=[batch.pk]))
 
     def perform_destroy(self, instance: InferenceBatch) -> None:
-        services.delete_batch(batch=instance)
+        services.delete_batch(user=self.request.user, batch=instance)
 
     @extend_schema(request=None, responses={202: BatchSerializer})
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
         """Stop a batch. The masks that are made by then stay."""
-        services.cancel_batch(batch=self.get_object())
+        services.cancel_batch(user=request.user, batch=self.get_object())
         return Response(self.get_serializer(self.get_object()).data, status=202)
 
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})

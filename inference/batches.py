@@ -153,6 +153,7 @@ def _unpack(
                 InferenceResult(
                     uuid=owner,
                     created_by=batch.created_by,
+                    project=batch.project,
                     model=batch.model,
                     batch=batch,
                     status=InferenceResult.WORDS.queued,

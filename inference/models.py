@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
 
+from accounts.access import ProjectJobs
 from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
 from medseg_site.shared.web.paging import related_count
@@ -41,9 +42,12 @@ class InferenceBatch(Job):
     # When a worker last took a turn at it.
     served_at = models.DateTimeField(null=True, blank=True, editable=False)
 
+    objects: ClassVar = ProjectJobs.as_manager()
+
     class Meta:
         db_table = "inference_batches"
         ordering = ["-created_at", "-id"]
+        indexes = [models.Index(fields=["project", "created_at", "id"], name="batch_of_project_by_time")]
         verbose_name_plural = "inference batches"
         constraints = job_constraints("inference_batches", WORDS, Q(finished_at__isnull=False))
 
@@ -103,19 +107,23 @@ class InferenceResult(Job):
     # Cancelled together with its batch; its timeline and its manifest do not say so yet.
     note_due = models.BooleanField(default=False, editable=False)
 
+    objects: ClassVar = ProjectJobs.as_manager()
+
     class Meta:
         db_table = "inference_results"
         ordering = ["-created_at", "-id"]
-        # With the id at their end, so that Postgres too finds the rows of a page without reading any.
+        # With the id at their end, so that Postgres too finds the rows of a page without reading any, and the project, so
+        # that those of a user are found in them too.
         indexes = [
             models.Index(fields=["created_at", "id"], name="inference_by_time"),
+            models.Index(fields=["project", "created_at", "id"], name="inference_of_project_by_time"),
             models.Index(fields=["batch", "status"], name="inference_of_batch_by_status"),
-            models.Index(fields=["batch", "created_at", "id"], name="inference_of_batch_by_time"),
+            models.Index(fields=["batch", "created_at", "id", "project"], name="inference_of_batch_by_time"),
             models.Index(fields=["batch", "confidence", "id"], name="inference_of_batch_by_sureness"),
-            models.Index(fields=["status", "created_at", "id"], name="inference_of_status_by_time"),
-            models.Index(fields=["confidence", "id"], name="inference_by_confidence"),
-            models.Index(fields=["seconds", "id"], name="inference_by_seconds"),
-            models.Index(fields=["image_name", "id"], name="inference_by_image_name"),
+            models.Index(fields=["status", "created_at", "id", "project"], name="inference_of_status_by_time"),
+            models.Index(fields=["confidence", "id", "project"], name="inference_by_confidence"),
+            models.Index(fields=["seconds", "id", "project"], name="inference_by_seconds"),
+            models.Index(fields=["image_name", "id", "project"], name="inference_by_image_name"),
         ]
         constraints = [
             *job_constraints("inference_results", WORDS, ~Q(output_image_s3_key="") & ~Q(output_sha256="")),

@@ -35,6 +35,7 @@ class InferenceSerializer(serializers.ModelSerializer[InferenceResult]):
         model = InferenceResult
         fields = [
             "id",
+            "project",
             "model",
             "batch",
             "status",
@@ -113,6 +114,7 @@ class BatchSerializer(serializers.ModelSerializer[InferenceBatch]):
         model = InferenceBatch
         fields = [
             "id",
+            "project",
             "model",
             "status",
             "cancel_requested",

@@ -10,6 +10,8 @@ from django.conf import settings
 from django.core.files import File
 from django.db import transaction
 
+from accounts import audit
+from accounts.access import require
 from inference.batches import cancel_images, close_batch_if_done, note_call, note_cancelled_images
 from inference.models import NOTE_CANCELLED, InferenceBatch, InferenceResult
 from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
@@ -30,7 +32,8 @@ MANY_IMAGES = 50  # of a batch: a worker removes them, so that the request need 
 def create_inference(
     *, user: Any, model: SegmentationModel, image: File[Any], mask: File[Any] | None = None
 ) -> InferenceResult:
-    """Store the image (and the reference mask) and queue its segmentation."""
+    """Store the image (and the reference mask) and queue its segmentation, in the model's project."""
+    require(user, "change", model)
     _check_usable(model)
     owner = uuid.uuid4()
     prefix = storage.object_key("inferences", owner)
@@ -44,6 +47,7 @@ def create_inference(
             row = InferenceResult.objects.create(
                 uuid=owner,
                 created_by=user,
+                project_id=model.project_id,
                 model=model,
                 status=InferenceResult.WORDS.queued,
                 image_name=clean_file_name(image.name),
@@ -53,6 +57,7 @@ def create_inference(
                 reference_name=clean_file_name(mask.name) if mask else "",
             )
             manifests.keep_new(row)
+            audit.record(user, "segment", row)
             send_on_commit(row)
         return row
     except Exception:
@@ -61,7 +66,8 @@ def create_inference(
 
 
 def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> InferenceBatch:
-    """Store a ZIP of images; a worker makes one inference of each."""
+    """Store a ZIP of images; a worker makes one inference of each. All are in the model's project."""
+    require(user, "change", model)
     _check_usable(model)
     if not archive.size or not storage.is_zip(archive):
         text = f"{clean_file_name(archive.name)} is not a ZIP file, or it is damaged. Zip the images and upload that."
@@ -74,12 +80,14 @@ def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> 
             batch = InferenceBatch.objects.create(
                 uuid=owner,
                 created_by=user,
+                project_id=model.project_id,
                 model=model,
                 status=InferenceBatch.WORDS.queued,
                 archive_name=clean_file_name(archive.name),
                 archive_key=stored.key,
             )
             manifests.keep_new(batch)
+            audit.record(user, "segment", batch)
             send_on_commit(batch)
         return batch
     except Exception:
@@ -89,6 +97,7 @@ def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> 
 
 def create_batch_from_parts(*, user: Any, model: SegmentationModel, upload: uuid.UUID) -> InferenceBatch:
     """The same of a ZIP that came in parts. Asking twice gives the same batch."""
+    require(user, "change", model)
     found = find_upload(user=user, upload=upload, purpose="batch")
     made: InferenceBatch | None = InferenceBatch.objects.visible_to(user).filter(uuid=found.uuid).first()
     if made:
@@ -101,12 +110,14 @@ def create_batch_from_parts(*, user: Any, model: SegmentationModel, upload: uuid
         batch = InferenceBatch.objects.create(
             uuid=found.uuid,
             created_by=user,
+            project_id=model.project_id,
             model=model,
             status=InferenceBatch.WORDS.queued,
             archive_name=found.file_name,
             archive_key=found.key,
         )
         manifests.keep_new(batch)
+        audit.record(user, "segment", batch)
         send_on_commit(batch)
     return batch
 
@@ -139,18 +150,23 @@ def _checked_suffix(upload: File[Any], field: str) -> str:
     return ".dcm"  # DICOM files often have no ending, or a number; the reader looks into the file
 
 
-def cancel_inference(*, inference: InferenceResult) -> InferenceResult:
-    request_cancel(inference)
+def cancel_inference(*, user: Any, inference: InferenceResult) -> InferenceResult:
+    require(user, "change", inference)
+    with transaction.atomic():
+        request_cancel(inference)
+        audit.record(user, "cancel", inference)
     return inference
 
 
-def cancel_batch(*, batch: InferenceBatch) -> InferenceBatch:
+def cancel_batch(*, user: Any, batch: InferenceBatch) -> InferenceBatch:
     """Stop a batch: what waits is cancelled at once, what runs ends soon; masks that are made stay.
 
     The batch itself ends when a worker has told the manifests of its images.
     """
+    require(user, "change", batch)
     with transaction.atomic():
         request_cancel(batch)
+        audit.record(user, "cancel", batch)
         cancel_images(batch.pk)
         note_call(batch.pk)
         manifests.keep_up(batch)  # so that a rebuilt catalogue goes on cancelling
@@ -172,11 +188,13 @@ def why_not_retryable(inference: InferenceResult) -> str | None:
     return why_not_requeueable(inference)
 
 
-def retry_inference(*, inference: InferenceResult) -> InferenceResult:
+def retry_inference(*, user: Any, inference: InferenceResult) -> InferenceResult:
+    require(user, "change", inference)
     refuse_if(why_not_retryable(inference))
     batch = inference.batch
     with transaction.atomic():
         requeue(inference)
+        audit.record(user, "resume", inference)
         if batch and batch.status in (batch.WORDS.failed, batch.WORDS.cancelled):
             # It ends with the last of its images again, and may then have a result.
             requeue(batch)
@@ -192,18 +210,21 @@ def why_not_downloadable(batch: InferenceBatch) -> str | None:
     return None
 
 
-def delete_inference(*, inference: InferenceResult) -> None:
+def delete_inference(*, user: Any, inference: InferenceResult) -> None:
     """Remove the row and its files. A worker that is at it finds the row gone and throws its result away."""
+    require(user, "delete", inference)
     prefix = storage.object_key("inferences", inference.uuid)
     checksums = [checksum for _, checksum in objects_of(inference) if checksum]
     owners = [inference.uuid]
     with removal.deletion({InferenceResult: owners}):
+        audit.record(user, "delete", inference)
         inference.delete()
         removal.remove_on_commit(InferenceResult, owners, lambda: storage.delete_prefix(prefix))
         transaction.on_commit(lambda: storage.forget_copies(checksums), robust=True)
 
 
-def delete_batch(*, batch: InferenceBatch) -> None:
+def delete_batch(*, user: Any, batch: InferenceBatch) -> None:
+    require(user, "delete", batch)
     owner, images = batch.uuid, list(batch.inferences.values_list("uuid", flat=True))
     columns = ("input_sha256", "output_sha256", "certainty_sha256")
 
@@ -215,6 +236,7 @@ def delete_batch(*, batch: InferenceBatch) -> None:
         list(InferenceBatch.objects.select_for_update().filter(pk=batch.pk).values_list("pk"))
         images[:] = batch.inferences.values_list("uuid", flat=True)  # again: a worker may have been unpacking it
         checksums = [item for row in batch.inferences.values_list(*columns) for item in row if item]
+        audit.record(user, "delete", batch)
         batch.delete()
         own = partial(storage.delete_prefix, storage.object_key("batches", owner))
         removal.remove_on_commit(InferenceBatch, [owner], own)

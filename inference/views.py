@@ -124,7 +124,11 @@ def inference_again(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def inference_cancel(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
-    tell(request, "The segmentation is stopping.", lambda: services.cancel_inference(inference=inference))
+    tell(
+        request,
+        "The segmentation is stopping.",
+        lambda: services.cancel_inference(user=request.user, inference=inference),
+    )
     return to_page(inference)
 
 
@@ -132,7 +136,11 @@ def inference_cancel(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def inference_retry(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
-    tell(request, "The segmentation has started again.", lambda: services.retry_inference(inference=inference))
+    tell(
+        request,
+        "The segmentation has started again.",
+        lambda: services.retry_inference(user=request.user, inference=inference),
+    )
     return to_page(inference)
 
 
@@ -141,7 +149,7 @@ def inference_retry(request: HttpRequest, pk: int) -> HttpResponse:
 def inference_delete(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
     text = f"The result of {inference.image_name} and its files are deleted."
-    tell(request, text, lambda: services.delete_inference(inference=inference))
+    tell(request, text, lambda: services.delete_inference(user=request.user, inference=inference))
     return to_page("inference:list")
 
 
@@ -185,7 +193,7 @@ def _ended(batch: Any) -> dict[str, Any]:
 @require_POST
 def batch_cancel(request: HttpRequest, pk: int) -> HttpResponse:
     batch = get_object_or_404(InferenceBatch.objects.visible_to(request.user), pk=pk)
-    tell(request, "The batch is stopping.", lambda: services.cancel_batch(batch=batch))
+    tell(request, "The batch is stopping.", lambda: services.cancel_batch(user=request.user, batch=batch))
     return to_page(batch)
 
 
@@ -194,5 +202,5 @@ def batch_cancel(request: HttpRequest, pk: int) -> HttpResponse:
 def batch_delete(request: HttpRequest, pk: int) -> HttpResponse:
     batch = get_object_or_404(InferenceBatch.objects.visible_to(request.user), pk=pk)
     text = f"{batch}: its images and masks are deleted."
-    tell(request, text, lambda: services.delete_batch(batch=batch))
+    tell(request, text, lambda: services.delete_batch(user=request.user, batch=batch))
     return to_page("inference:list")

@@ -49,7 +49,7 @@ def advance(pk: int) -> bool:
     model = dataset.models.first()
     if model is None:
         for value, name in ((CELL, "cell"), (NUCLEUS, "nucleus")):
-            rename_class(dataset=dataset, value=value, name=name)
+            rename_class(user=dataset.created_by, dataset=dataset, value=value, name=name)
         wanted = {"time_budget_seconds": TRAINING_SECONDS}
         create_model(user=dataset.created_by, name=NAME, dataset=dataset, hyperparameters=wanted)
         return True

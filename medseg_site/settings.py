@@ -37,6 +37,7 @@ INSTALLED_APPS = [
     "rest_framework",
     "rest_framework.authtoken",
     "medseg_site",
+    "accounts",
     "uploads",
     "datasets",
     "models_app",
@@ -52,6 +53,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "medseg_site.shared.base.local_user.LocalUserMiddleware",
+    "accounts.audit.AddressMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
@@ -216,6 +218,11 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 300,
         "options": {"expires": 300},
     },
+    "forget-request-keys": {
+        "task": "accounts.tasks.forget_request_keys",
+        "schedule": 3600,
+        "options": {"expires": 3600},
+    },
     "clean-uploads": {"task": "uploads.tasks.clean_uploads", "schedule": 3600, "options": {"expires": 3600}},
     "reap-datasets": {
         "task": "datasets.tasks.reap_datasets",
@@ -249,7 +256,7 @@ REST_FRAMEWORK = {
         "rest_framework.filters.OrderingFilter",
     ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_SCHEMA_CLASS": "drf_standardized_errors.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "medseg_site.shared.web.openapi.Schema",
     "EXCEPTION_HANDLER": "drf_standardized_errors.handler.exception_handler",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }

@@ -52,12 +52,12 @@ class SegmentationModelAdmin(JobAdmin):
         )
         return annotated
 
-    def delete_row(self, row: Any) -> None:
-        services.delete_model(model=row)
+    def delete_row(self, user: Any, row: Any) -> None:
+        services.delete_model(user=user, model=row)
 
     @admin.action(description="Cancel the training")
     def cancel(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        self.on_each(request, queryset, "Stopping", lambda row: services.cancel_model(model=row))
+        self.on_each(request, queryset, "Stopping", lambda row: services.cancel_model(user=request.user, model=row))
 
     @admin.action(description="Resume the training")
     def resume(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:

@@ -15,6 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
+from accounts.request_keys import IdempotentPosts
 from datasets.models import Dataset
 from medseg_site.shared.base.errors import refuse_if
 from medseg_site.shared.storage import objects as storage
@@ -49,6 +50,7 @@ class ModelFilter(django_filters.FilterSet):
 
 
 class ModelViewSet(
+    IdempotentPosts,
     JobLogMixin,
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
@@ -94,7 +96,7 @@ class ModelViewSet(
         return Response({"hyperparameters": plan.hyperparameters(), "reasons": plan.reasons})
 
     def perform_destroy(self, instance: SegmentationModel) -> None:
-        services.delete_model(model=instance)
+        services.delete_model(user=self.request.user, model=instance)
 
     @extend_schema(responses=EpochSerializer(many=True))
     @action(detail=True, filterset_class=None, search_fields=[], ordering_fields=[])
@@ -106,7 +108,7 @@ class ModelViewSet(
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
         """Stop the training; the best weights so far are kept."""
-        model = services.cancel_model(model=self.get_object())
+        model = services.cancel_model(user=request.user, model=self.get_object())
         return Response(self.get_serializer(model).data, status=202)
 
     @extend_schema(request=ResumeSerializer, responses={202: ModelSerializer})

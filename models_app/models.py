@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
 
+from accounts.access import ProjectJobs
 from datasets.models import Dataset
 from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
@@ -55,13 +56,16 @@ class SegmentationModel(Job):
     # Checkpoints hold weights that no package has yet.
     weights_due = models.BooleanField(default=False, editable=False)
 
+    objects: ClassVar = ProjectJobs.as_manager()
+
     class Meta:
         db_table = "models"
         ordering = ["-created_at", "-id"]
+        indexes = [models.Index(fields=["project", "created_at", "id"], name="model_of_project_by_time")]
         verbose_name = "model"
         constraints = [
             *job_constraints("models", WORDS, ~Q(s3_key="") & ~Q(checksum="") & Q(trained_at__isnull=False)),
-            models.UniqueConstraint(fields=["name", "version"], name="one_model_per_version"),
+            models.UniqueConstraint(fields=["project", "name", "version"], name="one_model_per_version"),
         ]
 
     def __str__(self) -> str:

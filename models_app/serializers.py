@@ -67,6 +67,7 @@ class ModelSerializer(serializers.ModelSerializer[SegmentationModel]):
         model = SegmentationModel
         fields = [
             "id",
+            "project",
             "name",
             "version",
             "dataset",

@@ -9,6 +9,8 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import Max, QuerySet
 
+from accounts import audit
+from accounts.access import require
 from datasets.models import Dataset
 from datasets.services import why_not_trainable
 from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
@@ -83,7 +85,8 @@ def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: Mapping[str, o
 
 
 def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: Mapping[str, object]) -> SegmentationModel:
-    """Queue a training. A second model of the same name becomes its next version."""
+    """Queue a training, in the dataset's project. A second model of the same name there becomes its next version."""
+    require(user, "change", dataset)
     name = clean_name(name)
     requested = check_hyperparameters(user=user, values=hyperparameters).to_json()
     for _ in range(5):
@@ -96,18 +99,21 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: Map
                 preview_plan(
                     user=user, dataset=locked, hyperparameters=requested
                 )  # what cannot be planned is refused now
-                latest = SegmentationModel.objects.filter(name=name).aggregate(Max("version"))["version__max"] or 0
+                namesakes = SegmentationModel.objects.filter(project=locked.project_id, name=name)
+                latest = namesakes.aggregate(Max("version"))["version__max"] or 0
                 model = SegmentationModel.objects.create(
                     created_by=user,
                     name=name,
                     version=latest + 1,
                     dataset=locked,
+                    project_id=locked.project_id,
                     status=SegmentationModel.WORDS.queued,
                     requested=requested,
                     hyperparameters=requested,
                     classes=locked.class_dicts(),
                 )
                 manifests.keep_new(model)
+                audit.record(user, "train", model)
                 send_on_commit(model)
             return model
         except IntegrityError:
@@ -115,9 +121,12 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: Map
     raise MedSegError("busy", "Too many trainings of this name start at once. Try again.", attr="name")
 
 
-def cancel_model(*, model: SegmentationModel) -> SegmentationModel:
+def cancel_model(*, user: Any, model: SegmentationModel) -> SegmentationModel:
     """Stop a training. One that nobody works on is cancelled at once; a worker then packages its best weights."""
-    request_cancel(model)
+    require(user, "change", model)
+    with transaction.atomic():
+        request_cancel(model)
+        audit.record(user, "cancel", model)
     if model.are_weights_due:
         call_on_commit(KEEP_WEIGHTS, model.pk)
     return model
@@ -143,6 +152,7 @@ def resume_model(
 
     changes: another number of `epochs` (in all) or `time_budget_seconds`, such as more than first asked for.
     """
+    require(user, "change", model)
     changes = changes or {}
     if strange := set(changes) - set(RESUMABLE):
         text = "This cannot change after the training has started. Only epochs and time_budget_seconds can."
@@ -151,11 +161,13 @@ def resume_model(
     refuse_if(why_not_resumable(user=user, model=model))
     with transaction.atomic():
         requeue(model, requested=requested)
+        audit.record(user, "resume", model)
     return model
 
 
-def delete_model(*, model: SegmentationModel) -> None:
+def delete_model(*, user: Any, model: SegmentationModel) -> None:
     """Remove the row and its objects; inferences stay. Raises WrongStateError while it is in use."""
+    require(user, "delete", model)
     owner = model.uuid
     prefix = storage.object_key("models", owner)
     refuse_if(why_not_deletable(SegmentationModel.objects.get(pk=model.pk)))
@@ -163,6 +175,7 @@ def delete_model(*, model: SegmentationModel) -> None:
         locked = SegmentationModel.objects.select_for_update().get(pk=model.pk)
         refuse_if(why_not_deletable(locked))
         checksum = locked.checksum
+        audit.record(user, "delete", locked)
         locked.delete()
         removal.remove_on_commit(SegmentationModel, [owner], lambda: storage.delete_prefix(prefix))
         transaction.on_commit(lambda: scratch.forget_local(owner), robust=True)

@@ -153,7 +153,11 @@ def model_live(request: HttpRequest, pk: int) -> HttpResponseBase:
 @require_POST
 def model_cancel(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(SegmentationModel.objects.visible_to(request.user), pk=pk)
-    tell(request, "The training is stopping. Its best weights are kept.", lambda: services.cancel_model(model=model))
+    tell(
+        request,
+        "The training is stopping. Its best weights are kept.",
+        lambda: services.cancel_model(user=request.user, model=model),
+    )
     return to_page(model)
 
 
@@ -176,5 +180,7 @@ def model_resume(request: HttpRequest, pk: int) -> HttpResponse:
 def model_delete(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(SegmentationModel.objects.visible_to(request.user), pk=pk)
     name = str(model)
-    done = tell(request, f"{name} and its files are deleted.", lambda: services.delete_model(model=model))
+    done = tell(
+        request, f"{name} and its files are deleted.", lambda: services.delete_model(user=request.user, model=model)
+    )
     return to_page("models_app:list" if done else model)

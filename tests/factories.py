@@ -10,8 +10,11 @@ from factory.django import DjangoModelFactory
 from factory.faker import Faker
 from factory.helpers import post_generation
 
+from accounts.models import Project
+from accounts.services import personal_project
 from datasets.models import Dataset, DatasetClass, Sample
 from inference.models import InferenceResult
+from medseg_site.shared.base.local_user import local_user
 from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.planning.plan import Machine, Plan
@@ -74,11 +77,18 @@ def end_of(row: Any) -> Any:
     return None if row.status in {"uploaded", "queued", "training", "running"} else timezone.now()
 
 
+def project_of(row: Any = None) -> Project:
+    """The personal project of who made the row, or of the single user."""
+    return personal_project((row and row.created_by) or local_user())
+
+
 class DatasetFactory(DjangoModelFactory[Dataset]):
     class Meta:
         model = Dataset
         skip_postgeneration_save = True
 
+    created_by = None
+    project = LazyAttribute(project_of)
     name = Sequence(lambda n: f"dataset {n}")
     status = "ready"
     finished_at = LazyAttribute(end_of)
@@ -115,6 +125,8 @@ class ModelFactory(DjangoModelFactory[SegmentationModel]):
     class Meta:
         model = SegmentationModel
 
+    created_by = None
+    project = LazyAttribute(project_of)
     name = Sequence(lambda n: f"model {n}")
     dataset = SubFactory(DatasetFactory)
     status = "queued"
@@ -133,6 +145,8 @@ class InferenceFactory(DjangoModelFactory[InferenceResult]):
     class Meta:
         model = InferenceResult
 
+    created_by = None
+    project = LazyAttribute(project_of)
     model = SubFactory(CompletedModelFactory)
     status = "queued"
     finished_at = LazyAttribute(end_of)

@@ -12,6 +12,7 @@ from inference.models import InferenceBatch, InferenceResult
 from tests.factories import (
     CompletedModelFactory,
     InferenceFactory,
+    project_of,
 )
 
 HTMX = {"HX-Request": "true"}
@@ -183,7 +184,11 @@ def completed_inference(**columns: Any) -> InferenceResult:
 
 def batch(**columns: Any) -> InferenceBatch:
     given = {"status": "queued", "archive_name": "images.zip", "model": CompletedModelFactory.create(), **columns}
-    return InferenceBatch.objects.create(**given)
+    row = InferenceBatch(**given)
+    if "project" not in given:
+        row.project = project_of(row)
+    row.save()
+    return row
 
 
 def said(answer: Any) -> list[str]:

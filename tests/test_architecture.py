@@ -14,12 +14,14 @@ import pytest
 from django.apps import apps
 from django.conf import settings
 from django.db import models
+from django.urls import get_resolver
 
+from accounts.request_keys import IdempotentPosts
 from medseg_site.celery import app as celery_app
 from tests.environment import REPOSITORY
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
-APPS = ("uploads", "datasets", "models_app", "inference")
+APPS = ("accounts", "uploads", "datasets", "models_app", "inference")
 PRODUCT = ("medseg_site", *APPS, "ml_core")
 EXPLAIN_THE_PRODUCT = (
     "medseg_site/shared/jobs/claim.py",
@@ -136,3 +138,18 @@ def test_every_foreign_key_names_its_reverse() -> None:
 @pytest.mark.parametrize("name", EXPLAIN_THE_PRODUCT)
 def test_the_files_that_explain_the_product_begin_with_an_explanation(name: str) -> None:
     assert ast.get_docstring(ast.parse(Path(REPOSITORY / name).read_text()))
+
+
+def test_every_post_of_the_api_may_be_sent_again() -> None:
+    callbacks = [
+        pattern.callback
+        for resolver in get_resolver().url_patterns
+        for pattern in getattr(resolver, "url_patterns", [resolver])
+    ]
+    views = {
+        view.cls
+        for view in callbacks
+        if "post" in getattr(view, "actions", {}) or hasattr(getattr(view, "cls", None), "post")
+    }
+    assert {view.__name__ for view in views} >= {"DatasetViewSet", "ModelViewSet", "InferenceViewSet", "UploadViewSet"}
+    assert [view for view in views if not issubclass(view, IdempotentPosts)] == []

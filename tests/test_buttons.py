@@ -146,9 +146,9 @@ def test_buttons_of_a_dataset(client: Client, user: Any, state: str) -> None:
         client,
         row,
         {
-            reverse("datasets:delete", args=[row.pk]): lambda row: services.delete_dataset(dataset=row),
-            reverse("datasets:recheck", args=[row.pk]): lambda row: services.recheck_dataset(dataset=row),
-            reverse("datasets:cancel", args=[row.pk]): lambda row: services.cancel_dataset(dataset=row),
+            reverse("datasets:delete", args=[row.pk]): lambda row: services.delete_dataset(user=user, dataset=row),
+            reverse("datasets:recheck", args=[row.pk]): lambda row: services.recheck_dataset(user=user, dataset=row),
+            reverse("datasets:cancel", args=[row.pk]): lambda row: services.cancel_dataset(user=user, dataset=row),
             reverse("datasets:version", args=[row.pk]): lambda row: services.create_version(
                 user=user, base=row, source_url="http://93.184.216.34/a.zip"
             ),
@@ -168,7 +168,7 @@ def test_buttons_of_a_dataset(client: Client, user: Any, state: str) -> None:
 def _in_use(by: type[Any], status: str) -> Row:
     model = CompletedModelFactory.create()
     names = {"image_name": "a.png"} if by is InferenceResult else {"archive_name": "a.zip"}
-    row = by(model=model, status=status, **names)
+    row = by(model=model, project=model.project, status=status, **names)
     row.finished_at = end_of(row)
     row.error = "why" if status == "failed" else None
     row.save()
@@ -207,8 +207,8 @@ def test_buttons_of_a_model(client: Client, user: Any, state: str) -> None:
         client,
         row,
         {
-            reverse("models_app:delete", args=[row.pk]): lambda row: services.delete_model(model=row),
-            reverse("models_app:cancel", args=[row.pk]): lambda row: services.cancel_model(model=row),
+            reverse("models_app:delete", args=[row.pk]): lambda row: services.delete_model(user=user, model=row),
+            reverse("models_app:cancel", args=[row.pk]): lambda row: services.cancel_model(user=user, model=row),
             reverse("models_app:resume", args=[row.pk]): lambda row: _resume(user, row),
             f"{reverse('inference:create')}?model={row.pk}": lambda row: inference.services._check_usable(row),
             package: answer_of(package),
@@ -248,7 +248,7 @@ INFERENCES: dict[str, Callable[[], Row]] = {
 
 
 @pytest.mark.parametrize("state", INFERENCES)
-def test_buttons_of_an_inference(client: Client, state: str) -> None:
+def test_buttons_of_an_inference(client: Client, user: Any, state: str) -> None:
     row = INFERENCES[state]()
     services = inference.services
     mask = reverse("inference-mask", args=[row.pk])
@@ -256,9 +256,9 @@ def test_buttons_of_an_inference(client: Client, state: str) -> None:
         client,
         row,
         {
-            reverse("inference:delete", args=[row.pk]): lambda row: services.delete_inference(inference=row),
-            reverse("inference:cancel", args=[row.pk]): lambda row: services.cancel_inference(inference=row),
-            reverse("inference:retry", args=[row.pk]): lambda row: services.retry_inference(inference=row),
+            reverse("inference:delete", args=[row.pk]): lambda row: services.delete_inference(user=user, inference=row),
+            reverse("inference:cancel", args=[row.pk]): lambda row: services.cancel_inference(user=user, inference=row),
+            reverse("inference:retry", args=[row.pk]): lambda row: services.retry_inference(user=user, inference=row),
             mask: answer_of(mask),
         },
     )
@@ -293,7 +293,7 @@ BATCHES: dict[str, Callable[[], Row]] = {
 
 
 @pytest.mark.parametrize("state", BATCHES)
-def test_buttons_of_a_batch(client: Client, state: str) -> None:
+def test_buttons_of_a_batch(client: Client, user: Any, state: str) -> None:
     row = BATCHES[state]()
     services = inference.services
     masks = reverse("inference-batch-download", args=[row.pk])
@@ -301,8 +301,8 @@ def test_buttons_of_a_batch(client: Client, state: str) -> None:
         client,
         row,
         {
-            reverse("inference:batch_delete", args=[row.pk]): lambda row: services.delete_batch(batch=row),
-            reverse("inference:batch_cancel", args=[row.pk]): lambda row: services.cancel_batch(batch=row),
+            reverse("inference:batch_delete", args=[row.pk]): lambda row: services.delete_batch(user=user, batch=row),
+            reverse("inference:batch_cancel", args=[row.pk]): lambda row: services.cancel_batch(user=user, batch=row),
             masks: answer_of(masks),
         },
     )

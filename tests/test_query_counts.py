@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient
 
+from accounts.models import Membership, Project
+from accounts.services import personal_project
 from datasets.models import Dataset, Sample
-from inference.models import InferenceBatch
+from inference.models import InferenceBatch, InferenceResult
+from models_app.models import SegmentationModel
 from tests.factories import CompletedModelFactory, DatasetFactory, InferenceFactory, SampleFactory
+from uploads.models import Upload
 
 pytestmark = pytest.mark.django_db
 
@@ -23,15 +28,16 @@ def grow(dataset: Dataset, model: Any, to: int) -> None:
     """Datasets, models, samples, single inferences, batches and a batch's images, `to` of each."""
     for table in (DatasetFactory, CompletedModelFactory, InferenceFactory):
         for _ in range(to - table._meta.model.objects.filter(**_own(table)).count()):
-            table.create(**({"model": model} if table is InferenceFactory else _own(table)))
+            of_model = {"model": model} if table is InferenceFactory else {}
+            table.create(created_by=model.created_by, **of_model)
     for position in range(dataset.samples.count(), to):
         SampleFactory.create(dataset=dataset, position=position, split="val" if position % 3 else "train")
     Dataset.objects.filter(pk=dataset.pk).update(file_count=to)
     for _ in range(to - InferenceBatch.objects.count()):
-        InferenceBatch.objects.create(model=model, status="queued", archive_name="a.zip")
+        InferenceBatch.objects.create(project=model.project, model=model, status="queued", archive_name="a.zip")
     batch = InferenceBatch.objects.earliest("pk")
     for _ in range(to - batch.inferences.count()):
-        InferenceFactory.create(model=model, batch=batch)
+        InferenceFactory.create(created_by=model.created_by, model=model, batch=batch)
 
 
 def _own(table: Any) -> dict[str, Any]:
@@ -84,6 +90,35 @@ def test_the_number_of_queries_does_not_depend_on_the_number_of_rows(client: Cli
     assert max(few.values()) < 20
 
 
+def test_nor_does_it_for_one_of_several_users(client: Client, settings: Any) -> None:
+    settings.MEDSEG_SINGLE_USER = False
+    anna = User.objects.create_user("anna")
+    client.force_login(anna)
+    dataset = DatasetFactory.create(created_by=anna)
+    model = CompletedModelFactory.create(created_by=anna, dataset=dataset)
+    grow(dataset, model, FEW)
+    few = {address: queries(client, address) for address in addresses(dataset, model)}
+    grow(dataset, model, MANY)
+    for number in range(20):
+        project = Project.objects.create(name=f"shared {number}")
+        Membership.objects.create(project=project, user=anna, role="member")
+        DatasetFactory.create(project=project)
+    assert {address: queries(client, address) for address in few} == few
+    assert max(few.values()) < 20
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="reads the plan as SQLite tells it")
+@pytest.mark.parametrize("table", [Dataset, SegmentationModel, InferenceBatch, InferenceResult, Upload])
+def test_a_users_rows_are_found_in_their_order_on_an_index(table: Any, settings: Any) -> None:
+    settings.MEDSEG_SINGLE_USER = False
+    anna = User.objects.create_user("anna")
+    personal_project(anna)
+    plan = table.objects.visible_to(anna).values_list("pk")[:50].explain()
+    assert "USING COVERING INDEX" in plan
+    assert "_of_project" in plan
+    assert "TEMP B-TREE" not in plan, "all of the user's rows would be sorted for one page"
+
+
 def names(answer: Any) -> list[str]:
     return [row["name"] for row in answer.json()["results"]]
 
@@ -115,7 +150,7 @@ def test_a_dataset_with_a_gap_in_its_numbers_is_counted(api: APIClient) -> None:
 def test_counts_of_batches(api: APIClient) -> None:
     model = CompletedModelFactory.create()
     for words in (["completed", "failed", "cancelled", "queued"], [], ["completed"]):
-        batch = InferenceBatch.objects.create(model=model, status="queued", archive_name="a.zip")
+        batch = InferenceBatch.objects.create(project=model.project, model=model, status="queued", archive_name="a.zip")
         for word in words:
             more = {"completed": {"output_image_s3_key": "x", "output_sha256": "y"}, "failed": {"error": "why"}}
             InferenceFactory.create(model=model, batch=batch, status=word, **more.get(word, {}))

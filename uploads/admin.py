@@ -40,8 +40,8 @@ class UploadAdmin(JobAdmin):
         annotated: QuerySet[Any] = rows.annotate(stored=Count("parts", filter=Q(parts__is_stored=True)))
         return annotated
 
-    def delete_row(self, row: Any) -> None:
-        services.abort_upload(upload=row)
+    def delete_row(self, user: Any, row: Any) -> None:
+        services.abort_upload(user=user, upload=row)
 
     @admin.display(description="size", ordering="size")
     def megabytes(self, row: Any) -> str:

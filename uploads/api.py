@@ -12,6 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
+from accounts.request_keys import IdempotentPosts
 from medseg_site.shared.web.api import JSONParser
 from uploads import services
 from uploads.models import Upload
@@ -35,6 +36,7 @@ class UploadFilter(django_filters.FilterSet):
 
 
 class UploadViewSet(
+    IdempotentPosts,
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
     mixins.DestroyModelMixin,
@@ -105,4 +107,4 @@ class UploadViewSet(
 
     def perform_destroy(self, instance: Upload) -> None:
         """Stop an upload; what has arrived is removed."""
-        services.abort_upload(upload=instance)
+        services.abort_upload(user=self.request.user, upload=instance)

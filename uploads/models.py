@@ -10,8 +10,9 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from accounts.access import ProjectRows
+from accounts.models import Project
 from medseg_site.shared.catalogue.declarations import Stored
-from medseg_site.shared.jobs.row import OwnedQuerySet
 from medseg_site.shared.storage import objects as storage
 
 COLLECTIONS = {"dataset": "datasets", "batch": "batches"}
@@ -27,10 +28,14 @@ class Upload(models.Model):
     STATES = (OPEN, COMPLETE, USED, ABORTED)
 
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    project = models.ForeignKey(
+        Project, editable=False, db_index=False, on_delete=models.PROTECT, related_name="upload_rows"
+    )
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="+"
     )
     STORED: ClassVar = Stored(reserves="uploads")
+    KIND: ClassVar = "upload"
 
     purpose = models.CharField(
         max_length=16, choices=[("dataset", "dataset archive"), ("batch", "batch archive")], editable=False
@@ -47,11 +52,12 @@ class Upload(models.Model):
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
 
-    objects = OwnedQuerySet.as_manager()
+    objects = ProjectRows.as_manager()
 
     class Meta:
         db_table = "uploads"
         ordering = ["-created_at", "-id"]
+        indexes = [models.Index(fields=["project", "created_at", "id"], name="upload_of_project_by_time")]
         constraints = [
             models.CheckConstraint(
                 condition=Q(state__in=["open", "complete", "used", "aborted"]), name="uploads_known_state"

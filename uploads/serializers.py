@@ -17,6 +17,7 @@ class UploadSerializer(serializers.ModelSerializer[Upload]):
         model = Upload
         fields = [
             "id",
+            "project",
             "purpose",
             "file_name",
             "size",

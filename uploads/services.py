@@ -13,6 +13,9 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from accounts import audit
+from accounts.access import require
+from accounts.services import personal_project
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
 from medseg_site.shared.base.text import clean_file_name, count_of
 from medseg_site.shared.storage import objects as storage
@@ -36,6 +39,7 @@ def create_upload(*, user: Any, file_name: str, size: int, purpose: str, sha256:
         raise MedSegError("too_large", f"The archive is larger than {limit} MB.", attr="size", http_status=413)
     upload = Upload.objects.create(
         created_by=user,
+        project=personal_project(user),
         purpose=purpose,
         file_name=clean_file_name(file_name),
         size=size,
@@ -138,7 +142,8 @@ def complete_upload(*, upload: Upload, tags: Mapping[int, str] | None = None) ->
     _check_parts(upload, stored, tags)
     backend.assemble(upload, {number: tag for number, (_, tag) in stored.items()})
     if not zipfile.is_zipfile(io.BytesIO(backend.tail(upload, ZIP_TAIL))):
-        abort_upload(upload=upload)
+        _mark_aborted(upload)
+        remove(upload)
         text = f"{upload.file_name} is not a ZIP file, or it is damaged. Zip the folder that holds the files and upload that."
         raise MedSegError("not_a_zip", text, attr="file_name")
     with transaction.atomic():
@@ -168,11 +173,18 @@ def _check_parts(upload: Upload, stored: Mapping[int, tuple[int, str]], tags: Ma
             raise MedSegError("wrong_etag", text, attr="parts")
 
 
-def abort_upload(*, upload: Upload) -> None:
+def abort_upload(*, user: Any, upload: Upload) -> None:
     """Stop an upload and remove all of it. Raises WrongStateError when a dataset or batch has it."""
+    require(user, "delete", upload)
+    with transaction.atomic():
+        _mark_aborted(upload)
+        audit.record(user, "cancel", upload)
+    remove(upload)
+
+
+def _mark_aborted(upload: Upload) -> None:
     if not Upload.objects.filter(pk=upload.pk).exclude(state=Upload.USED).update(state=Upload.ABORTED):
         raise WrongStateError("This upload is in use. Delete the dataset or batch that was made of it.")
-    remove(upload)
 
 
 def find_upload(*, user: Any, upload: uuid.UUID, purpose: str) -> Upload:

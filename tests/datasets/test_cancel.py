@@ -20,6 +20,7 @@ from datasets import services
 from datasets.check import check
 from datasets.models import Dataset
 from medseg_site.shared.base.errors import WrongStateError
+from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.jobs import claim, reaper
 from medseg_site.shared.jobs.requests import request_cancel
 from tests.datasets.test_check import objects, pairs, zipped
@@ -79,12 +80,12 @@ def test_a_check_that_waits_is_cancelled_at_once_and_can_be_started_again(
     dataset.refresh_from_db()
     assert dataset.status == "error"
     assert api.post(f"/api/v1/datasets/{dataset.pk}/cancel/").status_code == 409
-    services.recheck_dataset(dataset=dataset)
+    services.recheck_dataset(user=local_user(), dataset=dataset)
     check(dataset.pk)
     dataset.refresh_from_db()
     assert (dataset.status, dataset.file_count, dataset.cancel_requested) == ("ready", 4, False)
     with pytest.raises(WrongStateError, match="ready already"):
-        services.cancel_dataset(dataset=dataset)
+        services.cancel_dataset(user=local_user(), dataset=dataset)
 
 
 def test_a_check_that_is_stopped_keeps_its_archive_only(
@@ -111,7 +112,7 @@ def test_a_download_that_is_stopped_leaves_nothing_and_can_be_begun_again(
     dataset.refresh_from_db()
     assert dataset.is_cancelled
     assert objects(own_media) == [f"datasets/{dataset.uuid}/manifest.json"]
-    services.recheck_dataset(dataset=dataset)
+    services.recheck_dataset(user=local_user(), dataset=dataset)
     check(dataset.pk)
     dataset.refresh_from_db()
     assert (dataset.status, dataset.error) == ("ready", None)
@@ -121,7 +122,7 @@ def test_a_download_that_is_stopped_leaves_nothing_and_can_be_begun_again(
 def test_a_cancelled_check_whose_worker_died_ends_as_cancelled(user: Any, own_media: Path) -> None:
     dataset = uploaded(user)
     assert claim.claim(Dataset, dataset.pk)
-    services.cancel_dataset(dataset=dataset)
+    services.cancel_dataset(user=local_user(), dataset=dataset)
     assert (dataset.status, dataset.cancel_requested) == ("uploaded", True)
     past = timezone.now() - timedelta(seconds=reaper.STALE_SECONDS + 5)
     Dataset.objects.filter(pk=dataset.pk).update(heartbeat_at=past)
@@ -134,7 +135,7 @@ def test_a_cancel_that_meets_an_outage_ends_the_check(user: Any, own_media: Path
     dataset = uploaded(user)
     job = claim.claim(Dataset, dataset.pk)
     assert job
-    services.cancel_dataset(dataset=dataset)
+    services.cancel_dataset(user=local_user(), dataset=dataset)
     job.retry_later("Storage is away.")
     dataset.refresh_from_db()
     assert dataset.is_cancelled

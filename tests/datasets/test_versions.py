@@ -20,6 +20,7 @@ from datasets.check import check
 from datasets.models import Dataset
 from medseg_site.demo import png
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.catalogue import declarations
 from medseg_site.shared.recovery.rebuild import rebuild
 from medseg_site.shared.recovery.sweep import collect
@@ -54,7 +55,7 @@ def named(dataset: Dataset) -> list[str]:
 
 def test_a_version_adds_replaces_leaves_out_and_shares_the_rest(user: Any, own_media: Path) -> None:
     first = ingest(user, pairs(6))
-    services.rename_class(dataset=first, value=100, name="nucleus", color="#123456")
+    services.rename_class(user=local_user(), dataset=first, value=100, name="nucleus", color="#123456")
     before = objects(own_media)
     second = next_version(user, first, others("c1", "new"), leave_out=["c2"])
     assert (second.status, second.error, second.version, second.based_on) == ("ready", None, 2, 1)
@@ -128,7 +129,7 @@ def test_masks_in_colours_keep_their_values(user: Any, own_media: Path) -> None:
     first = ingest(user, files)
     assert first.status == "ready", first.error
     for row in first.classes.all():
-        services.rename_class(dataset=first, value=row.value, name=row.name, color="#777777")
+        services.rename_class(user=local_user(), dataset=first, value=row.value, name=row.name, color="#777777")
     again = pairs(3, drawn(2, 1))  # the colours come in another order
     changed = {"images/z.png": again["images/c1.png"], "masks/z.png": again["masks/c1.png"]}
     second = next_version(user, first, changed)
@@ -183,7 +184,7 @@ def test_a_sample_that_should_stay_is_never_dropped_in_silence(user: Any, own_me
     assert second.error
     assert second.error.startswith("c2 of the version before cannot be read")
     lost.write_bytes(content)
-    services.recheck_dataset(dataset=second)
+    services.recheck_dataset(user=local_user(), dataset=second)
     check(second.pk)
     second.refresh_from_db()
     assert (second.status, second.file_count) == ("ready", 5)
@@ -206,14 +207,14 @@ def test_deleting_a_version_keeps_what_others_share(user: Any, own_media: Path, 
     first = ingest(user, pairs(5))
     second = next_version(user, first, others("new"), leave_out=["c0"])
     one, other = (first, second) if order.startswith("first") else (second, first)
-    services.delete_dataset(dataset=one)
+    services.delete_dataset(user=local_user(), dataset=one)
     assert not find_problems()
     for sample in other.samples.all():
         assert (own_media / sample.image_key).is_file()
         assert (own_media / sample.mask_key).is_file()
     assert not (own_media / one.s3_key).exists()
     assert collect(older_than_hours=0).count == 0  # nothing is left of the other one
-    services.delete_dataset(dataset=other)
+    services.delete_dataset(user=local_user(), dataset=other)
     assert objects(own_media) == []
 
 
@@ -237,7 +238,7 @@ def test_a_large_version_is_removed_by_a_worker_but_for_what_others_share(
     def deleted(dataset: Dataset) -> None:
         sent.clear()
         before = set(objects(own_media))
-        services.delete_dataset(dataset=dataset)
+        services.delete_dataset(user=local_user(), dataset=dataset)
         assert before - set(objects(own_media)) == {f"datasets/{dataset.uuid}/manifest.json"}
         [(name, arguments)] = sent
         assert name == "medseg_site.tasks.remove_remains"
@@ -265,7 +266,7 @@ def test_a_large_dataset_is_removed_at_once_where_no_worker_can_be_called(
         raise OSError("no broker")
 
     monkeypatch.setattr(current_app, "send_task", away)
-    services.delete_dataset(dataset=dataset)
+    services.delete_dataset(user=local_user(), dataset=dataset)
     assert objects(own_media) == []
 
 
@@ -273,11 +274,11 @@ def test_a_base_stays_while_a_version_is_made_from_it(user: Any, own_media: Path
     first = ingest(user, pairs(4))
     second = services.create_version(user=user, base=first, archive=zipped(others("new")))
     with pytest.raises(WrongStateError, match="newer version is being made"):
-        services.delete_dataset(dataset=first)
+        services.delete_dataset(user=local_user(), dataset=first)
     with pytest.raises(WrongStateError, match="Only a ready dataset"):
         services.create_version(user=user, base=second, archive=zipped(others("newer")))
     check(second.pk)
-    services.delete_dataset(dataset=first)
+    services.delete_dataset(user=local_user(), dataset=first)
     third = next_version(user, Dataset.objects.get(pk=second.pk), leave_out=["new"])
     assert (third.status, third.version, third.based_on, third.s3_key) == ("ready", 3, 2, "")
     assert named(third) == ["c0", "c1", "c2", "c3"]
@@ -289,8 +290,8 @@ def test_a_version_whose_base_is_gone_says_so_when_it_is_checked_again(user: Any
     assert second.status == "error"
     assert second.error
     assert "2 pairs are needed" in second.error
-    services.delete_dataset(dataset=first)
-    services.recheck_dataset(dataset=second)
+    services.delete_dataset(user=local_user(), dataset=first)
+    services.recheck_dataset(user=local_user(), dataset=second)
     check(second.pk)
     second.refresh_from_db()
     assert second.status == "error"
@@ -301,7 +302,7 @@ def test_a_version_whose_base_is_gone_says_so_when_it_is_checked_again(user: Any
 def test_rebuild_restores_versions_also_without_their_base(user: Any, own_media: Path) -> None:
     first = ingest(user, pairs(4))
     second = next_version(user, first, others("new"))
-    services.delete_dataset(dataset=first)
+    services.delete_dataset(user=local_user(), dataset=first)
     wanted = list(second.samples.values())
     Dataset.objects.all().delete()
     report = rebuild()

@@ -15,15 +15,16 @@ from inference import batches, prediction, tasks, turns
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared.base.events import redis_client
 from medseg_site.shared.jobs import claim, reaper
-from tests.factories import InferenceFactory
+from tests.factories import InferenceFactory, project_of
 
 pytestmark = pytest.mark.django_db
 
 
 def make_batch(images: int, **columns: Any) -> InferenceBatch:
     """An unpacked batch. Its images have no model, so each ends (as failed) as soon as a worker takes it."""
-    batch = InferenceBatch.objects.create(status="running", archive_name="many.zip", **columns)
-    rows = [InferenceResult(status="queued", batch=batch, image_name=f"{index}.png") for index in range(images)]
+    batch = InferenceBatch.objects.create(project=project_of(), status="running", archive_name="many.zip", **columns)
+    common = {"project": batch.project, "batch": batch, "status": "queued"}
+    rows = [InferenceResult(image_name=f"{index}.png", **common) for index in range(images)]
     InferenceResult.objects.bulk_create(rows, batch_size=500)
     return batch
 

@@ -99,10 +99,10 @@ class Filled:
 @pytest.fixture
 def filled(transactional_db: None, user: Any, media: str, package: Any, tmp_path: Path) -> Filled:
     ready, gone = dataset(user, "cells", 4), dataset(user, "to be deleted", 3)
-    rename_class(dataset=ready, value=255, name="nucleus", color="#12abcd")
+    rename_class(user=user, dataset=ready, value=255, name="nucleus", color="#12abcd")
     completed, orphaned = (trained(user, name, of, package, tmp_path) for name, of in (("net", ready), ("old", gone)))
-    delete_dataset(dataset=gone)
-    cancel_model(model=create_model(user=user, name="net", dataset=ready, hyperparameters={}))
+    delete_dataset(user=user, dataset=gone)
+    cancel_model(user=user, model=create_model(user=user, name="net", dataset=ready, hyperparameters={}))
     working = create_model(user=user, name="net", dataset=ready, hyperparameters={"epochs": 3})
     assert claim.claim(SegmentationModel, working.pk)
     for name, mask in (("one.png", None), ("two.png", SimpleUploadedFile("ref.png", png(cell(9)[1])))):

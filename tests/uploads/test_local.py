@@ -26,6 +26,7 @@ from medseg_site.shared.recovery.rebuild import rebuild
 from medseg_site.shared.recovery.sweep import collect
 from medseg_site.shared.recovery.verify import verify
 from medseg_site.shared.storage import objects as storage
+from tests.factories import project_of
 from tests.uploads.conftest import PART, Sender, big_zip
 from uploads.cleaning import clean
 from uploads.models import Upload
@@ -284,7 +285,8 @@ def test_the_admin_shows_and_stops_uploads(client: Client, sender: Sender, own_m
 
 
 def test_garbage_collection_spares_what_an_upload_brought(own_media: Path) -> None:
-    upload = Upload.objects.create(purpose="dataset", file_name="a.zip", size=9, part_size=9, state=Upload.COMPLETE)
+    columns = {"purpose": "dataset", "file_name": "a.zip", "size": 9, "part_size": 9}
+    upload = Upload.objects.create(project=project_of(), state=Upload.COMPLETE, **columns)
     arrived = storage.store_bytes(upload.key, b"on its way")
     orphan = storage.store_bytes(f"datasets/{uuid.uuid4()}/archive.zip", b"nobody's")
     swept: list[str] = []

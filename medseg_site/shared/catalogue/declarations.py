@@ -32,6 +32,8 @@ class Stored:
     reserves: of rows on their way to become another's: the collection that holds what has arrived; also the prefix with the
     row's own uuid in every other collection is theirs already.
     taken_from: column → the column whose value it has where a manifest is older than it.
+    told_in_full: of rows without a prefix of their own: the manifest of each row that points to one holds all of its columns,
+    so that it can be made again.
     folders: folders of objects that belong to the row without being named one by one; `folders_until_done` only until it is done.
     """
 
@@ -43,6 +45,7 @@ class Stored:
     folders_until_done: tuple[str, ...] = ()
     reserves: str = ""
     taken_from: dict[str, str] = field(default_factory=dict)
+    told_in_full: bool = False
 
 
 def declared(model: Any) -> Stored:
@@ -64,6 +67,10 @@ def stored_models() -> list[Any]:
 
 def reserving_models() -> list[Any]:
     return [model for model in apps.get_models() if declared(model).reserves]
+
+
+def models_told_in_full() -> list[Any]:
+    return [model for model in apps.get_models() if declared(model).told_in_full]
 
 
 def unreserved(model: Any) -> Iterator[tuple[int, list[storage.ObjectInfo]]]:

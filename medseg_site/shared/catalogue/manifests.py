@@ -85,15 +85,30 @@ def _plain(row: Any, column: Any) -> Any:
 
 
 def _reference(row: Any, column: Any) -> Any:
-    """A reference to a user is the name; to a row it is the uuid, with the number for people."""
-    name = column.related_model.USERNAME_FIELD if points_to_user(column) else "uuid"
+    """A user by name, a row by its uuid with its number for people, with all of its columns where it is told in full."""
+    if points_to_user(column):
+        # The whole user, who is then known to all rows that share this one.
+        return getattr(row, column.name).get_username()
+    if declared(column.related_model).told_in_full:
+        return _in_full(row, column)
     if column.is_cached(row):
-        value = getattr(getattr(row, column.name), name)
+        value = getattr(row, column.name).uuid
     else:
         # Only this column: other columns may be large.
         keys = column.related_model._default_manager.filter(pk=getattr(row, column.attname))
-        value = keys.values_list(name, flat=True).get()
-    return value if points_to_user(column) else {"id": getattr(row, column.attname), "uuid": str(value)}
+        value = keys.values_list("uuid", flat=True).get()
+    return {"id": getattr(row, column.attname), "uuid": str(value)}
+
+
+def _in_full(row: Any, column: Any) -> Document:
+    model = column.related_model
+    columns = written_columns(model)
+    if column.is_cached(row):
+        told = getattr(row, column.name)
+    else:
+        relations = [other.name for other in columns if other.is_relation]
+        told = model._default_manager.select_related(*relations).get(pk=getattr(row, column.attname))
+    return {other.name: _plain(told, other) for other in columns}
 
 
 def points_to_user(column: Any) -> bool:
@@ -258,6 +273,11 @@ def differences(row: StoredRow, document: Document) -> list[str]:
     if row.is_active:
         return [name for name in ("id", "uuid") if said["row"].get(name) != true["row"][name]]
     true = json.loads(json.dumps(true))  # as JSON tells it: tuples are lists
+    for column in written_columns(type(row)):
+        if column.is_relation and declared(column.related_model).told_in_full:
+            # Which one it is, that is: a project may have another name since.
+            for columns in (true["row"], said["row"]):
+                columns[column.name] = (columns.get(column.name) or {}).get("uuid")
     names = [name for name in true["row"].keys() | said["row"].keys() if true["row"].get(name) != said["row"].get(name)]
     return sorted(names) + [name for name in declared(type(row)).parts if true[name] != said.get(name)]
 

@@ -29,19 +29,7 @@ class JobWords:
         return list(dict.fromkeys(word for word in words if word))
 
 
-class OwnedQuerySet(models.QuerySet[Any]):
-    def visible_to(self, user: Any) -> Self:
-        """The rows that this user may see. Every page and every API query starts here."""
-        if settings.MEDSEG_SINGLE_USER or user.is_superuser:
-            return self
-        return self.filter(created_by=user.pk)
-
-
-class JobQuerySet(OwnedQuerySet):
-    def visible_to(self, user: Any) -> Self:
-        """The same without the log: only the log's own address shows it, and it may hold half a megabyte."""
-        return super().visible_to(user).defer("log")
-
+class JobQuerySet(models.QuerySet[Any]):
     def takeable(self) -> Self:
         """Queued rows that a worker may claim now.
 
@@ -54,7 +42,10 @@ class JobQuerySet(OwnedQuerySet):
 
 
 class Job(models.Model):
-    """A row that is also a job. Subclasses set WORDS, KIND and TASK, and CANCELLED where WORDS has no word for that."""
+    """A row that is also a job. Subclasses set WORDS, KIND and TASK, and CANCELLED where WORDS has no word for that.
+
+    They have an index that begins with `project` and ends with the order of their lists.
+    """
 
     WORDS: ClassVar[JobWords]
     KIND: ClassVar[str]
@@ -62,6 +53,11 @@ class Job(models.Model):
     CANCELLED: ClassVar[str | None] = None  # the error of a row that was cancelled and is therefore failed
 
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    # Whose it is. Not CASCADE: a row goes by its service only, which takes its objects in storage along.
+    project = models.ForeignKey(
+        "accounts.Project", editable=False, db_index=False, on_delete=models.PROTECT, related_name="%(class)s_rows"
+    )
+    # Who made it.
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         null=True,

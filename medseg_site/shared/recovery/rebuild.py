@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import islice
+from operator import or_
 from typing import Any
 
 from django.conf import settings
@@ -18,10 +20,18 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.color import no_style
 from django.db import Error, connection, models, transaction
+from django.db.models import Q
 
 from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.catalogue import manifests
-from medseg_site.shared.catalogue.declarations import declared, named_by_any, owner_of, parts_of, stored_models
+from medseg_site.shared.catalogue.declarations import (
+    declared,
+    models_told_in_full,
+    named_by_any,
+    owner_of,
+    parts_of,
+    stored_models,
+)
 from medseg_site.shared.catalogue.manifests import Document, ManifestError
 from medseg_site.shared.jobs.row import Job
 from medseg_site.shared.storage import objects as storage
@@ -127,15 +137,7 @@ class _Builder:
         said = document["row"]
         row = model()
         try:
-            for column in manifests.written_columns(model):
-                if column.name not in said:
-                    # The column is younger than the manifest: it keeps its default.
-                    continue
-                value = said[column.name]
-                if column.is_relation:
-                    setattr(row, column.attname, self._target(prefix, column, value))
-                else:
-                    setattr(row, column.attname, None if value is None else column.to_python(value))
+            self._fill(row, prefix, said)
             for column, source in declared(model).taken_from.items():
                 if column not in said:
                     setattr(row, column, getattr(row, source))
@@ -146,12 +148,24 @@ class _Builder:
             row.sent_at = None
         return row
 
+    def _fill(self, row: Any, prefix: str, said: Document) -> None:
+        for column in manifests.written_columns(type(row)):
+            if column.name not in said:
+                continue  # younger than the manifest: its default
+            value = said[column.name]
+            if column.is_relation:
+                setattr(row, column.attname, self._target(prefix, column, value))
+            else:
+                setattr(row, column.attname, None if value is None else column.to_python(value))
+
     def _target(self, prefix: str, column: Any, value: Any) -> int | None:
         if value is None:
             return None
         if manifests.points_to_user(column):
             return self._user(value)
         target = column.related_model
+        if declared(target).told_in_full:
+            return self._told_in_full(prefix, target, value)
         number = self.known[target].get(uuid.UUID(value["uuid"]))
         if number is not None:
             return number
@@ -166,6 +180,28 @@ class _Builder:
             )
         # It was deleted before the database was lost.
         return None
+
+    def _told_in_full(self, prefix: str, target: Any, said: Document) -> int | None:
+        """The row that this manifest tells all of: the one that is there, or made again. None in a dry run."""
+        known = self.known.setdefault(target, dict(target._default_manager.values_list("uuid", "pk")))
+        owner = uuid.UUID(said["uuid"])
+        if owner not in known:
+            row = target()
+            self._fill(row, prefix, said)
+            there = _same_as(row)
+            if there is None:
+                if self.dry_run:
+                    return None
+                if target._default_manager.filter(pk=row.pk).exists():
+                    row.pk = None
+                row.save(force_insert=True)
+            else:
+                cure = "`manage.py verify_storage --repair` writes that into the manifests."
+                self.report.notes.append(
+                    Remark(prefix, f"{there} takes the place of its {row._meta.verbose_name}", cure)
+                )
+            known[owner] = (there or row).pk
+        return known[owner]
 
     def _user(self, name: str) -> int | None:
         if name not in self.users:
@@ -191,6 +227,13 @@ class _Builder:
         except (Error, ValidationError, TypeError, ValueError, KeyError) as error:
             cure = "Rebuild into an empty database; if it is one, put the manifest back from a backup."
             raise SkippedError(f"the database does not take it ({str(error).splitlines()[0]})", cure) from None
+
+
+def _same_as(row: Any) -> Any:
+    """Another row with the same in a column that is unique and points elsewhere: a user has one personal project."""
+    columns = [column for column in row._meta.concrete_fields if column.is_relation and column.unique]
+    same = [Q(**{column.attname: value}) for column in columns if (value := getattr(row, column.attname)) is not None]
+    return row._meta.default_manager.filter(reduce(or_, same)).first() if same else None
 
 
 def _parts(row: Job, part: Any, owner: str, documents: Iterable[Document]) -> Iterator[models.Model]:
@@ -240,6 +283,7 @@ def _read(prefix: str) -> Document | ManifestError:
 def _reset_sequences() -> None:
     """Set Postgres' counters behind the numbers that the rows came with. SQLite does it by itself."""
     tables = [table for model in stored_models() for table in (model, *(part for _, part, _ in parts_of(model)))]
+    tables += models_told_in_full()
     with connection.cursor() as cursor:
         for statement in connection.ops.sequence_reset_sql(no_style(), tables):
             cursor.execute(statement)

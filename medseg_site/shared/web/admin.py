@@ -42,6 +42,7 @@ JOB_FIELDS = (
     "claim_token",
     "timeline_entries",
     "last_lines",
+    "project",
     "created_by",
     "uuid",
 )
@@ -62,7 +63,7 @@ class JobAdmin(ModelAdmin):
         buttons = {} if self.editable_fields else {"show_save": False, "show_save_and_continue": False}
         return super().change_view(request, object_id, form_url, {**buttons, **(extra_context or {})})
 
-    def delete_row(self, row: Any) -> None:
+    def delete_row(self, user: Any, row: Any) -> None:
         """The service that deletes the row with its objects; each subclass names its own."""
         raise NotImplementedError
 
@@ -95,7 +96,7 @@ class JobAdmin(ModelAdmin):
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         # A deleted object loses its number; the copy keeps it.
         before: Any = [copy.copy(obj)]
-        self.delete_row(obj)
+        self.delete_row(request.user, obj)
         super().log_deletions(request, before)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:

@@ -1,11 +1,29 @@
-"""Additions to the OpenAPI document: the single user, and two errors that the library does not know."""
+"""Additions to the OpenAPI document: the single user, `Idempotency-Key`, and the errors that the library does not know."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.utils import OpenApiParameter
+from drf_standardized_errors.openapi import AutoSchema
 from rest_framework import serializers
+
+IDEMPOTENCY_KEY = OpenApiParameter(
+    "Idempotency-Key",
+    str,
+    OpenApiParameter.HEADER,
+    description="The same key and body give the first answer again for 24 h (with `Idempotent-Replay: true`) and do nothing "
+    "twice; the same key with another body gives 409.",
+)
+
+
+class Schema(AutoSchema):
+    """Says of every POST that it may be sent again."""
+
+    def get_override_parameters(self) -> list[Any]:
+        parameters: list[Any] = super().get_override_parameters()
+        return [*parameters, IDEMPOTENCY_KEY] if self.method == "POST" else parameters
 
 
 class LocalUserScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # registers itself

@@ -21,6 +21,7 @@ from django.test import Client
 from django.utils import timezone
 from rest_framework.test import APIClient
 
+from accounts.access import ProjectJobs
 from datasets.check import check
 from datasets.models import Dataset
 from inference import prediction
@@ -28,7 +29,6 @@ from inference.models import InferenceResult
 from medseg_site.asgi import application
 from medseg_site.shared.base import outages
 from medseg_site.shared.jobs import claim
-from medseg_site.shared.jobs.row import JobQuerySet
 from medseg_site.shared.storage import objects as storage
 from tests.factories import DatasetFactory, InferenceFactory
 
@@ -110,7 +110,7 @@ def test_requests_are_answered_with_503_and_the_reason(monkeypatch: pytest.Monke
     def away(self: Any, user: Any) -> Any:
         raise OperationalError("could not connect to server")
 
-    monkeypatch.setattr(JobQuerySet, "visible_to", away)
+    monkeypatch.setattr(ProjectJobs, "visible_to", away)
     answer = APIClient(raise_request_exception=False).get("/api/v1/datasets/")
     assert answer.status_code == 503
     assert answer.json()["errors"][0]["code"] == "unavailable"

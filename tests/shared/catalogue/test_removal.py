@@ -13,6 +13,7 @@ from django.db import connection
 from inference import services as inferences
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared.base.errors import WrongStateError
+from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.storage import objects as storage
 from medseg_site.tasks import remove_remains, restore_manifests
@@ -29,7 +30,7 @@ def down(*arguments: Any) -> None:
 def test_storage_that_is_away_refuses_the_deletion(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "delete_objects", down)
     with pytest.raises(OSError, match="no storage"):
-        delete_model(model=filled.orphaned)
+        delete_model(user=local_user(), model=filled.orphaned)
     assert SegmentationModel.objects.filter(pk=filled.orphaned.pk).exists()
 
 
@@ -46,7 +47,7 @@ def test_what_may_not_go_after_all_has_its_manifest_again(filled: Filled, monkey
     manifests.rewrite(SegmentationModel.objects.get(pk=filled.orphaned.pk))
     before = manifests.read(f"models/{filled.orphaned.uuid}/manifest.json")
     with pytest.raises(WrongStateError):
-        delete_model(model=filled.orphaned)
+        delete_model(user=local_user(), model=filled.orphaned)
     assert looks == ["there", "gone"]
     assert manifests.read(f"models/{filled.orphaned.uuid}/manifest.json") == before
 
@@ -60,7 +61,7 @@ def test_nobody_is_kept_from_writing_while_storage_is_asked(filled: Filled, monk
         "delete_objects",
         lambda keys: depths.append(len(connection.savepoint_ids) + connection.in_atomic_block),
     )
-    inferences.delete_batch(batch=InferenceBatch.objects.get(pk=filled.batch.pk))
+    inferences.delete_batch(user=local_user(), batch=InferenceBatch.objects.get(pk=filled.batch.pk))
     assert depths
     assert set(depths) == {outside}
 
@@ -73,7 +74,7 @@ def test_what_cannot_be_removed_after_the_commit_is_removed_by_a_worker(
     with monkeypatch.context() as away:
         away.setattr(storage, "delete_prefix", down)
         away.setattr(current_app, "send_task", lambda name, **more: sent.append((name, more["args"])))
-        delete_model(model=filled.orphaned)
+        delete_model(user=local_user(), model=filled.orphaned)
     assert not SegmentationModel.objects.filter(pk=filled.orphaned.pk).exists()
     with pytest.raises(manifests.ManifestError):  # so rebuild_catalog cannot bring it back
         manifests.read(f"models/{owner}/manifest.json")
@@ -91,7 +92,7 @@ def test_a_large_batch_is_left_to_a_worker(filled: Filled, monkeypatch: pytest.M
     monkeypatch.setattr(inferences, "MANY_IMAGES", 1)
     monkeypatch.setattr(current_app, "send_task", lambda name, **more: sent.append(more["args"]))
     images = [str(owner) for owner in filled.batch.inferences.values_list("uuid", flat=True)]
-    inferences.delete_batch(batch=InferenceBatch.objects.get(pk=filled.batch.pk))
+    inferences.delete_batch(user=local_user(), batch=InferenceBatch.objects.get(pk=filled.batch.pk))
     assert [(label, sorted(owners)) for label, owners in sent] == [("inference.InferenceResult", sorted(images))]
     assert not InferenceResult.objects.filter(uuid__in=images).exists()
     for owner in images:
@@ -118,7 +119,7 @@ def test_manifests_are_given_back_by_a_worker_where_storage_is_away(
         away.setattr(storage, "store_bytes", lambda key, data: pytest.fail("storage was asked again"))
         away.setattr(current_app, "send_task", lambda name, **more: sent.append((name, more["args"])))
         with pytest.raises(EndpointConnectionError):
-            delete_model(model=filled.orphaned)
+            delete_model(user=local_user(), model=filled.orphaned)
     assert storage.size_of(key) is None
     assert sent == [
         ("medseg_site.tasks.restore_manifests", ["models_app.SegmentationModel", [str(filled.orphaned.uuid)]])
@@ -141,9 +142,14 @@ def test_images_that_were_unpacked_meanwhile_go_with_their_batch(
             owner = uuid.uuid4()
             made.append(storage.store_bytes(f"inferences/{owner}/input.png", b"image").key)
             InferenceResult.objects.create(
-                uuid=owner, batch=filled.batch, model=filled.completed, status="queued", input_image_s3_key=made[0]
+                uuid=owner,
+                project=filled.batch.project,
+                batch=filled.batch,
+                model=filled.completed,
+                status="queued",
+                input_image_s3_key=made[0],
             )
 
     monkeypatch.setattr(storage, "delete_objects", slowly)
-    inferences.delete_batch(batch=InferenceBatch.objects.get(pk=filled.batch.pk))
+    inferences.delete_batch(user=local_user(), batch=InferenceBatch.objects.get(pk=filled.batch.pk))
     assert storage.size_of(made[0]) is None

@@ -12,9 +12,12 @@ from django.contrib.auth.models import User
 from django.core.files.storage import default_storage
 from django.core.management import CommandError, call_command
 
+from accounts.models import Membership, Project
+from accounts.services import personal_project
 from datasets.models import Dataset, DatasetClass, Sample
 from inference import prediction
 from inference.models import InferenceBatch, InferenceResult
+from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.catalogue.declarations import stored_models
 from medseg_site.shared.jobs import messages
@@ -22,6 +25,7 @@ from medseg_site.shared.jobs.reaper import reap
 from medseg_site.shared.recovery.rebuild import rebuild
 from medseg_site.shared.storage import objects as storage
 from models_app.models import Epoch, SegmentationModel
+from tests.factories import project_of
 from tests.problems import find_problems
 from tests.shared.conftest import Filled
 
@@ -29,7 +33,7 @@ Answers = Callable[[], dict[str, Any]]
 
 
 def rows_of_any_kind() -> int:
-    counts: list[int] = [model._default_manager.count() for model in stored_models()]
+    counts: list[int] = [model._default_manager.count() for model in [*stored_models(), Project]]
     return User.objects.count() + sum(counts)
 
 
@@ -55,7 +59,7 @@ def test_everything_comes_back_as_it_was(filled: Filled, answers: Answers) -> No
     SegmentationModel.objects.filter(pk=filled.working.pk).update(
         status="queued", claim_token=None, attempt=0, started_at=None, timeline=filled.working.timeline[:1]
     )
-    said, rows = answers(), all_rows()
+    said, rows, project = answers(), all_rows(), Project.objects.values().get()
     assert len(said) == 4 + (2 * 2) + (4 * 2) + 6 + 1
     assert {row["status"] for row in rows["inference_results"]} == {"completed", "failed", "queued"}
     lose_the_database()
@@ -65,6 +69,7 @@ def test_everything_comes_back_as_it_was(filled: Filled, answers: Answers) -> No
     assert all_rows() == rows
     assert answers() == said
     assert {row.created_by.username for row in InferenceResult.objects.all() if row.created_by} == {"local"}
+    assert Project.objects.values().get() == {**project, "personal_of_id": User.objects.get().pk}
     assert find_problems() == []
 
     again = rebuild()
@@ -155,4 +160,54 @@ def test_numbers_are_not_given_twice_after_a_rebuild(filled: Filled) -> None:
     highest = InferenceResult.objects.order_by("-pk")[0].pk
     lose_the_database()
     rebuild()
-    assert InferenceResult.objects.create(status="queued", image_name="x").pk > highest
+    assert InferenceResult.objects.create(project=project_of(), status="queued", image_name="x").pk > highest
+
+
+@pytest.mark.parametrize("media", ["local"], indirect=True)
+def test_a_shared_project_comes_back_with_its_number_and_without_members(filled: Filled, settings: Any) -> None:
+    settings.MEDSEG_SINGLE_USER = False
+    ada, shared = User.objects.create_user("ada"), Project.objects.create(pk=77, name="Retina study")
+    Membership.objects.create(project=shared, user=ada, role="member")
+    Dataset.objects.filter(pk=filled.ready.pk).update(project=shared)
+    manifests.rewrite(Dataset.objects.get(pk=filled.ready.pk))
+    said = Project.objects.values().get(pk=77)
+    lose_the_database()
+    rebuild()
+    assert Project.objects.values().get(pk=77) == said
+    assert Dataset.objects.get(pk=filled.ready.pk).project.name == "Retina study"
+    assert not Membership.objects.exists()
+    assert Project.objects.create(name="next").pk > 77
+
+
+@pytest.mark.parametrize("media", ["local"], indirect=True)
+def test_a_project_with_another_name_makes_no_manifest_stale(filled: Filled) -> None:
+    Project.objects.update(name="another name")
+    assert find_problems() == []
+    Dataset.objects.filter(pk=filled.ready.pk).update(project=Project.objects.create(name="another project"))
+    [problem] = find_problems()
+    assert "It says otherwise than the row: project." in problem.detail
+
+
+@pytest.mark.parametrize("media", ["local"], indirect=True)
+def test_rows_go_into_the_personal_project_that_their_user_has_by_now(filled: Filled, user: Any) -> None:
+    lose_the_database()
+    shared, own = Project.objects.create(name="took the number"), personal_project(local_user())
+    report = rebuild()
+    assert report.skipped == []
+    assert [note.reason for note in report.notes] == ["local takes the place of its project"]
+    assert set(Dataset.objects.values_list("project", flat=True)) == {own.pk}
+    assert Project.objects.count() == 2
+    assert not shared.dataset_rows.exists()
+    call_command("verify_storage", repair=True, stdout=io.StringIO())
+    assert find_problems() == []
+
+
+@pytest.mark.parametrize("media", ["local"], indirect=True)
+def test_a_project_whose_number_is_taken_gets_another(filled: Filled) -> None:
+    before = Project.objects.get()
+    lose_the_database()
+    Project.objects.create(pk=before.pk, name="took the number")
+    rebuild()
+    found = Dataset.objects.get(pk=filled.ready.pk).project
+    assert (found.uuid, found.name) == (before.uuid, "local")
+    assert found.pk != before.pk

@@ -21,6 +21,7 @@ from rest_framework.test import APIClient
 
 from datasets.models import Dataset
 from inference.models import InferenceResult
+from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.recovery.sweep import collect
 from medseg_site.shared.recovery.verify import mend_recent_manifests, verify
@@ -186,7 +187,7 @@ def test_manifests_follow_edits_and_ends(filled: Filled, api: APIClient) -> None
     failed = InferenceResult.objects.get(status="failed")
     said = manifests.read(f"inferences/{failed.uuid}/manifest.json")["row"]
     assert (said["status"], said["error"]) == ("failed", failed.error)
-    delete_model(model=filled.orphaned)
+    delete_model(user=local_user(), model=filled.orphaned)
     assert not default_storage.exists(f"models/{filled.orphaned.uuid}/manifest.json")
     assert find_problems() == []
 

@@ -15,6 +15,7 @@ from inference.services import cancel_batch, create_batch, delete_batch, retry_i
 from medseg_site.demo import png
 from medseg_site.shared.base.errors import WrongStateError
 from medseg_site.shared.base.events import redis_client
+from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs import reaper
 from medseg_site.shared.storage import objects as storage
@@ -54,7 +55,7 @@ def test_a_batch_that_is_deleted_meanwhile_leaves_nothing_behind(
     store_many, before = manifests.store_many, set(storage.owners_of("inferences"))
 
     def after_a_deletion(rows: list[InferenceResult]) -> None:
-        delete_batch(batch=InferenceBatch.objects.get(pk=batch.pk))
+        delete_batch(user=local_user(), batch=InferenceBatch.objects.get(pk=batch.pk))
         store_many(rows)
 
     monkeypatch.setattr(manifests, "store_many", after_a_deletion)
@@ -80,7 +81,7 @@ def test_an_image_tried_again_opens_its_failed_batch(
     assert batch.status == "failed"
     image = batch.inferences.first()
     assert image
-    retry_inference(inference=image)
+    retry_inference(user=local_user(), inference=image)
     batches.expand(batch.pk)
     prediction.predict(image.pk)
     batch.refresh_from_db()
@@ -93,10 +94,10 @@ def test_a_model_stays_while_a_batch_waits_for_it_and_a_deleted_one_takes_no_wor
     batch = two_images(user, filled)
     filled.queued.delete()
     with pytest.raises(WrongStateError, match="batch"):
-        delete_model(model=filled.completed)
-    delete_batch(batch=batch)
+        delete_model(user=local_user(), model=filled.completed)
+    delete_batch(user=local_user(), batch=batch)
     gone = filled.completed
-    delete_model(model=type(gone).objects.get(pk=gone.pk))
+    delete_model(user=local_user(), model=type(gone).objects.get(pk=gone.pk))
     with pytest.raises(WrongStateError, match="deleted"):
         create_batch(user=user, model=gone, archive=zipped({"a.png": png(cell(1)[0])}))
 
@@ -140,7 +141,7 @@ def test_telling_of_a_cancellation_goes_on_where_it_stopped(
 ) -> None:
     batch = two_images(user, filled)
     assert batches.expand(batch.pk)
-    cancel_batch(batch=batch)
+    cancel_batch(user=local_user(), batch=batch)
     store = manifests.store
     told: list[int] = []
 
@@ -158,7 +159,7 @@ def test_telling_of_a_cancellation_goes_on_where_it_stopped(
     assert batch.status == "running"
     second = batch.inferences.exclude(pk=told[0]).get()
     with pytest.raises(WrongStateError, match="being cancelled"):
-        retry_inference(inference=second)
+        retry_inference(user=local_user(), inference=second)
     tasks.note_cancelled(batch.pk)
     batch.refresh_from_db()
     assert batch.status == "cancelled"

@@ -1,0 +1,91 @@
+"""Who sees and may do what: the one rule for every row that has a `project`.
+
+The tables of the apps above have `objects = ProjectJobs.as_manager()`, so every page and every API query starts with
+`Table.objects.visible_to(user)`; every service that changes a row calls `require`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self, TypeVar
+
+from django.conf import settings
+from django.db.models import QuerySet
+
+from accounts.models import Membership, Project, Role
+from medseg_site.shared.base.errors import MedSegError
+from medseg_site.shared.jobs.row import JobQuerySet
+
+Action = Literal["view", "annotate", "change", "delete", "manage"]
+Rows = TypeVar("Rows", bound=QuerySet[Any])
+
+# `change` is all work on rows: upload, train, segment, cancel, rename. `manage` is about the project and its members.
+ALLOWED: dict[str, frozenset[Action]] = {
+    Role.VIEWER: frozenset({"view"}),
+    Role.ANNOTATOR: frozenset({"view", "annotate"}),
+    Role.MEMBER: frozenset({"view", "annotate", "change", "delete"}),
+    Role.OWNER: frozenset({"view", "annotate", "change", "delete", "manage"}),
+}
+
+
+def has_all_rights(user: Any) -> bool:
+    """True of the single user and of superusers."""
+    return settings.MEDSEG_SINGLE_USER or (user is not None and user.is_superuser)
+
+
+def projects_of(user: Any) -> list[int]:
+    """Numbers of the user's projects: the personal one and those that they are a member of. One query."""
+    if user is None or user.pk is None:
+        return []
+    personal = Project.objects.filter(personal_of=user.pk).order_by().values_list("pk", flat=True)
+    shared = Membership.objects.filter(user=user.pk).order_by().values_list("project", flat=True)
+    return list(personal.union(shared))
+
+
+def visible_to(rows: Rows, user: Any) -> Rows:
+    """Those of the rows that this user may see.
+
+    The projects are asked for first: with one number in place of a subquery the database takes the rows of a list in
+    the order of the index (project, time) and stops after a page.
+    """
+    if has_all_rights(user):
+        return rows.all()
+    return rows.filter(project__in=projects_of(user))
+
+
+def role_of(user: Any, project: int) -> str | None:
+    """The user's role in the project of this number; None where they are not in it."""
+    if user is None or user.pk is None:
+        return None
+    if Project.objects.filter(pk=project, personal_of=user.pk).exists():
+        return Role.OWNER
+    return Membership.objects.filter(project=project, user=user.pk).values_list("role", flat=True).first()
+
+
+def may(user: Any, action: Action, row: Any) -> bool:
+    """Whether the user may do this to the row, which has a `project` or is one."""
+    if has_all_rights(user):
+        return True
+    project = row.pk if isinstance(row, Project) else row.project_id
+    role = role_of(user, project)
+    return role is not None and action in ALLOWED[role]
+
+
+def require(user: Any, action: Action, row: Any) -> None:
+    """Raises MedSegError (403) where the user may not."""
+    if not may(user, action, row):
+        text = f"Your role in the project of {row} does not allow that ({action}). Ask an owner of the project for another role."
+        raise MedSegError("permission_denied", text, http_status=403)
+
+
+class ProjectRows(QuerySet[Any]):
+    """Rows of a table that has a `project`."""
+
+    def visible_to(self, user: Any) -> Self:
+        return visible_to(self, user)
+
+
+class ProjectJobs(JobQuerySet):
+    """The same of jobs, without the log: only the log's own address shows it, and it may hold half a megabyte."""
+
+    def visible_to(self, user: Any) -> Self:
+        return visible_to(self, user).defer("log")
