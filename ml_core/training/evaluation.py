@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,34 +45,20 @@ def evaluate(
     plan = predictors[0].plan
     usual = read_image(cases[0].image).spacing
     unit = "mm" if usual else "px"
-    found = _predict_and_score(predictors, cases, usual, pictures, on_case, deadline)
-    held_out, done_cases = len(cases), sorted(found.row_of)
-    cases, rows = [cases[position] for position in done_cases], [found.row_of[position] for position in done_cases]
-    groups = [case.group or f"case {case.id}" for case in cases]
-    summary = summarise(rows, groups=groups)
-    per_case = [
-        CaseMetrics(
-            **vars(means),
-            name=case.name,
-            sample=case.id,
-            picture=case.id in found.pictured,
-            confidence=round(found.confidence_of[position], 4),
-            per_class=_with_values(found.row_of[position], plan),
-        )
-        for means, case, position in zip(summary.per_case, cases, done_cases, strict=True)
-    ]
+    calibration = Calibration()
+    scored = _predict_and_score(predictors, cases, usual, calibration, pictures, on_case, deadline)
+    summary = summarise(
+        [item.scores for item in scored], groups=[item.case.group or f"case {item.case.id}" for item in scored]
+    )
+    per_case = [item.metrics(means, plan) for means, item in zip(summary.per_case, scored, strict=True)]
     return Metrics(
         **{**vars(summary), "per_class": _named(summary.per_class, plan), "per_case": per_case},
         evaluated_on=evaluated_on,
-        held_out=held_out,
+        held_out=len(cases),
         unit=unit,
         volume_unit=volume_unit(plan.dimensions, unit),
-        calibration=found.calibration.result(),
+        calibration=calibration.result(),
     )
-
-
-def _with_values(scores: list[Scores], plan: Plan) -> list[ClassScores]:
-    return [ClassScores(**vars(row), value=value) for row, value in zip(scores, plan.class_values, strict=True)]
 
 
 def _named(means: list[Means], plan: Plan) -> list[ClassMetrics]:
@@ -83,29 +69,45 @@ def _named(means: list[Means], plan: Plan) -> list[ClassMetrics]:
     ]
 
 
-@dataclass
-class _Scored:
-    """What is known of the cases that were evaluated, by their positions."""
+@dataclass(frozen=True)
+class _ScoredCase:
+    """One case that was evaluated."""
 
-    row_of: dict[int, list[Scores]] = field(default_factory=dict)
-    confidence_of: dict[int, float] = field(default_factory=dict)
-    pictured: set[int] = field(default_factory=set)
-    """Ids of the cases with a picture."""
-    calibration: Calibration = field(default_factory=Calibration)
+    case: Case
+    scores: list[Scores]
+    """Of each class."""
+    confidence: float
+    pictured: bool
+
+    def metrics(self, means: Scores, plan: Plan) -> CaseMetrics:
+        """`means`: over its foreground classes."""
+        per_class = [
+            ClassScores(**vars(row), value=value) for row, value in zip(self.scores, plan.class_values, strict=True)
+        ]
+        return CaseMetrics(
+            **vars(means),
+            name=self.case.name,
+            sample=self.case.id,
+            picture=self.pictured,
+            confidence=round(self.confidence, 4),
+            per_class=per_class,
+        )
 
 
 def _predict_and_score(
     predictors: Sequence[Predictor],
     cases: Sequence[Case],
     usual: tuple[float, ...] | None,
+    calibration: Calibration,
     pictures: Path | None,
     on_case: Callable[[int, int], None],
     deadline: Deadline,
-) -> _Scored:
-    """One case after the other, as many as there is time for. `usual`: the spacing of a case that says none."""
-    plan, scored, begun = predictors[0].plan, _Scored(), deadline.clock()
+) -> list[_ScoredCase]:
+    """As many cases as there is time for, in the order of `cases`. `usual`: the spacing of a case that says none."""
+    plan, begun = predictors[0].plan, deadline.clock()
+    scored: dict[int, _ScoredCase] = {}
     for position in range(len(cases)) if deadline.at is None else spread_order(len(cases)):
-        done = len(scored.row_of)
+        done = len(scored)
         if done and deadline.left() < (deadline.clock() - begun) / done:
             break
         case = cases[position]
@@ -113,17 +115,17 @@ def _predict_and_score(
         laid = labels_to_slices(reference, image, plan.preprocessing.slice_axis)
 
         def calibrate(first: int, probabilities: NDArray[np.float32], laid: NDArray[np.uint8] = laid) -> None:
-            scored.calibration.add(np.moveaxis(probabilities, 1, 0), laid[first : first + len(probabilities)])
+            calibration.add(np.moveaxis(probabilities, 1, 0), laid[first : first + len(probabilities)])
 
         found = predictors[position].predict(image, calibrate)
         spacing = (image.spacing or usual) if usual else None
-        scored.row_of[position] = case_metrics(reference, found.indices, len(plan.class_values), spacing)
-        scored.confidence_of[position] = found.confidence
-        if pictures is not None and len(scored.pictured) < MAX_PICTURES:
+        scores = case_metrics(reference, found.indices, len(plan.class_values), spacing)
+        pictured = pictures is not None and done < MAX_PICTURES
+        if pictures is not None and pictured:
             error_picture(image, reference, found.indices).save(pictures / f"{case.id}.png")
-            scored.pictured.add(case.id)
+        scored[position] = _ScoredCase(case, scores, found.confidence, pictured)
         on_case(done + 1, len(cases))
-    return scored
+    return [scored[position] for position in sorted(scored)]
 
 
 def caveats(metrics: Metrics, *, grouping: str, folds: int) -> list[str]:
