@@ -114,7 +114,7 @@ def train(
     Raises MLError (with code "stopped" where there are no weights yet).
     """
     begun = time.monotonic() if begun is None else begun
-    TrainingRequest.from_json(hyperparameters)  # before the images are read
+    request = TrainingRequest.from_json(hyperparameters)  # before the images are read
     tested = test_images is not None or test_masks is not None
     for name in ("folds", "test_fraction", *(["validation_fraction"] if splits is not None else [])):
         if name in hyperparameters and (splits is not None or tested):
@@ -133,7 +133,7 @@ def train(
             if case.id in described.signatures:
                 keep_signature(case, folder / STORE, described.signatures[case.id])
         if tests:
-            split = replace(split or _split(cases, folder / STORE, **hyperparameters), test=[case.id for case in tests])
+            split = replace(split or _split(cases, folder / STORE, request), test=[case.id for case in tests])
             cases = cases + tests
         wanted, copies = dict(hyperparameters), None
         if split is not None:
@@ -278,14 +278,12 @@ def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Describe
     return [replace(test.case, group=test.group, codes=table.codes()) for test in tests]
 
 
-def _split(
-    cases: list[Case], store: Path, *, seed: int = 0, validation_fraction: float = 0.15, **_: Any
-) -> StoredSplit:
+def _split(cases: list[Case], store: Path, request: TrainingRequest) -> StoredSplit:
     """Who is trained and who is validated on. With a test set from elsewhere, none of the cases need to be locked away."""
     made = split_cases(
         [case.group for case in cases],
-        seed=seed,
-        validation_fraction=validation_fraction,
+        seed=int(request.or_default("seed")),
+        validation_fraction=float(request.or_default("validation_fraction")),
         test_fraction=0.0,
         duplicates=duplicates_of(cases, store),
     )

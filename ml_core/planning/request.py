@@ -56,6 +56,13 @@ class TrainingRequest:
     def get(self, name: str) -> Value | None:
         return self.values.get(name)
 
+    def or_default(self, name: str) -> Value:
+        """What was asked for, else the table's default. Raises LookupError where a rule plans it."""
+        value = self.values.get(name, specs()[name].default)
+        if value is None:
+            raise LookupError(f"{name} has neither a default in the table nor a rule")
+        return value
+
     def asks_for(self, *names: str) -> bool:
         """Whether one of these was asked for."""
         return any(name in self.values for name in names)
@@ -77,10 +84,7 @@ class Chooser:
 
     def default(self, name: str) -> Any:
         """As the table plans it."""
-        spec = specs()[name]
-        if spec.default is None:
-            raise LookupError(f"{name} has neither a default in the table nor a rule")
-        return self(name, spec.default, spec.reason)
+        return self(name, self.request.or_default(name), specs()[name].reason)
 
     def rest(self) -> None:
         """Whatever no rule has chosen, by its default."""

@@ -88,3 +88,11 @@ def test_weights_out_of_reach_are_a_message_not_an_error() -> None:
     network, message = build("unet", encoder="resnet18", channels=3, classes=2, encoder_weights="imagenet")
     assert sum(parameter.numel() for parameter in network.parameters()) > 1_000_000
     assert "random weights" in message
+
+
+def test_a_request_says_what_it_asks_for_and_else_the_default() -> None:
+    request = TrainingRequest.from_json({"seed": 7, "epochs": None})
+    assert (request.or_default("seed"), request.or_default("validation_fraction")) == (7, 0.15)
+    assert (request.asks_for("seed"), request.asks_for("epochs")) == (True, False)
+    with pytest.raises(LookupError, match="encoder"):
+        request.or_default("encoder")
