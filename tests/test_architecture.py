@@ -149,7 +149,7 @@ def test_every_post_of_the_api_may_be_sent_again() -> None:
         for pattern in getattr(resolver, "url_patterns", [resolver])
     ]
     views = {
-        view.cls  # type: ignore[attr-defined]  # of the library's views
+        view.cls
         for view in callbacks
         if "post" in getattr(view, "actions", {}) or hasattr(getattr(view, "cls", None), "post")
     }
