@@ -4,7 +4,11 @@ PYTHON := $(shell for p in python3.11 python3 python; do $$p -c 'import sys; sys
 PYTHON := $(or $(PYTHON),python3)
 VENV_PYTHON := .venv/bin/python
 
-.PHONY: help run worker demo test test-reliability test-setup check setup clean
+TEMPLATES = $$(find templates -name "*.html")
+# The version is Django's in requirements.in.
+DJADE := .venv/bin/djade --target-version 5.2
+
+.PHONY: help run worker demo test test-reliability test-setup check format setup tools clean
 
 help:
 	@echo "make run    the platform on http://127.0.0.1:8000/ (PORT=..., MEDSEG_DATA_DIR=...)"
@@ -13,10 +17,14 @@ help:
 	@echo "make test   all tests"
 	@echo "make test-reliability   twenty kills and all faults, with a table in var/kills.jsonl (half an hour)"
 	@echo "make check  style, types, import rules, migrations, API document"
+	@echo "make format lay out Python, JavaScript and templates as make check wants them"
 	@echo "make clean  remove what was installed here (the data in var/ stay)"
 
 setup:
 	@$(PYTHON) scripts/setup.py
+
+tools:
+	@$(PYTHON) scripts/setup.py --tools
 
 run: setup
 	@$(VENV_PYTHON) scripts/run.py
@@ -41,15 +49,27 @@ test-reliability: test-setup
 	@mkdir -p var
 	@$(VENV_PYTHON) -m pytest -m "reliability or long"
 
+# Biome and tsc are scripts for Node.js; without one of the machine it is in the virtual environment.
+check format: export PATH := $(PATH):$(CURDIR)/.venv/bin
+
 check: export MEDSEG_DATA_DIR := $(CURDIR)/var/check
-check: setup
+check: tools
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy .
 	$(VENV_PYTHON) -c "from importlinter.cli import lint_imports_command as main; main()" --no-logo --cache-dir var/check/import_linter
+	node_modules/.bin/biome ci
+	node_modules/.bin/tsc
+	$(DJADE) --check $(TEMPLATES)
 	$(VENV_PYTHON) manage.py makemigrations --check --dry-run
 	$(VENV_PYTHON) manage.py check
 	$(VENV_PYTHON) manage.py spectacular --validate --fail-on-warn --file /dev/null
+
+# djade ends with 1 where it had to format, too; the second one tells that from a template it cannot read.
+format: tools
+	$(VENV_PYTHON) -m ruff format .
+	node_modules/.bin/biome check --write --linter-enabled=false
+	$(DJADE) $(TEMPLATES) || $(DJADE) --check $(TEMPLATES)
 
 clean:
 	rm -rf .venv node_modules .pytest_cache .mypy_cache .ruff_cache var/check

@@ -22,15 +22,20 @@ from PIL import Image as PILImage
 
 from ml_core.cases.store import StoredCase, open_store
 from ml_core.dataset.case import Case
+from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.io import read_image, read_mask
-from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
-from ml_core.training.state import Keeper
+from ml_core.training.events import EpochEnded, Event
+from ml_core.training.state import Checkpoints
 from ml_core.training.trainer import fit
 
-CLASSES = [{"value": 0, "name": "ground", "color": "#000000"}, {"value": 1, "name": "disc", "color": "#ff0000"}]
+CLASSES: list[LabelClass] = [
+    {"value": 0, "name": "ground", "color": "#000000"},
+    {"value": 1, "name": "disc", "color": "#ff0000"},
+]
 
 
 def main() -> None:
@@ -74,7 +79,7 @@ def prepare(folder: Path, encoder: str) -> tuple[Plan, list[StoredCase]]:
         )
         cases.append(Case(index, image.stem, image, mask))
     wanted = {"architecture": "unet", "encoder": encoder, "epochs": 10, "batch_size": 4, "patch_size": 256}
-    plan = make_plan(Hyperparameters.from_dict(wanted), builder.result(), CLASSES, Machine.here())
+    plan = make_plan(TrainingRequest.from_json(wanted), builder.result(), CLASSES, Machine.here())
     return plan, open_store(folder / "store", cases, plan, lambda done, total: None)
 
 
@@ -85,13 +90,13 @@ def seconds(plan: Plan, stored: list[StoredCase], folder: Path, *, checkpoints: 
     def nothing(*args: Any, **kwargs: Any) -> None:
         pass
 
-    def note(event: dict[str, Any]) -> None:
-        if event["type"] == "epoch":
+    def note(event: Event) -> None:
+        if isinstance(event, EpochEnded):
             ends.append(time.perf_counter() - begun)
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
         begun = time.perf_counter()
-        with mock.patch.object(Keeper, "keep", Keeper.keep if checkpoints else nothing):
+        with mock.patch.object(Checkpoints, "keep", Checkpoints.keep if checkpoints else nothing):
             fit(plan, stored[:10], stored[10:], Path(place), on_event=note, should_stop=lambda: False)
         return ends[-1], time.perf_counter() - begun
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.client import Platform
-from datasets.archives import find_pairs
+from ml_core.dataset.pairing import find_pairs
 
 
 def main(url: str, archives: list[Path]) -> None:

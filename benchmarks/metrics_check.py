@@ -114,8 +114,8 @@ def main() -> None:
     for check in checks():
         ours, theirs = class_metrics(check.reference, check.prediction, check.spacing), monai_metrics(check)
         for name in SHOWN + tuple(name for name in check.by_hand if name not in SHOWN):
-            numbers = (ours[name], check.by_hand.get(name), theirs.get(name))
-            same = name not in theirs or np.isclose(ours[name], theirs[name], atol=1e-5, equal_nan=True)
+            numbers = (getattr(ours, name), check.by_hand.get(name), theirs.get(name))
+            same = name not in theirs or np.isclose(getattr(ours, name), theirs[name], atol=1e-5, equal_nan=True)
             print(f"| {check.name} | {name} | {' | '.join(map(_shown, numbers))} | {'' if same else LEFT_OUT[name]} |")
 
 

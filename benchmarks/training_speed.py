@@ -26,9 +26,11 @@ from ml_core.dataset.folders import describe, find_cases
 from ml_core.memory import restart_tuned
 from ml_core.networks.catalogue import build
 from ml_core.networks.device import autocast, pick_device
-from ml_core.planning.hyperparameters import Hyperparameters, specs
+from ml_core.planning.hyperparameters import specs
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
+from ml_core.training.events import EpochEnded, Event, Progress
 from ml_core.training.losses import make_loss
 from ml_core.training.optimizers import make_optimizers
 from ml_core.training.trainer import fit
@@ -45,7 +47,7 @@ def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
         cases = find_cases(folder / "images", folder / "masks", print)
         data = describe(cases, print, lambda done, total: None)
         plan = make_plan(
-            Hyperparameters.from_dict({**wanted, "epochs": EPOCHS}), data.fingerprint, data.classes, Machine.here()
+            TrainingRequest.from_json({**wanted, "epochs": EPOCHS}), data.fingerprint, data.classes, Machine.here()
         )
         stored = open_store(folder / "store", data.cases, plan, lambda done, total: None)
         cut = max(1, len(stored) // 5)
@@ -63,12 +65,12 @@ def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
 def platform(plan: Plan, train: list[StoredCase], val: list[StoredCase], folder: Path) -> tuple[int, float, float]:
     """(steps of an epoch, images a second of the steps, images a second with validation and checkpoints)."""
     folder.mkdir()
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     fit(plan, train, val, folder, on_event=events.append, should_stop=lambda: False)
-    epochs = [event for event in events if event["type"] == "epoch"][1:]
-    steps = events[-1]["step"] // EPOCHS
-    alone = statistics.harmonic_mean([epoch["images_per_second"] for epoch in epochs])
-    return steps, alone, statistics.harmonic_mean([steps * plan.batch_size / epoch["seconds"] for epoch in epochs])
+    epochs = [event.point for event in events if isinstance(event, EpochEnded)][1:]
+    steps = max(event.step for event in events if isinstance(event, Progress)) // EPOCHS
+    alone = statistics.harmonic_mean([epoch.images_per_second for epoch in epochs])
+    return steps, alone, statistics.harmonic_mean([steps * plan.batch_size / epoch.seconds for epoch in epochs])
 
 
 def bare_loop(plan: Plan, train: list[StoredCase], steps: int) -> float:

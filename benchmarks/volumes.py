@@ -21,17 +21,21 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import nn
 
+from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.io import Image
 from ml_core.io.image import Grid
-from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
 from ml_core.prediction.predictor import Predictor, network_of
 from ml_core.prediction.runtimes import Forward, OpenVinoForward, TorchForward, convert
 
 SHAPE = (128, 256, 256)
-CLASSES = [{"value": 0, "name": "background", "color": "#000"}, {"value": 1, "name": "thing", "color": "#f00"}]
+CLASSES: list[LabelClass] = [
+    {"value": 0, "name": "background", "color": "#000"},
+    {"value": 1, "name": "thing", "color": "#f00"},
+]
 
 
 def main(rounds: int) -> None:
@@ -70,7 +74,7 @@ def plan(image: Image, **wanted: Any) -> Plan:
     values = np.zeros(image.shape, np.uint8)
     values[40:80, 80:160, 80:160] = 1
     builder.add(image, values, {0: int((values == 0).sum()), 1: int((values == 1).sum())})
-    return make_plan(Hyperparameters.from_dict(wanted), builder.result(), CLASSES, Machine.here())
+    return make_plan(TrainingRequest.from_json(wanted), builder.result(), CLASSES, Machine.here())
 
 
 def ours(plan: Plan, network: nn.Module, image: Image, example: tuple[int, ...]) -> Callable[[], object]:

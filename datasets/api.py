@@ -32,6 +32,7 @@ from datasets.serializers import (
 from medseg_site.shared.web.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.web.downloads import object_response, part_response
 from medseg_site.shared.web.job_api import JobLogMixin
+from ml_core.io.formats import FORMATS, suffix_of
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
 PNG = {(200, "image/png"): OpenApiTypes.BINARY}
@@ -61,7 +62,7 @@ class DatasetViewSet(
     filterset_class = DatasetFilter
     search_fields = ["name", "description"]
     ordering_fields = ["id", "name", "uploaded_at", "status", "file_count", "total_size_mb"]
-    lookup_value_regex = r"\d{1,18}"
+    lookup_value_regex = r"[0-9]{1,18}"
 
     def get_queryset(self) -> QuerySet[Dataset]:
         return Dataset.objects.visible_to(self.request.user).prefetch_related("classes")
@@ -144,7 +145,7 @@ class DatasetViewSet(
         services.delete_dataset(user=self.request.user, dataset=instance)
 
     @extend_schema(request=ClassUpdateSerializer, responses=ClassSerializer)
-    @action(detail=True, methods=["patch"], url_path=r"classes/(?P<value>-?\d{1,9})", url_name="class")
+    @action(detail=True, methods=["patch"], url_path=r"classes/(?P<value>-?[0-9]{1,9})", url_name="class")
     def rename_class(self, request: Request, pk: str, value: str) -> Response:
         """Give a class another name or colour."""
         wanted = ClassUpdateSerializer(data=request.data)
@@ -178,7 +179,7 @@ class DatasetViewSet(
         return get_object_or_404(Sample, dataset=self.get_object(), pk=sample_id)
 
     @extend_schema(responses=PNG, parameters=[SLICE])
-    @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/image", url_name="sample-image")
+    @action(detail=True, url_path=r"samples/(?P<sample_id>[0-9]{1,18})/image", url_name="sample-image")
     def sample_image(self, request: Request, pk: str, sample_id: str) -> HttpResponse:
         """The image as an 8-bit picture (grey or RGB) for the screen (one slice of a volume)."""
         sample = self._sample(sample_id)
@@ -187,7 +188,7 @@ class DatasetViewSet(
         )
 
     @extend_schema(responses=PNG, parameters=[SLICE])
-    @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/labels", url_name="sample-labels")
+    @action(detail=True, url_path=r"samples/(?P<sample_id>[0-9]{1,18})/labels", url_name="sample-labels")
     def sample_labels(self, request: Request, pk: str, sample_id: str) -> HttpResponse:
         """The mask as an 8-bit picture: a pixel is the position of its class in the dataset's `classes`."""
         sample = self._sample(sample_id)
@@ -199,20 +200,22 @@ class DatasetViewSet(
         )
 
     @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
-    @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/mask", url_name="sample-mask")
+    @action(detail=True, url_path=r"samples/(?P<sample_id>[0-9]{1,18})/mask", url_name="sample-mask")
     def sample_mask(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """The mask in the dataset's label values: PNG, or NIfTI for a volume."""
         sample = self._sample(sample_id)
-        suffix = ".nii.gz" if sample.mask_key.endswith(".nii.gz") else ".png"
-        kind = "application/gzip" if suffix == ".nii.gz" else "image/png"
-        name = f"{sample.name}_mask{suffix}"
-        is_volume = suffix == ".nii.gz"
+        kind = FORMATS[suffix_of(sample.mask_key)]
         return object_response(
-            request, sample.mask_key, content_type=kind, name=name, sha256=sample.mask_sha256, download=is_volume
+            request,
+            sample.mask_key,
+            content_type=kind.mime,
+            name=f"{sample.name}_mask{kind.suffix}",
+            sha256=sample.mask_sha256,
+            download=kind.is_volume,
         )
 
     @extend_schema(responses={(200, "image/jpeg"): OpenApiTypes.BINARY})
-    @action(detail=True, url_path=r"samples/(?P<sample_id>\d{1,18})/thumbnail", url_name="sample-thumbnail")
+    @action(detail=True, url_path=r"samples/(?P<sample_id>[0-9]{1,18})/thumbnail", url_name="sample-thumbnail")
     def sample_thumbnail(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """A small picture of the image with its mask over it."""
         sample = self._sample(sample_id)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,10 +13,9 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 
-from datasets.archives import ArchiveError, ArchiveLimits, Issue, Pairing, SafeArchive, find_pairs
 from datasets.models import Dataset, DatasetClass, Sample
 from datasets.pipeline import PairPipeline
-from datasets.samples import CheckedSample, ClassTable, mixed_dimensions
+from datasets.samples import CheckedSample
 from datasets.url_import import DownloadLimits, UrlImportError, download
 from datasets.versions import Base, KeptSampleError, Merged, changes_of, merge, read_kept, split_of
 from medseg_site.shared.catalogue import manifests
@@ -24,26 +23,17 @@ from medseg_site.shared.jobs.claim import Claim, ClaimLostError
 from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
-from ml_core.dataset.fingerprint import FingerprintBuilder
-from ml_core.dataset.near_duplicates import MOST_COMPARED, near_duplicate_groups
-from ml_core.dataset.patients import BY_NAME, groups_of_names
+from ml_core.dataset import findings
+from ml_core.dataset.checks import DatasetCheck
+from ml_core.dataset.findings import DatasetRefusedError, Issue
+from ml_core.dataset.pairing import Pairing, find_pairs
 from ml_core.dataset.splits import Split
-from ml_core.errors import ImageError, MLError
+from ml_core.errors import ImageError
+from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
 from uploads.verification import UploadDamagedError, checked_sha256
 
-LEAST_PAIRS = 2
-MOST_ISSUES = 1_000  # kept; the rest is counted
-MOST_CLASSES = 128
+MAX_ISSUES = 1_000  # kept; the rest is counted
 ROWS_AT_ONCE = 500
-RARE_SHARE = 1e-5
-
-
-class DatasetRefusedError(MLError):
-    """The archive was read, but there is no dataset in it."""
-
-    def __init__(self, reason: str, cure: str, issues: list[Issue]) -> None:
-        super().__init__("refused", reason, cure)
-        self.issues = issues
 
 
 def check(pk: int) -> None:
@@ -81,29 +71,26 @@ class _DatasetCheck(Work[Dataset]):
 def _check(job: Claim[Dataset], folder: Path) -> None:
     dataset = job.row
     base = _base_of(dataset)
-    checked, issues = _check_all(job, folder, base)
-    dimensions, samples = _same_dimensions(checked, issues)
-    if len(samples) < LEAST_PAIRS:
-        raise _refusal(len(samples), issues)
+    check, checked = _check_pairs(job, folder, base)
+    with job.kept_alive():
+        found = check.finish(checked)
+        for sample in found.left_out:
+            storage.delete_prefix(sample.image.key.rpartition("/")[0])
+    samples, fingerprint = found.cases, found.fingerprint
     changes = changes_of(samples, base)
     if base and changes["kept"] == base.dataset.file_count == len(samples):
-        raise _nothing_new(base, issues)
-    fingerprint = checked.builders[dimensions].result()
-    classes = checked.classes.rows({entry["value"] for entry in fingerprint["classes"]})
-    _check_classes(fingerprint, issues)
-    _group_by_names(samples, issues)
-    with job.kept_alive():
-        duplicates = _near_duplicates(samples, issues)
+        raise _nothing_new(base, check.issues)
     job.beat(force=True)  # the last moment to notice a wish to cancel
-    split = split_of(samples, duplicates, base)
+    split = split_of(samples, found.duplicates, base)
+    mask_codes = {str(code): value for code, value in found.codes.items()}  # as JSON keeps it
     columns: dict[str, Any] = {
         "file_count": len(samples),
-        "modality": fingerprint["modality"][:32],
-        "dimensions": dimensions,
-        "channels": fingerprint["channels"],
+        "modality": fingerprint.modality[:32],
+        "dimensions": found.dimensions,
+        "channels": fingerprint.channels,
         "changes": changes,
-        "fingerprint": {**fingerprint, "grouping": split.grouping, "mask_codes": checked.classes.codes()},
-        **_issue_columns(issues),
+        "fingerprint": replace(fingerprint, grouping=split.grouping, mask_codes=mask_codes).to_json(),
+        **_issue_columns(check.issues),
     }
     # Samples first, for their manifest tells their numbers; the dataset is not ready before that lies in storage.
     with transaction.atomic():
@@ -113,7 +100,7 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
         rows = _sample_rows(dataset, samples, split)
         while some := list(islice(rows, ROWS_AT_ONCE)):  # memory must not grow with their number
             Sample.objects.bulk_create(some)
-        DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in classes)
+        DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in found.classes)
     with job.kept_alive():
         columns = manifests.store_done(dataset, {**columns, **job.last_words()})
         storage.settle()
@@ -194,10 +181,10 @@ def _bring_archive(job: Claim[Dataset], folder: Path) -> Path:
         max_bytes=settings.MEDSEG_MAX_UPLOAD_BYTES, total_seconds=settings.MEDSEG_URL_IMPORT_SECONDS
     )
     allow = settings.MEDSEG_URL_IMPORT_ALLOW_PRIVATE
-    download(dataset.source_url, target, limits=limits, allow_private=allow, on_progress=on_progress)
+    sha256 = download(dataset.source_url, target, limits=limits, allow_private=allow, on_progress=on_progress)
     key = storage.object_key("datasets", dataset.uuid, "archive.zip")
     with job.kept_alive():
-        stored = storage.store_file(key, target)
+        stored = storage.store_file(key, target, sha256=sha256)
     job.update(
         s3_key=key,
         checksum=stored.sha256,
@@ -208,177 +195,66 @@ def _bring_archive(job: Claim[Dataset], folder: Path) -> Path:
     return target
 
 
-class _Checked:
-    """What came out of the pairs, by number of dimensions."""
-
-    def __init__(self, classes: ClassTable) -> None:
-        self.samples: list[CheckedSample] = []
-        self.builders: dict[int, FingerprintBuilder] = {2: FingerprintBuilder(), 3: FingerprintBuilder()}
-        self.classes = classes
-
-
 def _base_of(dataset: Dataset) -> Base | None:
     base = Base.of(dataset) if dataset.based_on is not None else None
     if dataset.based_on is not None and base is None:
-        reason = f"Version {dataset.based_on}, which this one is based on, was deleted."
-        raise DatasetRefusedError(reason, "Upload all images and masks as a new dataset.", [])
+        raise findings.BASE_DELETED.refusal(version=dataset.based_on)
     return base
 
 
-def _check_all(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[_Checked, list[Issue]]:
+def _check_pairs(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[DatasetCheck, list[CheckedSample]]:
     """The archive's pairs, and of a later version the samples that stay. One that only leaves some out has no archive."""
     dataset = job.row
     limits = ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)
     has_archive = bool(dataset.s3_key or dataset.source_url)
     with SafeArchive(_bring_archive(job, folder), limits) if has_archive else nullcontext() as archive:
         pairing = find_pairs(archive.sizes) if archive else Pairing([], [])
-        issues = list(pairing.issues)
         if archive and not pairing.pairs:
-            raise _refusal(0, issues)
-        checked = _Checked(base.class_table() if base else ClassTable())
-        _check_items(job, folder, archive, merge(base, pairing.pairs), checked, issues)
-    return checked, issues
+            raise findings.too_few(0, pairing.issues)
+        merged = merge(base, pairing.pairs)
+        classes = base.class_table() if base else None
+        check = DatasetCheck(classes, dimensions=merged.dimensions, issues=pairing.issues)
+        return check, _check_items(job, folder, archive, merged, check)
 
 
 def _check_items(
-    job: Claim[Dataset],
-    folder: Path,
-    archive: SafeArchive | None,
-    merged: Merged,
-    checked: _Checked,
-    issues: list[Issue],
-) -> None:
-    items = merged.items
-    first_with: dict[str, str] = {}
-
-    def note(sample: CheckedSample) -> None:
-        issues.extend(sample.issues)
-        twin = first_with.setdefault(sample.image.sha256, sample.name)
-        if twin != sample.name:
-            text = f"The image is the same as that of {twin}. Leave one of them out, or the numbers will flatter."
-            issues.append(Issue("warning", "duplicate_image", sample.file, text))
-        checked.samples.append(sample)
-
+    job: Claim[Dataset], folder: Path, archive: SafeArchive | None, merged: Merged, check: DatasetCheck
+) -> list[CheckedSample]:
+    items, checked = merged.items, list[CheckedSample]()
     prefix = storage.object_key("datasets", job.row.uuid, "samples")
+    compared = min(len(items), findings.MAX_COMPARED)
     # Kept alive, for one large volume can take longer to read, or slow storage to take, than a heartbeat may be silent.
-    with job.kept_alive(), PairPipeline(archive, folder, prefix, min(len(items), MOST_COMPARED)) as pipeline:
+    with job.kept_alive(), PairPipeline(archive, folder, prefix, compared) as pipeline:
         for position, item, read in pipeline.read(items):
             job.beat({"stage": "checking", "done": position, "total": len(items), "fraction": position / len(items)})
             earlier = merged.instead_of.get(item.name[:300])
             try:
-                known = pipeline.know(read, checked.classes, checked.builders, earlier, merged.dimensions)
+                known = pipeline.know(read, check, earlier)
             except (ArchiveError, ImageError) as error:
-                issues.append(Issue("error", error.code, error.file or item.name, str(error)))
+                check.leave_out(error, item.name)
                 if earlier is None:
                     continue
-                issues.append(Issue("warning", "not_replaced", item.name, "The sample of the version before stays."))
-                known = pipeline.know(partial(read_kept, earlier), checked.classes, checked.builders)
+                check.issues.append(findings.NOT_REPLACED.issue(item.name))
+                known = pipeline.know(partial(read_kept, earlier), check)
             finally:
                 del read  # its pixels
-            for sample in pipeline.store(known, position):
-                note(sample)
-            if len(checked.classes) > MOST_CLASSES:
-                cure = "Store every class as one number in the mask, without smoothing or lossy compression."
-                raise DatasetRefusedError(f"The masks hold more than {MOST_CLASSES} different values.", cure, issues)
+            checked += pipeline.store(known, position)
         for sample in pipeline.rest():
             job.beat()
-            note(sample)
-
-
-def _same_dimensions(checked: _Checked, issues: list[Issue]) -> tuple[int, list[CheckedSample]]:
-    """Pictures and volumes cannot be trained together: the larger party stays, each of the others becomes an issue."""
-    flat = sum(len(sample.shape) == 2 for sample in checked.samples)
-    dimensions = 2 if flat >= len(checked.samples) - flat else 3
-    kept = []
-    for sample in checked.samples:
-        if len(sample.shape) == dimensions:
-            kept.append(sample)
-        else:
-            storage.delete_prefix(sample.image.key.rpartition("/")[0])
-            error = mixed_dimensions(dimensions)
-            issues.append(Issue("error", error.code, sample.name, str(error)))
-    return dimensions, kept
-
-
-def _group_by_names(samples: list[CheckedSample], issues: list[Issue]) -> None:
-    """Patients as the names tell, where nothing else does. Of a later version all names are looked at again."""
-    if any(not sample.group.startswith(BY_NAME) for sample in samples if sample.group):
-        return
-    for sample, group in zip(samples, groups_of_names([sample.name for sample in samples]), strict=True):
-        sample.group = group
-    sizes = Counter(sample.group for sample in samples if sample.group)
-    if not sizes:
-        return
-    [(largest, most)] = sizes.most_common(1)
-    text = (
-        f"By their names the images come from {len(sizes)} patients, such as {largest.removeprefix(BY_NAME)} with {most} images. Each "
-        "patient stays on one side of the split. If that is wrong, number the files in another way and upload again."
-    )
-    issues.append(Issue("warning", "grouped_by_name", "images", text))
-
-
-def _near_duplicates(samples: list[CheckedSample], issues: list[Issue]) -> list[int] | None:
-    """A number per sample, equal for those that are one picture: they stay on one side of the split. None: not compared."""
-    if len(samples) > MOST_COMPARED:
-        text = f"There are more than {MOST_COMPARED:,} cases, so they were not searched for copies of one another."
-        issues.append(Issue("warning", "not_compared", "images", text))
-        return None
-    groups = near_duplicate_groups([sample.signature for sample in samples])
-    first: dict[int, CheckedSample] = {}
-    files: set[str] = set()
-    for sample, group in zip(samples, groups, strict=True):
-        twin = first.setdefault(group, sample)
-        is_again = sample.image.sha256 in files  # the same file is a duplicate_image already
-        files.add(sample.image.sha256)
-        if twin is sample or is_again:
-            continue
-        text = (
-            f"{sample.name} and {twin.name} look like one picture (copied, scaled, brightened, turned, or the next slice). "
-            "They stay on one side of the split; leave one out unless both are cases of their own."
-        )
-        issues.append(Issue("warning", "near_duplicate", sample.name, text))
-    return groups
-
-
-def _check_classes(fingerprint: dict[str, Any], issues: list[Issue]) -> None:
-    found = fingerprint["classes"]
-    if len(found) < 2:
-        reason = f"All masks hold the one value {found[0]['value']}, so there is nothing to tell apart."
-        raise DatasetRefusedError(reason, "Check that the masks were exported with the structures drawn in.", issues)
-    for entry in found:
-        if entry["share"] < RARE_SHARE:
-            text = (
-                f"The mask value {entry['value']} covers only {entry['pixels']} pixels in {entry['cases']} cases. "
-                "If it is a stray value and no class, correct the masks and upload again."
-            )
-            issues.append(Issue("warning", "rare_value", "masks", text))
-
-
-def _refusal(good: int, issues: list[Issue]) -> DatasetRefusedError:
-    errors = [issue for issue in issues if issue.severity == "error"]
-    found = "None of the images could be used" if not good else "Only one image with its mask could be used"
-    reason = f"{found}, and {LEAST_PAIRS} pairs are needed."
-    first = (
-        f"The first problem: {errors[0].file}: {errors[0].detail}"
-        if errors
-        else "Add images with masks of the same names."
-    )
-    return DatasetRefusedError(reason, first, issues)
+            checked.append(sample)
+    return checked
 
 
 def _nothing_new(base: Base, issues: list[Issue]) -> DatasetRefusedError:
-    errors = [issue for issue in issues if issue.severity == "error"]
-    reason = f"This would change nothing of version {base.dataset.version}."
     cure = "Add pairs that are new or differ from those of the same name, or name samples to leave out."
-    return DatasetRefusedError(
-        reason, f"The first problem: {errors[0].file}: {errors[0].detail}" if errors else cure, issues
-    )
+    first = findings.first_problem(issues, cure)
+    return findings.NOTHING_NEW.refusal(issues, version=base.dataset.version, first=first)
 
 
 def _issue_columns(issues: list[Issue]) -> dict[str, Any]:
     ordered = sorted(issues, key=lambda issue: issue.severity != "error")
     rows = [
         {"severity": i.severity, "code": i.code, "file": i.file[:500], "detail": i.detail[:1000]}
-        for i in ordered[:MOST_ISSUES]
+        for i in ordered[:MAX_ISSUES]
     ]
     return {"issues": rows, "issue_count": len(issues)}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache, cached
 from django.http import HttpResponse
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from medseg_site.shared.base.errors import MedSegError
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.storage import objects as storage
 from ml_core.errors import ImageError
 from ml_core.io import display_volume, read_image, read_mask, to_screen
@@ -21,47 +22,28 @@ from ml_core.io import display_volume, read_image, read_mask, to_screen
 CACHE_BYTES = 512 * 2**20
 
 
-class _ArrayCache:
-    """The arrays used last, bounded by bytes, so that turning through a volume decodes it once."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._arrays: OrderedDict[str, NDArray[Any]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._max_bytes = max_bytes
-
-    def get(self, key: str, load: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        with self._lock:
-            if key in self._arrays:
-                self._arrays.move_to_end(key)
-                return self._arrays[key]
-        array = load()
-        with self._lock:
-            self._arrays[key] = array
-            while sum(item.nbytes for item in self._arrays.values()) > self._max_bytes and len(self._arrays) > 1:
-                self._arrays.popitem(last=False)
-        return array
+# The arrays used last, so that turning through a volume decodes it once, also one that is larger than the cache.
+_arrays: LRUCache[Any, NDArray[Any]] = LRUCache(CACHE_BYTES, lambda array: min(array.nbytes, CACHE_BYTES))
+_arrays_lock = threading.Lock()
 
 
-_cache = _ArrayCache(CACHE_BYTES)
-
-
+@cached(_arrays, key=lambda key, sha256: ("image", sha256), lock=_arrays_lock)
 def display_array(key: str, sha256: str) -> NDArray[np.uint8]:
     """The stored image ready for the screen: uint8 (D, H, W, C), D = 1 for a picture. Raises MedSegError (404, 409) without one."""
-    return _cache.get(f"image:{sha256}", lambda: display_volume(read_image(_fetch(key, sha256))))
+    return display_volume(read_image(_fetch(key, sha256)))
 
 
+@cached(
+    _arrays,
+    key=lambda key, sha256, values, *, oriented: ("labels", sha256, tuple(values), oriented),
+    lock=_arrays_lock,
+)
 def label_array(key: str, sha256: str, values: list[int], *, oriented: bool) -> NDArray[np.uint8]:
     """The stored label map as indices into `values`, laid as its image is on the screen: uint8 (D, H, W)."""
-
-    def load() -> NDArray[Any]:
-        labels = read_mask(_fetch(key, sha256)).values
-        order = np.argsort(values)
-        indices = order[np.clip(np.searchsorted(np.asarray(values)[order], labels), 0, len(values) - 1)].astype(
-            np.uint8
-        )
-        return to_screen(indices if indices.ndim == 3 else indices[None], oriented=oriented)
-
-    return _cache.get(f"labels:{sha256}:{values}", load)
+    labels = read_mask(_fetch(key, sha256)).values
+    order = np.argsort(values)
+    indices = order[np.clip(np.searchsorted(np.asarray(values)[order], labels), 0, len(values) - 1)].astype(np.uint8)
+    return to_screen(indices if indices.ndim == 3 else indices[None], oriented=oriented)
 
 
 def shown_as_volume(shape: list[int], spacing: list[float] | None) -> bool:
@@ -83,12 +65,12 @@ def slice_index(text: str | None, depth: int) -> int:
     """The query's `slice`; the middle one without it. Raises MedSegError when there is no such slice."""
     if text is None or text == "":
         return depth // 2
-    # isdigit() alone is true of "²", and int() refuses very long texts.
-    if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) >= depth:
+    index = whole_number(text, maximum=depth - 1)
+    if index is None:
         raise MedSegError(
             "invalid_slice", f"There is no slice {text[:20]!r}. There are 0 to {depth - 1}.", attr="slice"
         )
-    return int(text)
+    return index
 
 
 def overlay(image: NDArray[np.uint8], labels: NDArray[Any], colors: list[str], opacity: float) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from datasets.models import Dataset
 from medseg_site.shared.base.errors import WrongStateError
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.web.downloads import ZipEntry, object_response, pieces_of, zip_response
+from ml_core.io.formats import suffix_of
 
 
 def dataset_zip(request: HttpRequest, dataset: Dataset) -> HttpResponseBase:
@@ -29,16 +30,11 @@ def dataset_zip(request: HttpRequest, dataset: Dataset) -> HttpResponseBase:
 
 def _entries(rows: list[tuple[str, str, str, str]]) -> Iterator[ZipEntry]:
     for name, image_key, image_sha256, mask_key in rows:
-        ending = _ending(image_key)
+        ending = suffix_of(image_key)
         if ending == ".zip":  # a series: its slices, as find_pairs knows them
             with zipfile.ZipFile(storage.fetch(image_key, image_sha256)) as series:
                 for member in series.namelist():
                     yield f"images/{name}/{member}", [series.read(member)]
         else:
             yield f"images/{name}{ending}", pieces_of(image_key)
-        yield f"masks/{name}{_ending(mask_key)}", pieces_of(mask_key)
-
-
-def _ending(key: str) -> str:
-    """ ".nii.gz" of "…/image.nii.gz"."""
-    return "." + key.rpartition("/")[2].partition(".")[2]
+        yield f"masks/{name}{suffix_of(mask_key)}", pieces_of(mask_key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from django.db import models
 from django.db.models import Q, QuerySet
@@ -14,6 +14,7 @@ from accounts.access import ProjectJobs
 from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
 from medseg_site.shared.web.paging import counted
+from ml_core.dataset.classes import LabelClass
 
 WORDS = JobWords(queued="uploaded", working="uploaded", done="ready", failed="error", cancelled=None)
 
@@ -100,7 +101,7 @@ class Dataset(Job):
     def is_cancelled(self) -> bool:
         return self.cancelled_at is not None
 
-    def class_dicts(self) -> list[dict[str, Any]]:
+    def class_dicts(self) -> list[LabelClass]:
         return [{"value": item.value, "name": item.name, "color": item.color} for item in self.classes.all()]
 
 

@@ -19,27 +19,26 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.archives import ArchiveError, Pair, SafeArchive
 from datasets.models import Sample
 from datasets.samples import (
     CheckedSample,
-    ClassTable,
     KnownSample,
     PairFiles,
-    ReadPair,
+    UnpackedPair,
     know_pair,
-    mixed_dimensions,
-    read_pair,
     store_sample,
+    unpack_pair,
 )
 from datasets.thumbnails import ThumbnailWriter
 from datasets.versions import ReadKept, as_stored, is_unchanged, know_kept, read_kept
 from medseg_site.shared.storage import objects as storage
-from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.checks import DatasetCheck
+from ml_core.dataset.pairing import Pair
 from ml_core.errors import ImageError
+from ml_core.io.containers import ArchiveError, SafeArchive
 
 Item = Pair | Sample  # a pair of the archive, or a sample of an earlier version that stays
-Read = ReadPair | ReadKept
+Read = UnpackedPair | ReadKept
 
 READ_BYTES = 16 * 2**20  # of files whose pairs are read ahead; decoded, they are some times as much
 STORED_AT_ONCE = 8  # a store elsewhere answers each after some milliseconds; more threads are in each other's way
@@ -106,36 +105,26 @@ class PairPipeline:
             folder.mkdir()
             return folder
 
-    def _read(self, pair: Pair, folder: Path) -> ReadPair:
+    def _read(self, pair: Pair, folder: Path) -> UnpackedPair:
         assert self._archive is not None
         try:
-            return read_pair(pair, self._archive, folder)
+            return unpack_pair(pair, self._archive, folder)
         except (ArchiveError, ImageError):
             self._give_back(folder)
             raise
 
-    def know(
-        self,
-        read: Callable[[], Read],
-        classes: ClassTable,
-        builders: dict[int, FingerprintBuilder],
-        earlier: Sample | None = None,
-        dimensions: int | None = None,
-    ) -> KnownSample:
+    def know(self, read: Callable[[], Read], check: DatasetCheck, earlier: Sample | None = None) -> KnownSample:
         """In order: see know_pair. Raises what was wrong with the pair.
 
         It has no files where it is stored already: one that stays, or a pair that is the same as the `earlier` sample of its name.
-        dimensions: 2 or 3 where nothing else may join.
         """
         found = read()
         if isinstance(found, ReadKept):
-            kept = know_kept(found, classes, builders)
+            kept = know_kept(found, check)
             kept.sample.signature = self._signatures.keep(kept.sample.signature)
             return kept
         try:
-            if dimensions not in (None, found.image.dimensions):
-                raise mixed_dimensions(dimensions)
-            known = know_pair(found, classes, builders)
+            known = know_pair(found, check)
         except ImageError:
             self._give_back(found.folder)
             raise

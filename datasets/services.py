@@ -18,12 +18,12 @@ from accounts.access import require
 from accounts.services import personal_project
 from datasets.models import Dataset, DatasetClass
 from datasets.url_import import UrlImportError, check_url
-from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
 from medseg_site.shared.base.text import clean_file_name, clean_name
 from medseg_site.shared.catalogue import manifests, removal
 from medseg_site.shared.catalogue.declarations import objects_of, owner_of
 from medseg_site.shared.jobs.messages import send_on_commit
-from medseg_site.shared.jobs.requests import request_cancel, requeue
+from medseg_site.shared.jobs.requests import request_cancel, requeue, why_not_requeueable
 from medseg_site.shared.recovery.sweep import remove_remains
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
@@ -135,9 +135,9 @@ def create_version(
     require(user, "change", base)
     change = Change(base, list(dict.fromkeys(leave_out)))
     if not (archive or upload or source_url or leave_out):
-        raise MedSegError("required", "Give a ZIP with new or corrected pairs, or names of samples to leave out.")
+        raise MedSegError("required", "Give a ZIP with new or corrected pairs, or names of images to leave out.")
     if unknown := _unknown_names(change):
-        raise MedSegError("unknown_sample", f"The dataset has no samples of these names: {unknown}.", attr="leave_out")
+        raise MedSegError("unknown_sample", f"The dataset has no images with these names: {unknown}.", attr="leave_out")
     common: dict[str, Any] = {"user": user, "name": base.name, "description": base.description, "change": change}
     if archive:
         return create_dataset_from_upload(archive=archive, **common)
@@ -184,7 +184,7 @@ def _version_columns(change: Change) -> dict[str, Any]:
         .first()
     )
     if base is None:
-        raise WrongStateError("Only a dataset whose check has ended well can have a further version.")
+        raise WrongStateError("Only a ready dataset can have a new version.")
     last = family.aggregate(Max("version"))["version__max"]
     return {
         "project_id": base.project_id,
@@ -201,12 +201,17 @@ def lock_family(dataset: Dataset) -> None:
     list(Dataset.objects.select_for_update().filter(family=dataset.family).order_by("pk").values_list("pk"))
 
 
+def why_not_recheckable(dataset: Dataset) -> str | None:
+    """Why a check cannot be started again now; None where it can."""
+    only_leaves_out = dataset.based_on is not None and not dataset.archive_name
+    has_archive = bool(dataset.s3_key or dataset.source_url or only_leaves_out)
+    return why_not_requeueable(dataset) or (None if has_archive else "There is no archive to check. Upload it again.")
+
+
 def recheck_dataset(*, user: Any, dataset: Dataset) -> Dataset:
     """Check an archive that was refused once more, for instance after a limit was raised."""
     require(user, "change", dataset)
-    only_leaves_out = dataset.based_on is not None and not dataset.archive_name
-    if not (dataset.s3_key or dataset.source_url or only_leaves_out):
-        raise WrongStateError("There is no archive to check. Upload it again.")
+    refuse_if(why_not_recheckable(dataset))
     with transaction.atomic():
         lock_family(dataset)  # see delete_dataset
         requeue(dataset, issues=[], issue_count=0)
@@ -227,14 +232,14 @@ def delete_dataset(*, user: Any, dataset: Dataset) -> None:
     """Remove the row and every object. Models trained on it stay. Raises WrongStateError while a training reads it."""
     require(user, "delete", dataset)
     owner = dataset.uuid
-    _check_not_in_use(dataset)
+    refuse_if(why_not_deletable(dataset))
     # How many samples a check that goes on has stored by now is not known.
     is_large = dataset.is_working or dataset.file_count > MANY_SAMPLES
     owners, checksums = _traces_of(dataset) if is_large else ([owner], [])
     with removal.deletion({Dataset: [owner]}):
         lock_family(dataset)
         locked = Dataset.objects.get(pk=dataset.pk)
-        _check_not_in_use(locked)
+        refuse_if(why_not_deletable(locked))
         objects = {} if is_large else dict(objects_of(locked))
         audit.record(user, "delete", locked)
         locked.delete()
@@ -260,17 +265,14 @@ def _traces_of(dataset: Dataset) -> tuple[list[uuid.UUID], list[str]]:
     return sorted(owners), sorted(checksums)
 
 
-def _check_not_in_use(dataset: Dataset) -> None:
+def why_not_deletable(dataset: Dataset) -> str | None:
+    """Why a dataset cannot be deleted now; None where it can."""
     if dataset.models.filter(status__in=["queued", "training"]).exists():
-        raise WrongStateError("A training reads this dataset. Wait until it has ended, or cancel it first.")
-    if is_being_built_on(dataset):
-        raise WrongStateError("A newer version is being made from this one. Wait until it is checked, or delete it.")
-
-
-def is_being_built_on(dataset: Dataset) -> bool:
-    """Whether a later version is being made from it."""
+        return "A training reads this dataset. Wait until it has ended, or cancel it first."
     later = Dataset.objects.filter(family=dataset.family, based_on=dataset.version)
-    return later.filter(status__in=[Dataset.WORDS.queued, Dataset.WORDS.working]).exists()
+    if later.filter(status__in=[Dataset.WORDS.queued, Dataset.WORDS.working]).exists():
+        return "A newer version is being made from this one. Wait until it is checked, or delete it."
+    return None
 
 
 def _delete_objects(dataset: Dataset, named: dict[str, str]) -> None:
@@ -287,6 +289,17 @@ def _delete_objects(dataset: Dataset, named: dict[str, str]) -> None:
     gone = {*(item.key for item in storage.objects_below(prefix)), *named} - still
     storage.delete_objects(gone)
     storage.forget_copies(checksum for key, checksum in named.items() if checksum and key in gone)
+
+
+def why_not_trainable(dataset: Dataset) -> str | None:
+    """Why no model can be trained on a dataset now; None where one can."""
+    if dataset.status == Dataset.WORDS.done:
+        return None
+    if dataset.is_active:
+        return "The check of this dataset is not done yet. Wait for it."
+    if dataset.is_cancelled:
+        return "The check of this dataset was cancelled. Check it again first."
+    return "This dataset could not be used. Fix what its check found, and upload it again."
 
 
 def rename_class(*, user: Any, dataset: Dataset, value: int, name: str, color: str | None = None) -> DatasetClass:

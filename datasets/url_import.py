@@ -28,6 +28,7 @@ from requests.cookies import extract_cookies_to_jar
 from requests_hardened.ip_filter import EXTRA_BLOCKED_NET_RANGES, InvalidIPAddress
 from requests_hardened.ip_filter_adapter import IPFilterAdapter
 
+from medseg_site.shared.base.text import whole_number
 from ml_core.errors import MLError
 
 CHUNK_BYTES = 256 * 1024
@@ -294,8 +295,7 @@ def _save(
     if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
         # Expanding it here would need guards of its own, and no server has a reason to compress a ZIP.
         raise UrlImportError("encoded", f"{host} sends the file in a compressed form of its own.", UPLOAD)
-    length = response.headers.get("Content-Length", "")
-    total = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
+    total = whole_number(response.headers.get("Content-Length", ""))
     digest = hashlib.sha256()
     received = checked = 0
     too_large = UrlImportError(

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.archives import Pair
 from datasets.models import Dataset, Sample
-from datasets.samples import CheckedSample, ClassTable, KnownSample, PairFiles, thumbnail_jpeg
+from datasets.samples import CheckedSample, KnownSample, PairFiles, thumbnail_jpeg
 from medseg_site.shared.storage import objects as storage
-from ml_core.dataset.fingerprint import FingerprintBuilder, count_values
-from ml_core.dataset.near_duplicates import signature
-from ml_core.dataset.splits import Split, reuse_split, split_cases
+from ml_core.dataset.checks import DatasetCheck, ReadPair
+from ml_core.dataset.classes import ClassTable
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.dataset.pairing import Pair
+from ml_core.dataset.splits import PARTS, Name, Split, StoredSplit, reuse_split, split_cases
 from ml_core.errors import ConfigError, ImageError, MLError
-from ml_core.io import Image, Mask, read_image, read_mask
+from ml_core.io import read_image, read_mask
 
 
 @dataclass
@@ -43,9 +43,7 @@ class Base:
     def class_table(self) -> ClassTable:
         """Its values with their names and colours, and how colours in masks became values."""
         rows = self.dataset.class_dicts()
-        codes = self.dataset.fingerprint.get("mask_codes")
-        if codes is None:  # checked before codes were kept: as far as the colours were not changed since
-            codes = {str(int(row["color"][1:], 16)): row["value"] for row in rows}
+        codes = Fingerprint.from_json(self.dataset.fingerprint).mask_codes
         return ClassTable(rows, {int(code): value for code, value in codes.items()})
 
 
@@ -76,9 +74,7 @@ class ReadKept:
     """An earlier sample, read again."""
 
     sample: Sample
-    image: Image
-    mask: Mask
-    signature: NDArray[np.float16]
+    read: ReadPair
 
 
 class KeptSampleError(MLError):
@@ -100,16 +96,15 @@ def read_kept(sample: Sample) -> ReadKept:
         raise KeptSampleError(sample, str(error)) from error
     except ImageError as error:
         raise KeptSampleError(sample, error.reason) from error
-    return ReadKept(sample, image, mask, signature(image))
+    return ReadKept(sample, ReadPair.of(image, mask, sample.name, sample.name))
 
 
-def know_kept(read: ReadKept, classes: ClassTable, builders: dict[int, FingerprintBuilder]) -> KnownSample:
-    """Its mask is stored in label values already, so the class table has nothing to learn from it."""
-    present, counts = count_values(read.mask.values)
-    by_value = dict(zip((int(v) for v in present), (int(c) for c in counts), strict=True))
-    builders[read.image.dimensions].add(read.image, read.mask.values, by_value)
-    thumbnail = thumbnail_jpeg(read.image, read.mask.values, classes.colors())
-    return KnownSample(as_stored(read.sample, read.signature), thumbnail, None)
+def know_kept(kept: ReadKept, check: DatasetCheck) -> KnownSample:
+    """Its mask is stored in label values already."""
+    read = kept.read
+    check.add_known(read)
+    thumbnail = thumbnail_jpeg(read.image, read.mask.values, check.classes.colors())
+    return KnownSample(as_stored(kept.sample, read.signature), thumbnail, None)
 
 
 def as_stored(sample: Sample, seen: NDArray[np.float16]) -> CheckedSample:
@@ -145,10 +140,12 @@ def split_of(samples: list[CheckedSample], duplicates: list[int] | None, base: B
     fresh = split_cases(groups, duplicates=duplicates)
     if base is None:
         return fresh
-    stored: dict[str, Any] = {"grouping": base.dataset.fingerprint.get("grouping", "as stored")}
-    for name, side in base.dataset.samples.values_list("name", "split"):
-        stored.setdefault(side, []).append(name)
-    if fresh.test and not stored.get("test"):
+    parts: dict[str, list[Name]] = {part: [] for part in PARTS}
+    for name, side in base.dataset.samples.exclude(split="").values_list("name", "split"):
+        parts[side].append(name)
+    train, val, test = (parts[part] for part in PARTS)
+    stored = StoredSplit(train, val, test, Fingerprint.from_json(base.dataset.fingerprint).grouping)
+    if fresh.test and not stored.test:
         return fresh
     try:
         return reuse_split(stored, [sample.name for sample in samples], groups, duplicates=duplicates)

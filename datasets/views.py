@@ -16,6 +16,7 @@ from django.views.decorators.http import require_GET, require_POST
 from datasets import services
 from datasets.forms import ClassForm
 from datasets.models import Dataset, DatasetClass, Sample
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
 
 DATASETS_PER_PAGE = 25
@@ -73,7 +74,7 @@ def dataset_version(request: HttpRequest, pk: int) -> HttpResponse:
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
     if dataset.status != dataset.WORDS.done:
         return to_page(dataset)
-    chosen = [int(number) for number in request.GET.getlist("leave_out") if number.isdecimal() and len(number) < 19]
+    chosen = [number for text in request.GET.getlist("leave_out") if (number := whole_number(text)) is not None]
     names = dataset.samples.filter(pk__in=chosen).values_list("name", flat=True)
     context = {"dataset": dataset, "leave_out": "\n".join(names), **_upload_context()}
     return render(request, "datasets/dataset_version.html", context)
@@ -93,7 +94,9 @@ def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "hidden_issues": 0 if show_all else max(0, len(dataset.issues) - ISSUES_SHOWN),
         "models": models,
         "versions": _versions_of(request.user, dataset),
-        "delete_blocked": _delete_blocked(dataset),
+        "delete_blocked": services.why_not_deletable(dataset),
+        "recheck_blocked": services.why_not_recheckable(dataset),
+        "train_blocked": services.why_not_trainable(dataset),
     }
     return render(request, "datasets/dataset_detail.html", context)
 
@@ -103,15 +106,6 @@ def _versions_of(user: Any, dataset: Dataset) -> list[Dataset]:
     found = Dataset.objects.visible_to(user).filter(family=dataset.family).order_by("-version")
     rows = list(found.defer("fingerprint", "issues", "timeline", "log", "leave_out")[:VERSIONS_SHOWN])
     return rows if len(rows) > 1 else []
-
-
-def _delete_blocked(dataset: Dataset) -> str:
-    """Why the dataset cannot be deleted now; empty when it can."""
-    if services.is_being_built_on(dataset):
-        return "A newer version is being made from this one. Wait until it is checked."
-    if dataset.models.filter(status__in=["queued", "training"]).exists():
-        return "A training reads this dataset. Cancel it or wait until it has ended."
-    return ""
 
 
 @login_required

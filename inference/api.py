@@ -28,10 +28,11 @@ from inference.serializers import (
     InferenceCreateSerializer,
     InferenceSerializer,
 )
-from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
 from medseg_site.shared.web.api import JSONParser, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.web.downloads import object_response
 from medseg_site.shared.web.job_api import JobLogMixin
+from ml_core.io.formats import FORMATS, stem, suffix_of
 from models_app.models import SegmentationModel
 
 SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
@@ -74,7 +75,7 @@ class InferenceViewSet(
     filterset_class = InferenceFilter
     search_fields = ["image_name"]
     ordering_fields = ["id", "created_at", "status", "seconds", "confidence", "image_name"]
-    lookup_value_regex = r"\d{1,18}"
+    lookup_value_regex = r"[0-9]{1,18}"
 
     def get_queryset(self) -> QuerySet[InferenceResult]:
         return InferenceResult.objects.visible_to(self.request.user)
@@ -173,10 +174,9 @@ def _certainty(row: InferenceResult) -> NDArray[np.uint8]:
 
 def _map_response(request: Request, row: InferenceResult, key: str, sha256: str, what: str) -> HttpResponseBase:
     """A stored map as it is."""
-    is_volume = key.endswith(".nii.gz")
-    name = f"{row.image_name.split('.')[0] or 'image'}_{what}{'.nii.gz' if is_volume else '.png'}"
-    kind = "application/gzip" if is_volume else "image/png"
-    return object_response(request, key, content_type=kind, name=name, sha256=sha256, download=is_volume)
+    kind = FORMATS[suffix_of(key)]
+    name = f"{stem(row.image_name)}_{what}{kind.suffix}"
+    return object_response(request, key, content_type=kind.mime, name=name, sha256=sha256, download=kind.is_volume)
 
 
 def _opacity(text: str | None) -> float:
@@ -213,7 +213,7 @@ class InferenceBatchViewSet(
     filterset_class = BatchFilter
     search_fields = ["archive_name"]
     ordering_fields = ["id", "created_at", "status"]
-    lookup_value_regex = r"\d{1,18}"
+    lookup_value_regex = r"[0-9]{1,18}"
 
     def get_queryset(self) -> QuerySet[InferenceBatch]:
         return with_counts(InferenceBatch.objects.visible_to(self.request.user))
@@ -248,6 +248,5 @@ class InferenceBatchViewSet(
     def download(self, request: Request, pk: str) -> HttpResponseBase:
         """A ZIP of all label maps with summary.json."""
         batch = self.get_object()
-        if batch.status not in {"completed", "cancelled"}:
-            raise WrongStateError(f"This batch is {batch.status}. Ask again when it is completed.")
+        refuse_if(services.why_not_downloadable(batch))
         return batch_zip(batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timedelta
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -12,18 +12,19 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
-from datasets.archives import ArchiveError, ArchiveLimits, SafeArchive
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared.base.text import clean_file_name
+from medseg_site.shared.base.text import clean_file_name, count_of
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import Claim
 from medseg_site.shared.jobs.endings import cancel_all_waiting, end_unclaimed
-from medseg_site.shared.jobs.log import MOST_EVENTS, timeline_entry
+from medseg_site.shared.jobs.log import MAX_EVENTS, timeline_entry
 from medseg_site.shared.jobs.reaper import LOST_MESSAGE_SECONDS, is_message_lost
 from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
-from ml_core.io import SUPPORTED_SUFFIXES
+from ml_core.io import formats
+from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
+from ml_core.io.formats import SUPPORTED_SUFFIXES, suffix_of
 from uploads.verification import UploadDamagedError, check_upload
 
 MAX_IMAGES = 10_000
@@ -103,12 +104,12 @@ def _expand(job: Claim[InferenceBatch], folder: Path, stored: list[str]) -> None
         raise ArchiveError(
             "no_images",
             "The ZIP holds no image that can be read.",
-            "Zip PNG, JPG, TIFF, BMP, DICOM or NIfTI files.",
+            f"Zip {formats.NAMES} files.",
         )
     with transaction.atomic():
         InferenceResult.objects.bulk_create(rows, batch_size=500)
         # The batch goes on without a worker of its own: its inferences are jobs themselves.
-        job.log.add(f"{len(rows)} images, {len(issues)} files that are none")
+        job.log.add(f"{count_of(len(rows), 'image')}, left out: {count_of(len(issues), 'file')}")
         job.log.detach()
         ended: dict[str, Any] = {"issues": issues[:1000], "progress": {}, "archive_key": "", "log": job.log.text()}
         job.update(claim_token=None, heartbeat_at=None, **ended)
@@ -136,10 +137,9 @@ def _unpack(
         for position, name in enumerate(names):
             share = position / len(names)
             job.beat({"stage": "unpacking", "done": position, "total": len(names), "fraction": share})
-            lower = name.lower()
-            suffix = ".nii.gz" if lower.endswith(".nii.gz") else PurePosixPath(lower).suffix
+            suffix = suffix_of(name)
             if suffix not in SUPPORTED_SUFFIXES:
-                text = "It is no image that can be read. Use PNG, JPG, TIFF, BMP, DICOM or NIfTI."
+                text = f"It is no image that can be read. Use {formats.NAMES}."
                 issues.append({"severity": "warning", "code": "unsupported_type", "file": name[:500], "detail": text})
                 continue
             owner = uuid.uuid5(batch.uuid, name)  # the same in a second attempt, which then leaves nothing behind
@@ -240,7 +240,7 @@ def note_cancelled_images(pk: int) -> None:
         if number % NOTED_AT_ONCE == 0:
             note_call(pk)
         entry = timeline_entry("cancelled", detail="The batch was cancelled.")
-        image.note_due, image.progress, image.timeline = False, {}, [*image.timeline, entry][-MOST_EVENTS:]
+        image.note_due, image.progress, image.timeline = False, {}, [*image.timeline, entry][-MAX_EVENTS:]
         manifests.store(image)
         if not unnoted_images().filter(pk=image.pk).update(note_due=False, progress={}, timeline=image.timeline):
             # Deleted, or tried again meanwhile.

@@ -10,6 +10,7 @@ from django.http import HttpResponseBase
 
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared.web.downloads import ZipEntry, pieces_of, zip_response
+from ml_core.io.formats import stem, suffix_of
 
 
 def batch_zip(batch: InferenceBatch) -> HttpResponseBase:
@@ -49,10 +50,9 @@ def _entries(facts: dict[str, Any], rows: list[InferenceResult]) -> Iterator[Zip
 
 def _free_name(row: InferenceResult, used: set[str]) -> str:
     """Two images of the same name in two folders keep their own masks."""
-    suffix = ".nii.gz" if row.output_image_s3_key.endswith(".nii.gz") else ".png"
-    stem = row.image_name.removesuffix(".gz").rpartition(".")[0] or row.image_name
-    name = f"{stem}{suffix}"
+    own, suffix = stem(row.image_name), suffix_of(row.output_image_s3_key)
+    name = f"{own}{suffix}"
     if name in used:
-        name = f"{stem}_{row.pk}{suffix}"
+        name = f"{own}_{row.pk}{suffix}"
     used.add(name)
     return name

@@ -12,7 +12,7 @@ from django.utils import timezone
 from accounts.access import ProjectJobs
 from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
-from medseg_site.shared.web.paging import count_of
+from medseg_site.shared.web.paging import related_count
 from models_app.models import SegmentationModel
 
 WORDS = JobWords(queued="queued", working="running", done="completed", failed="failed", cancelled="cancelled")
@@ -144,9 +144,9 @@ class InferenceResult(Job):
 def with_counts(batches: models.QuerySet[InferenceBatch]) -> models.QuerySet[InferenceBatch]:
     """Batches with `total`, `completed` and `failed` (which counts the cancelled too)."""
     counted: models.QuerySet[InferenceBatch] = batches.annotate(
-        total=count_of(InferenceResult, "batch"),
-        completed=count_of(InferenceResult, "batch", status="completed"),
-        failed=count_of(InferenceResult, "batch", status="failed")
-        + count_of(InferenceResult, "batch", status="cancelled"),
+        total=related_count(InferenceResult, "batch"),
+        completed=related_count(InferenceResult, "batch", status="completed"),
+        failed=related_count(InferenceResult, "batch", status="failed")
+        + related_count(InferenceResult, "batch", status="cancelled"),
     )
     return counted

@@ -1,4 +1,4 @@
-"""The worker's side of an inference: bring image and model, predict, store the label map, write the numbers."""
+"""The worker's side of an inference: read the image, predict, store the label map, write the row."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import io
 import logging
 import math
 import time
-from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from django.conf import settings
 from django.db import transaction
 from numpy.typing import NDArray
@@ -25,35 +25,33 @@ from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from ml_core.dataset.case import label_indices
-from ml_core.errors import ImageError, MLError
-from ml_core.io import Image, check_pair, read_image, read_mask, write_label_map
+from ml_core.dataset.checks import check_pair, naming
+from ml_core.errors import ImageError, MLError, TrainingError
+from ml_core.io import Image, read_image, read_mask, write_label_map
 from ml_core.measures.metrics import case_metrics, summarise
-from ml_core.prediction.package import to_json
+from ml_core.measures.results import ImageMetrics, NamedScores
 from ml_core.prediction.predictor import Predictor, Segmentation
 from models_app.models import SegmentationModel
 
 log = logging.getLogger(__name__)
 
+LABEL_VALUES = "Send a mask with the label values that the model's classes have."
+
 
 class _WarmModels:
-    """Loaded models, the last used ones, bounded by bytes. One process handles one inference at a time."""
+    """Loaded models, bounded by bytes: the least recently used one goes first. A process makes one prediction at a time."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._loaded: OrderedDict[str, Predictor] = OrderedDict()
-        self._bytes: dict[str, int] = {}
-        self._max_bytes = max_bytes
+        # One that is larger than all of it is kept alone: the next image is likely to be for it too.
+        self._loaded: LRUCache[str, Predictor] = LRUCache(max_bytes, lambda predictor: min(predictor.nbytes, max_bytes))
 
     def get(self, model: SegmentationModel) -> Predictor:
-        key = model.checksum  # the weights themselves, so a model that went on training is another one
+        # The weights themselves: a model that was trained further is another one.
+        key = model.checksum
         if key not in self._loaded:
             started = time.perf_counter()
             self._loaded[key] = Predictor.load(storage.fetch(model.s3_key, model.checksum))
-            self._bytes[key] = self._loaded[key].nbytes
             log.info("loaded %s in %.2f s", model, time.perf_counter() - started)
-        self._loaded.move_to_end(key)
-        while sum(self._bytes.values()) > self._max_bytes and len(self._loaded) > 1:
-            oldest, _ = self._loaded.popitem(last=False)
-            del self._bytes[oldest]
         return self._loaded[key]
 
 
@@ -96,15 +94,15 @@ def _predict(job: Claim[InferenceResult], folder: Path) -> None:
     started = time.perf_counter()
     with job.kept_alive():
         image = read_image(storage.fetch(row.input_image_s3_key, row.input_sha256))
-        job.beat()  # here and below: the moment to notice a cancel wish, where it took long enough for somebody to have one
+        # A beat also notices that somebody wishes to cancel.
+        job.beat()
         predictor = _warm.get(row.model)
         found = predictor.predict(image)
         job.beat()
         path = write_label_map(found.values, image, folder)
         metrics = _score(row, image, found, predictor) if row.reference_key else None
         certainty = _store_certainty(row, image, found, folder)
-        suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".png"
-        stored = storage.store_file(storage.object_key("inferences", row.uuid, f"labels{suffix}"), path)
+        stored = storage.store_file(storage.object_key("inferences", row.uuid, path.name), path)
         columns = {
             "output_image_s3_key": stored.key,
             "output_sha256": stored.sha256,
@@ -115,20 +113,22 @@ def _predict(job: Claim[InferenceResult], folder: Path) -> None:
             "spacing": [float(step) for step in image.spacing] if image.spacing else None,
             "seconds": round(time.perf_counter() - started, 4),
             "classes": _class_rows(found.indices, row.model.classes, image),
-            "metrics": to_json(metrics),
+            "metrics": metrics.to_json() if metrics else None,
             "warnings": found.warnings,
         }
-        columns = manifests.store_done(row, columns | job.last_words(), is_fresh=True)  # a request waits
+        # A request waits, so the row is not read again.
+        columns = manifests.store_done(row, columns | job.last_words(), is_fresh=True)
     with transaction.atomic():
         job.finish(**columns)
 
 
 def _store_certainty(row: InferenceResult, image: Image, found: Segmentation, folder: Path) -> storage.StoredObject:
-    """The map of certainty on the image's own grid, uint8 with 255 for sure: PNG, or NIfTI for volumes."""
+    """Store the map of certainty on the image's own grid, uint8 with 255 for certain: PNG, or NIfTI for volumes."""
     levels = np.rint(found.certainty.astype(np.float32) * 255).astype(np.uint8)
     key = partial(storage.object_key, "inferences", row.uuid)
     if image.dimensions == 2 and image.family != "nifti":
-        png = io.BytesIO()  # a request waits for this: little compression, and no way over the disk
+        # A request waits: little compression, and nothing is written to the disk first.
+        png = io.BytesIO()
         PILImage.fromarray(levels).save(png, "PNG", compress_level=1)
         return storage.store_bytes(key("certainty.png"), png.getvalue())
     place = folder / "certainty"
@@ -151,29 +151,30 @@ def _class_rows(indices: NDArray[np.uint8], classes: list[dict[str, Any]], image
     ]
 
 
-def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor) -> dict[str, Any]:
-    """The numbers of this one image against the reference mask that came with it. Raises ImageError if it does not fit."""
-    try:
+def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor) -> ImageMetrics:
+    """The scores of this image against its reference mask. Raises ImageError if the mask does not fit."""
+    with naming(row.reference_name):
         mask = read_mask(storage.fetch(row.reference_key), like=image)
         check_pair(image, mask)
         if mask.coding == "rgb":
-            cure = "Send it with the label values that the model's classes have."
-            raise ImageError("mask_coding", "The reference mask is coded in colours.", cure)
+            raise ImageError("mask_coding", "The reference mask is coded in colours.", LABEL_VALUES)
+    try:
         reference = label_indices(mask.values, predictor.plan.class_values, row.reference_name)
-    except ImageError as error:
-        error.file = row.reference_name
-        raise
-    except MLError as error:
-        raise MLError(
-            error.code, error.reason, "Send a mask with the label values that the model's classes have."
-        ) from None
+    except TrainingError as error:
+        raise MLError(error.code, error.reason, LABEL_VALUES) from None
     rows = case_metrics(reference, found.indices, len(predictor.plan.class_values), image.spacing)
     summary = summarise([rows])
     classes = zip(predictor.plan.class_values, predictor.plan.class_names, predictor.plan.class_colors, strict=True)
-    per_class = [{"value": v, "name": n, "color": c, **entry} for (v, n, c), entry in zip(classes, rows, strict=True)]
-    unit = "mm" if image.spacing else "px"
-    return {
-        **{name: summary[name] for name in ("dice", "iou", "precision", "recall", "hd95", "nsd")},
-        "per_class": per_class,
-        "unit": unit,
-    }
+    return ImageMetrics(
+        dice=summary.dice,
+        iou=summary.iou,
+        precision=summary.precision,
+        recall=summary.recall,
+        hd95=summary.hd95,
+        nsd=summary.nsd,
+        per_class=[
+            NamedScores(**vars(scores), value=value, name=name, color=color)
+            for (value, name, color), scores in zip(classes, rows, strict=True)
+        ],
+        unit="mm" if image.spacing else "px",
+    )

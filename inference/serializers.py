@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import QuerySet
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.reverse import reverse
 
 from inference.models import InferenceBatch, InferenceResult
+from medseg_site.shared.web.api import VisibleRowField
 from models_app.models import SegmentationModel
-
-
-@extend_schema_field(OpenApiTypes.INT)
-class VisibleModelField(serializers.PrimaryKeyRelatedField[SegmentationModel]):
-    def get_queryset(self) -> QuerySet[SegmentationModel]:
-        return SegmentationModel.objects.visible_to(self.context["request"].user)
 
 
 class InferenceClassSerializer(serializers.Serializer[Any]):
@@ -91,7 +84,7 @@ class InferenceSerializer(serializers.ModelSerializer[InferenceResult]):
 
 
 class InferenceCreateSerializer(serializers.Serializer[Any]):
-    model = VisibleModelField()
+    model = VisibleRowField(SegmentationModel)
     image = serializers.FileField(allow_empty_file=True)
     mask = serializers.FileField(required=False, allow_empty_file=True)
 
@@ -99,7 +92,7 @@ class InferenceCreateSerializer(serializers.Serializer[Any]):
 class BatchCreateSerializer(serializers.Serializer[Any]):
     """`archive` (multipart) or `upload` (JSON)."""
 
-    model = VisibleModelField()
+    model = VisibleRowField(SegmentationModel)
     archive = serializers.FileField(required=False, allow_empty_file=True)
     upload = serializers.UUIDField(required=False, help_text="A complete upload (see /api/v1/uploads/).")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
 from django.conf import settings
@@ -15,15 +14,16 @@ from accounts import audit
 from accounts.access import require
 from inference.batches import cancel_images, close_batch_if_done, note_call, note_cancelled_images
 from inference.models import NOTE_CANCELLED, InferenceBatch, InferenceResult
-from medseg_site.shared.base.errors import MedSegError, WrongStateError
-from medseg_site.shared.base.text import clean_file_name
+from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
+from medseg_site.shared.base.text import clean_file_name, whole_number
 from medseg_site.shared.catalogue import manifests, removal
 from medseg_site.shared.catalogue.declarations import objects_of
 from medseg_site.shared.jobs.messages import call_on_commit, send_on_commit
-from medseg_site.shared.jobs.requests import request_cancel, requeue
+from medseg_site.shared.jobs.requests import request_cancel, requeue, why_not_requeueable
 from medseg_site.shared.storage import objects as storage
-from ml_core.io import SUPPORTED_SUFFIXES
+from ml_core.io.formats import SUPPORTED_SUFFIXES, suffix_of
 from models_app.models import SegmentationModel
+from models_app.services import why_not_usable
 from uploads.services import find_upload, mark_used, place_upload
 
 MANY_IMAGES = 50  # of a batch: a worker removes them, so that the request need not wait
@@ -123,8 +123,8 @@ def create_batch_from_parts(*, user: Any, model: SegmentationModel, upload: uuid
 
 
 def _check_usable(model: SegmentationModel) -> None:
-    if not model.is_usable:
-        raise WrongStateError(f"{model} is {model.status} and has no weights yet. Choose a completed model.")
+    if reason := why_not_usable(model):
+        raise WrongStateError(f"{reason} Choose a completed model.")
 
 
 def _lock_usable(model: SegmentationModel) -> None:
@@ -141,11 +141,10 @@ def _checked_suffix(upload: File[Any], field: str) -> str:
     if upload.size > settings.MEDSEG_MAX_IMAGE_UPLOAD_BYTES:
         limit = settings.MEDSEG_MAX_IMAGE_UPLOAD_BYTES // 2**20
         raise MedSegError("too_large", f"{name} is larger than {limit} MB.", attr=field, http_status=413)
-    lower = name.lower()
-    suffix = ".nii.gz" if lower.endswith(".nii.gz") else PurePosixPath(lower).suffix
+    suffix = suffix_of(name)
     if suffix in SUPPORTED_SUFFIXES or suffix == ".zip":
         return suffix
-    if suffix and not suffix[1:].isdigit() and len(suffix) < 6:
+    if suffix and whole_number(suffix[1:]) is None and len(suffix) < 6:
         text = f"{name}: files of the kind {suffix} cannot be read. Use PNG, JPG, TIFF, BMP, DICOM, NIfTI, or a ZIP of one DICOM series."
         raise MedSegError("unsupported_type", text, attr=field, http_status=415)
     return ".dcm"  # DICOM files often have no ending, or a number; the reader looks into the file
@@ -179,13 +178,20 @@ def cancel_batch(*, user: Any, batch: InferenceBatch) -> InferenceBatch:
     return batch
 
 
-def retry_inference(*, user: Any, inference: InferenceResult) -> InferenceResult:
-    require(user, "change", inference)
+def why_not_retryable(inference: InferenceResult) -> str | None:
+    """Why an inference cannot be started again now; None where it can."""
     if inference.model is None:
-        raise WrongStateError("Its model was deleted.")
+        return "Its model was deleted."
     batch = inference.batch
     if batch and batch.status == batch.WORDS.working and batch.cancel_requested:
-        raise WrongStateError("Its batch is being cancelled. Start it again when that has ended.")
+        return "Its batch is being cancelled. Start it again when that has ended."
+    return why_not_requeueable(inference)
+
+
+def retry_inference(*, user: Any, inference: InferenceResult) -> InferenceResult:
+    require(user, "change", inference)
+    refuse_if(why_not_retryable(inference))
+    batch = inference.batch
     with transaction.atomic():
         requeue(inference)
         audit.record(user, "resume", inference)
@@ -193,6 +199,15 @@ def retry_inference(*, user: Any, inference: InferenceResult) -> InferenceResult
             # It ends with the last of its images again, and may then have a result.
             requeue(batch)
     return inference
+
+
+def why_not_downloadable(batch: InferenceBatch) -> str | None:
+    """Why the masks of a batch cannot be downloaded now; None where they can."""
+    if batch.is_active:
+        return f"This batch is {batch.status}. Its masks can be downloaded when the last image is done."
+    if not batch.inferences.filter(status="completed").exists():
+        return "No image of this batch was segmented, so there are no masks."
+    return None
 
 
 def delete_inference(*, user: Any, inference: InferenceResult) -> None:

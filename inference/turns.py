@@ -1,7 +1,7 @@
-"""A worker's turn at the batches: some seconds of the one that has waited longest, and single images in between.
+"""Workers take turns at the batches: some seconds for the batch that has waited longest, and single images in between.
 
-The rows say what there is to do; a message only calls a worker to take a turn, at whichever batch is due. So batches
-go round robin, workers that come late share in, and a message that is lost or comes twice changes nothing.
+The rows say what there is to do. A message only calls a worker to take a turn, at whichever batch is due. So batches are
+served round robin, a worker that comes late joins in, and a message that is lost or comes twice changes nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from inference.prediction import predict
 
 log = logging.getLogger(__name__)
 
-TURN_SECONDS = 5.0  # long beside the loading of a model, short beside the patience of the next batch's owner
-LOOKED_AT = 2000  # waiting images among which a worker chooses, so that many workers at one batch seldom choose alike
+# Long compared with loading a model, short for the owner of the next batch who waits.
+TURN_SECONDS = 5.0
+# A worker chooses among so many waiting images, so that two workers at one batch seldom choose the same.
+LOOKED_AT = 2000
 
 
 def take_turn(pk: int, called_at: str) -> bool:
     """Take a turn for a message of batch `pk`, whose workers were called at `called_at`. True when it is to be sent once more."""
     if not InferenceBatch.objects.filter(pk=pk, called_at=called_at).exists():
-        return False  # called anew since then, or the batch was deleted
+        # Workers were called anew since then, or the batch was deleted.
+        return False
     batch = batches_with_work().order_by(F("served_at").asc(nulls_first=True), "pk").first()
     if batch is None:
         return False
@@ -38,7 +41,10 @@ def take_turn(pk: int, called_at: str) -> bool:
 
 
 def _work_on(batch: InferenceBatch, until: float) -> int:
-    """At least one image of the batch, then more until the time is over. Single images that wait go first each time."""
+    """Segment one image of the batch, and more until the time is over. Single images that wait go first each time.
+
+    Returns how many.
+    """
     count = 0
     images = list(waiting_images().filter(batch=batch).values_list("pk", flat=True)[:LOOKED_AT])
     random.shuffle(images)
@@ -52,7 +58,7 @@ def _work_on(batch: InferenceBatch, until: float) -> int:
 
 
 def run_single_images(until: float) -> None:
-    """Those that wait, the first that came first. Their own messages find nothing left to do."""
+    """Segment the single images that wait, the oldest first. Their own messages then find nothing to do."""
     singles = waiting_images().filter(batch=None).order_by("pk").values_list("pk", flat=True)
     while time.monotonic() < until and (single := singles.first()) is not None:
         predict(single)

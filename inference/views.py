@@ -18,6 +18,7 @@ from inference.forms import AgainForm
 from inference.models import InferenceBatch, InferenceResult, with_counts
 from medseg_site.shared.base.errors import MedSegError
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
+from ml_core.measures.results import ImageMetrics
 from models_app.services import usable_models
 
 INFERENCES_PER_PAGE = 25
@@ -76,9 +77,10 @@ def inference_detail(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(rows_of(request.user), pk=pk)
     context = {
         "inference": inference,
+        "retry_blocked": services.why_not_retryable(inference),
         "again": AgainForm(user=request.user, initial={"model": inference.model_id}),
         "has_model": usable_models(request.user).exists(),
-        "metrics": _metrics(inference),
+        "metrics": ImageMetrics.from_json(inference.metrics) if inference.metrics else None,
         "depth": inference.shape[0] if len(inference.shape) == 3 else 1,
         "viewer": {
             "base": reverse("inference-detail", args=[inference.pk]),
@@ -89,12 +91,6 @@ def inference_detail(request: HttpRequest, pk: int) -> HttpResponse:
         },
     }
     return render(request, "inference/inference_detail.html", context)
-
-
-def _metrics(inference: InferenceResult) -> list[dict[str, Any]]:
-    """The scores per class; empty without a reference mask."""
-    per_class = (inference.metrics or {}).get("per_class")
-    return list(per_class) if isinstance(per_class, list) else []
 
 
 @login_required
@@ -129,7 +125,9 @@ def inference_again(request: HttpRequest, pk: int) -> HttpResponse:
 def inference_cancel(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
     tell(
-        request, "The inference is stopping.", lambda: services.cancel_inference(user=request.user, inference=inference)
+        request,
+        "The segmentation is stopping.",
+        lambda: services.cancel_inference(user=request.user, inference=inference),
     )
     return to_page(inference)
 
@@ -140,7 +138,7 @@ def inference_retry(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
     tell(
         request,
-        "The inference has started again.",
+        "The segmentation has started again.",
         lambda: services.retry_inference(user=request.user, inference=inference),
     )
     return to_page(inference)
@@ -150,7 +148,7 @@ def inference_retry(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def inference_delete(request: HttpRequest, pk: int) -> HttpResponse:
     inference = get_object_or_404(InferenceResult.objects.visible_to(request.user), pk=pk)
-    text = f"The inference of {inference.image_name} and its files are deleted."
+    text = f"The result of {inference.image_name} and its files are deleted."
     tell(request, text, lambda: services.delete_inference(user=request.user, inference=inference))
     return to_page("inference:list")
 
@@ -162,7 +160,13 @@ def batch_detail(request: HttpRequest, pk: int) -> HttpResponse:
     unsure_first = request.GET.get("order") == "unsure"
     order = [F("confidence").asc(nulls_last=True), "pk"] if unsure_first else ["pk"]
     page = page_of(request, batch.inferences.visible_to(request.user).order_by(*order), BATCH_PAGE)
-    context = {"batch": batch, "page": page, "ended": _ended(batch), "unsure_first": unsure_first}
+    context = {
+        "batch": batch,
+        "page": page,
+        "ended": _ended(batch),
+        "unsure_first": unsure_first,
+        "download_blocked": services.why_not_downloadable(batch),
+    }
     return render(request, "inference/batch_detail.html", context)
 
 

@@ -19,20 +19,20 @@ from django.conf import settings  # noqa: E402 (needs Django's apps)
 from medseg_site.routing import websocket_urlpatterns  # noqa: E402 (needs Django's apps)
 from medseg_site.shared.web.limits import UploadLimit  # noqa: E402 (needs Django's apps)
 
-# Where Django keeps a request's body before it asks anything of ours; /tmp may be small, or memory. Not in the workers, whose
-# processes leave folders in it when they are killed.
+# Django writes request bodies here. /tmp may be small, or in memory. Workers keep /tmp, since killed ones leave folders.
 tempfile.tempdir = str(settings.TMP_DIR)
 
 
 class OwnPagesAndPrograms(OriginValidator):
-    """Pages of other sites are refused; a program sends no Origin and is none of them."""
+    """Refuses pages of other sites. A program sends no Origin, and is let in."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
         try:
             for name, value in scope["headers"]:
                 if name == b"origin":
                     urlsplit(value.decode("latin1"))
-        except ValueError:  # an Origin that is no address, which the library would stumble over
+        except ValueError:
+            # The Origin is no address; the library would fail on it.
             return await WebsocketDenier()(scope, receive, send)
         return await super().__call__(scope, receive, send)
 

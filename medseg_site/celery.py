@@ -1,4 +1,4 @@
-"""The Celery application: queues by need, so that long work of one kind never holds up another."""
+"""The Celery application. Each kind of work has its own queue, so that long work never holds up another kind."""
 
 import importlib
 import os
@@ -28,7 +28,7 @@ def preload(**kwargs: object) -> None:
 @beat_init.connect
 @worker_process_init.connect
 def tidy_up(**kwargs: object) -> None:
-    """Each machine looks after its own disk: a message would reach one of them only."""
+    """Start the hourly sweep of this machine's disk. A message would reach one machine only."""
     from medseg_site.local_disk import sweep_now_and_then
 
     threading.Thread(target=sweep_now_and_then, daemon=True).start()

@@ -1,4 +1,4 @@
-"""A synthetic example, for looking around before one's own data is at hand: pictures drawn here, and never called anything else."""
+"""The synthetic example: drawn pictures to look around with before one has data. Every page calls it synthetic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CELL, NUCLEUS = 1, 2
 
 
 def start_demo(user: Any) -> Dataset:
-    """Upload the drawn dataset; training and segmenting follow by themselves as soon as each can."""
+    """Upload the drawn dataset. Training and segmenting follow by themselves."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for index in range(PAIRS):
@@ -40,7 +40,7 @@ def start_demo(user: Any) -> Dataset:
 
 
 def advance(pk: int) -> bool:
-    """Take the next step that can be taken. True while there is something to wait for."""
+    """Take the next step that is possible. True while something is still to come."""
     dataset = Dataset.objects.filter(pk=pk).first()
     if dataset is None or dataset.status == "error":
         return False
@@ -61,7 +61,7 @@ def advance(pk: int) -> bool:
 
 
 def segment_new_image(model: SegmentationModel) -> InferenceResult:
-    """A picture that was never in the dataset, with its reference mask."""
+    """Segment a picture that is not in the dataset, with a reference mask."""
     image, labels = draw_cells(np.random.default_rng(10_000))
     files = [
         SimpleUploadedFile(name, png(array), "image/png")

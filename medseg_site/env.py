@@ -42,7 +42,7 @@ def words(name: str, default: list[str]) -> list[str]:
 
 
 def secret_key(data_dir: Path, *, debug: bool) -> str:
-    """SECRET_KEY from the environment, else the random one that this installation made for itself."""
+    """SECRET_KEY from the environment, else a random one that is made once and kept in the data folder."""
     if key := text("SECRET_KEY"):
         return key
     if debug:
@@ -54,7 +54,8 @@ def secret_key(data_dir: Path, *, debug: bool) -> str:
         temporary.touch(mode=0o600)
         temporary.write_text(secrets.token_urlsafe(50))
         try:
-            os.link(temporary, path)  # fails where another process was first: then its key is the one
+            # It fails where another process was first; then the key of that process counts.
+            os.link(temporary, path)
         except FileExistsError:
             pass
         finally:

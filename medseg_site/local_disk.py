@@ -1,6 +1,6 @@
-"""What a machine keeps beside the platform's storage, and how it goes away again when its rows are gone.
+"""Removes what this machine keeps beside storage for rows that are gone.
 
-A dataset or model is deleted by the web process, which may be another machine. So each one looks for itself.
+The web process that deletes a dataset or a model may run on another machine, so every machine looks for itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECONDS_BETWEEN_SWEEPS = 3600
 
 
 def sweep() -> None:
-    """Remove what killed processes left, decoded samples of deleted datasets, and trainings that are over or deleted."""
+    """Remove files of killed processes, decoded samples of deleted datasets, and folders of ended or deleted trainings."""
     scratch.sweep_scratch()
     for folder, owner in _folders(cache.decoded_folder(uuid.uuid4()).parent):
         if not Dataset.objects.filter(uuid=owner).exists():
@@ -37,12 +37,12 @@ def sweep() -> None:
 
 
 def _is_in_storage(owner: uuid.UUID) -> bool:
-    """A model that is in no row but has its manifest waits for `rebuild_catalog`: its checkpoints may lie nowhere else."""
+    """Whether the model has a manifest. Without a row it then waits for `rebuild_catalog`, and may need these checkpoints."""
     return storage.size_of(storage.object_key("models", owner, manifests.NAME)) is not None
 
 
 def _folders(parent: Path) -> list[tuple[Path, uuid.UUID]]:
-    """Folders named like a row."""
+    """The folders that are named by a uuid."""
     found = []
     for path in parent.iterdir() if parent.is_dir() else ():
         try:
@@ -53,12 +53,12 @@ def _folders(parent: Path) -> list[tuple[Path, uuid.UUID]]:
 
 
 def sweep_now_and_then() -> None:
-    """For a thread of its own."""
+    """Sweep once an hour, in a thread of its own."""
     while True:
         try:
             sweep()
         except Exception:
-            log.exception("the local disk was not swept; next time in an hour")
+            log.exception("the local disk was not swept; it is tried again in an hour")
         finally:
             connection.close()
         time.sleep(SECONDS_BETWEEN_SWEEPS)

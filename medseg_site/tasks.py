@@ -1,4 +1,4 @@
-"""Celery's side of what belongs to no app: the synthetic example."""
+"""Celery's side of what belongs to no app: chores of storage, and the synthetic example."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _looked_back = False
 
 @shared_task(soft_time_limit=240, time_limit=270)
 def mend_recent_manifests() -> None:
-    """See verification.mend_recent_manifests: a worker that was just started also looks at what was left before it stopped."""
+    """See verify.mend_recent_manifests. A worker's first pass looks at all rows, since it may have been away for long."""
     from medseg_site.shared.recovery import verify
 
     global _looked_back
@@ -57,7 +57,7 @@ def mend_recent_manifests() -> None:
 
 @shared_task(bind=True, max_retries=2000, soft_time_limit=60, time_limit=90)
 def advance_demo(self: Any, pk: int) -> None:
-    """Looks again until the example has come to its end; never holds the worker while it waits."""
+    """Take the next step of the example, and look again later until it is complete. The worker is free meanwhile."""
     from medseg_site.demo import advance
 
     if advance(pk):

@@ -1,4 +1,4 @@
-"""The first page: what there is, what runs, and what to do next."""
+"""The home page: what there is, what runs, and what to do next."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from datasets.models import Dataset
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.demo import start_demo as make_demo
 from medseg_site.shared.base.errors import MedSegError
+from medseg_site.shared.base.text import count_of, whole_number
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, to_page
 from models_app.models import SegmentationModel
 
@@ -25,7 +26,7 @@ MODELS_SHOWN = 5
 @login_required
 @require_GET
 def home(request: HttpRequest) -> HttpResponseBase:
-    """The page; for its live part only the list of running work, until one of that list has ended."""
+    """The whole page. Its live part gets the list of running work only, until one of the list has ended."""
     context = _context(request.user)
     shown = request.GET.get("running")
     if not is_live(request) or shown is None:
@@ -39,11 +40,12 @@ def home(request: HttpRequest) -> HttpResponseBase:
 
 def _ended(user: Any, key: str) -> Any:
     """The row behind a key such as "model-3" when it has ended; None else."""
-    kind, _, number = key.partition("-")
+    kind, _, digits = key.partition("-")
     table = {table.KIND: table for table in (Dataset, SegmentationModel, InferenceBatch, InferenceResult)}.get(kind)
-    if table is None or not number.isdecimal() or len(number) > 18:
+    number = whole_number(digits)
+    if table is None or number is None:
         return None
-    row = table.objects.visible_to(user).filter(pk=int(number)).first()
+    row = table.objects.visible_to(user).filter(pk=number).first()
     return row if row and not row.is_active else None
 
 
@@ -91,7 +93,7 @@ def _next_step(
     if ready and not is_running:
         return {
             "title": "Train your first model",
-            "text": f"{ready.name} is ready with {ready.file_count} images. Everything else is planned from the data.",
+            "text": f"{ready.name} is ready with {count_of(ready.file_count, 'image')}. Everything else is planned from the data.",
             "label": "Train a model",
             "url": f"{reverse('models_app:create')}?dataset={ready.pk}",
         }

@@ -10,7 +10,9 @@ from django.http import HttpRequest
 from django.urls import reverse
 
 from medseg_site.shared.web.admin import JOB_FIELDS, JobAdmin, ReadOnlyAdmin, json_block, link, picture
+from ml_core.measures.results import Metrics
 from models_app import services
+from models_app.display import worst_cases
 from models_app.models import Epoch, SegmentationModel
 
 
@@ -79,13 +81,10 @@ class SegmentationModelAdmin(JobAdmin):
 
     @admin.display(description="worst case")
     def worst_case(self, row: Any) -> str:
-        cases = [
-            case for case in row.metrics.get("per_case") or [] if case.get("picture") and case.get("dice") is not None
-        ]
+        cases = worst_cases(Metrics.from_json(row.metrics)) if row.metrics else []
         if not cases:
             return "–"
-        worst = min(cases, key=lambda case: float(case["dice"]))
-        return picture(reverse("model-case-overlay", args=[row.pk, worst["sample"]]), 192)
+        return picture(reverse("model-case-overlay", args=[row.pk, cases[0].sample]), 192)
 
     @admin.display(description="epochs", ordering="epoch_count")
     def epochs_link(self, row: Any) -> str:

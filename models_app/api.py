@@ -17,7 +17,7 @@ from rest_framework.reverse import reverse
 
 from accounts.request_keys import IdempotentPosts
 from datasets.models import Dataset
-from medseg_site.shared.base.errors import WrongStateError
+from medseg_site.shared.base.errors import refuse_if
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.web.api import JSONParser, answer_page, answer_started, wait_for_end, wait_seconds
 from medseg_site.shared.web.downloads import object_response
@@ -65,7 +65,7 @@ class ModelViewSet(
     filterset_class = ModelFilter
     search_fields = ["name"]
     ordering_fields = ["id", "name", "version", "status", "created_at", "trained_at"]
-    lookup_value_regex = r"\d{1,18}"
+    lookup_value_regex = r"[0-9]{1,18}"
 
     def get_queryset(self) -> QuerySet[SegmentationModel]:
         rows = SegmentationModel.objects.visible_to(self.request.user).select_related("dataset")
@@ -135,15 +135,14 @@ class ModelViewSet(
     def download(self, request: Request, pk: str) -> HttpResponseBase:
         """The model package: weights (safetensors), plan, classes, metrics and card in one ZIP."""
         model = self.get_object()
-        if not model.s3_key:
-            raise WrongStateError(f"{model} is {model.status} and has no weights yet.")
+        refuse_if(services.why_not_usable(model))
         name = f"{model.name}-v{model.version}.zip"
         return object_response(
             request, model.s3_key, content_type="application/zip", name=name, sha256=model.checksum, download=True
         )
 
     @extend_schema(responses={(200, "image/png"): OpenApiTypes.BINARY})
-    @action(detail=True, url_path=r"cases/(?P<sample_id>\d{1,18})/overlay", url_name="case-overlay")
+    @action(detail=True, url_path=r"cases/(?P<sample_id>[0-9]{1,18})/overlay", url_name="case-overlay")
     def case_overlay(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """What the model got right and wrong on one held-out case: green found, red missed, blue too much."""
         key = storage.object_key("models", self.get_object().uuid, "cases", f"{int(sample_id)}.png")

@@ -9,6 +9,7 @@ from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
 from medseg_site.shared.base.events import group_name
 from medseg_site.shared.base.local_user import user_of_websocket
+from medseg_site.shared.base.text import MAX_WHOLE_NUMBER
 from models_app.models import SegmentationModel
 
 NOT_FOUND = 4404
@@ -21,6 +22,10 @@ class ModelConsumer(AsyncJsonWebsocketConsumer):
 
     async def connect(self) -> None:
         pk = self.scope["url_route"]["kwargs"]["pk"]
+        if pk > MAX_WHOLE_NUMBER:  # no row has it, and a group's name may not be that long
+            await self.accept()
+            await self.close(code=NOT_FOUND)
+            return
         self.group = group_name(SegmentationModel.KIND, pk)
         await self.channel_layer.group_add(self.group, self.channel_name)  # first, so that no change falls in between
         state = await self._state(pk)

@@ -2,202 +2,190 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
-from ml_core.planning.hyperparameters import specs
+from medseg_site.shared.base.text import count_of
+from ml_core.measures.results import CaseMetrics, Interval, Metrics, Reliability
+from ml_core.planning.hyperparameters import groups
+from ml_core.planning.plan import Plan
+from ml_core.planning.spec import IMAGES, Spec, Value
+from ml_core.prediction.decisions import Decisions, MirroringDecision, PostprocessingDecision
+from ml_core.prediction.runtimes import Serving
 from models_app.models import SegmentationModel
 
-WORST_CASES = 6
-# Heading → hyperparameters, in the order in which pages show them. Every one is in exactly one group.
-GROUPS = {
-    "Network": ["configuration", "architecture", "encoder", "encoder_weights", "deep_supervision", "warm_start"],
-    "Images and patches": [
-        "spacing",
-        "normalisation",
-        "patch_size",
-        "patch_depth",
-        "batch_size",
-        "foreground_share",
-        "augmentation",
-    ],
-    "Learning": [
-        "loss",
-        "class_weights",
-        "optimizer",
-        "learning_rate",
-        "weight_decay",
-        "warm_up_steps",
-        "clip_norm",
-        "weight_average",
-        "precision",
-        "torch_compile",
-        "seed",
-    ],
-    "Data and time": [
-        "time_budget_seconds",
-        "epochs",
-        "early_stopping_patience",
-        "validation_fraction",
-        "test_fraction",
-        "folds",
-        "seeds",
-    ],
-    "After training": ["test_time_augmentation", "postprocessing"],
-}
-# Name in `metrics`, heading, what it means, and which unit it has.
+MAX_WORST_CASES = 6
+# Name in ml_core.measures.results.Scores, heading, what it means, and which unit it has.
 METRICS = [
     ("dice", "Dice", "Overlap of prediction and reference: 1 is perfect.", ""),
-    ("iou", "IoU", "Intersection over union; stricter than Dice.", ""),
+    ("iou", "IoU", "Intersection over union: stricter than Dice, 1 is perfect.", ""),
     ("precision", "Precision", "Share of what was found that is right.", ""),
     ("recall", "Recall", "Share of what is there that was found.", ""),
-    ("hd95", "HD95", "95th percentile of the distance between the outlines: 0 is perfect.", "distance"),
-    ("nsd", "NSD", "Share of the outline that lies within the tolerance.", ""),
+    ("hd95", "HD95", "95 % of the outline lies at most this far from the other outline: 0 is perfect.", "distance"),
+    ("nsd", "NSD", "Share of the outlines that lie within the tolerance: 1 is perfect.", ""),
     (
         "volume_error_relative",
         "Volume error",
-        "How much too large or too small, as a share of the larger of both; without its sign in the mean.",
+        "How much too large or too small the volume is, as a share of the larger of both. The mean ignores the sign.",
         "share",
     ),
 ]
-VOLUME_UNITS = {("mm", 3): "mm³", ("mm", 2): "mm²", ("px", 3): "voxels", ("px", 2): "px"}
 RUNTIMES = {"openvino": "OpenVINO", "torch": "PyTorch"}
 MIRRORINGS = {"none": "Not mirrored", "flips": "Flips", "flips and turns": "Flips and quarter turns"}
 
 
-def planned(values: dict[str, Any], reasons: dict[str, str], *, asked: set[str]) -> list[dict[str, Any]]:
-    """The groups of a plan: heading, rows, and whether it is open (the first, and those in which something was asked for).
+@dataclass(frozen=True)
+class PlanRow:
+    """One hyperparameter. value: None where there is none to show. asked: whether the user chose it."""
 
-    A row: label, value (None where there is none to show), unit, reason and asked.
-    """
-    known = specs()
-    groups: list[dict[str, Any]] = []
-    for heading, names in GROUPS.items():
-        rows = []
-        for name in names:
-            value, spec = values.get(name), known[name]
-            shown = spec.choices.get(value, value) if spec.choices and value is not None else value
-            if shown in (None, "") and name not in reasons:
-                continue
-            rows.append(
-                {
-                    "label": spec.label,
-                    "value": None if shown == "" else shown,
-                    "unit": spec.unit.removesuffix("s") if value == 1 else spec.unit,
-                    "reason": reasons.get(name, ""),
-                    "asked": name in asked,
-                }
-            )
-        is_open = not groups or any(row["asked"] for row in rows)
-        groups.append({"heading": heading, "rows": rows, "open": is_open})
+    label: str
+    value: Value | None
+    unit: str
+    reason: str
+    asked: bool
+
+
+@dataclass
+class PlanGroup:
+    """The hyperparameters of one heading. open: whether the page shows them at first."""
+
+    heading: str
+    rows: list[PlanRow]
+    open: bool
+
+
+def planned(
+    values: Mapping[str, Value | None], reasons: Mapping[str, str], *, asked: Collection[str]
+) -> list[PlanGroup]:
+    """A plan as a page shows it, open where it begins and where something was asked for."""
+    found: list[PlanGroup] = []
+    for heading, specs in groups().items():
+        rows = [_plan_row(name, spec, values.get(name), reasons, name in asked) for name, spec in specs.items()]
+        shown = [row for row in rows if row.value is not None or row.reason]
+        found.append(PlanGroup(heading, shown, not found or any(row.asked for row in shown)))
     if "dimensions" in reasons:  # along which axis a volume is cut is no hyperparameter
-        row = {"label": "Slices", "value": None, "unit": "", "reason": reasons["dimensions"], "asked": False}
-        groups[1]["rows"].append(row)
-    return [group for group in groups if group["rows"]]
+        images = next(group for group in found if group.heading == IMAGES)
+        images.rows.append(PlanRow("Slices", None, "", reasons["dimensions"], False))
+    return [group for group in found if group.rows]
 
 
-def plan_of(model: SegmentationModel) -> list[dict[str, Any]]:
-    """The groups of a model's plan; of what was asked for as long as there is no plan."""
-    return planned(model.hyperparameters, model.plan.get("reasons") or {}, asked=set(model.requested))
+def _plan_row(name: str, spec: Spec, value: Value | None, reasons: Mapping[str, str], asked: bool) -> PlanRow:
+    shown = spec.choices.get(str(value), value) if spec.choices and value is not None else value
+    unit = spec.unit.removesuffix("s") if value == 1 else spec.unit
+    return PlanRow(spec.label, None if shown == "" else shown, unit, reasons.get(name, ""), asked)
 
 
-def headline(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    intervals, unit = metrics.get("ci95") or {}, metrics.get("unit") or ""
+def plan_of(model: SegmentationModel) -> list[PlanGroup]:
+    """A model's plan; what was asked for as long as there is no plan."""
+    if not model.plan:
+        return planned(model.requested, {}, asked=model.requested)
+    plan = Plan.from_json(model.plan)
+    return planned(plan.hyperparameters(), plan.reasons, asked=model.requested)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the headline. kind: "", "distance" or "share", how it is written. interval: its 95 % interval."""
+
+    name: str
+    label: str
+    help: str
+    value: float
+    interval: Interval
+    kind: str
+    cases: int
+
+
+def headline(metrics: Metrics) -> list[Figure]:
     return [
-        {
-            "name": name,
-            "label": f"{label} ({unit})" if kind == "distance" and unit else label,
-            "help": text,
-            "value": metrics.get(name),
-            "interval": intervals.get(name),
-            "kind": kind,
-            "cases": metrics.get("n_defined", metrics.get("n_cases")),
-        }
-        for name, label, text, kind in METRICS
-        if name in metrics
-    ]
-
-
-def volume_unit(model: SegmentationModel) -> str:
-    """The unit of `volume_error` in a model's metrics."""
-    return VOLUME_UNITS.get((model.metrics.get("unit") or "px", model.plan.get("dimensions") or 2), "")
-
-
-def worst_cases(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cases that have a picture, worst Dice first; those whose Dice is undefined come last."""
-    cases = [case for case in metrics.get("per_case") or [] if case.get("picture")]
-    return sorted(cases, key=lambda case: (case.get("dice") is None, case.get("dice") or 0.0))[:WORST_CASES]
-
-
-def reliability(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """Points [confidence, accuracy, pixels] of the reliability diagram, without the empty bins; None without calibration."""
-    found = metrics.get("calibration")
-    if not found:
-        return None
-    points = {
-        name: [[row["confidence"], row["accuracy"], row["count"]] for row in found.get(key) or [] if row["count"]]
-        for name, key in (("all", "bins"), ("foreground", "bins_foreground"))
-    }
-    return {"ece": found.get("ece"), "ece_foreground": found.get("ece_foreground"), "points": points}
-
-
-def decided(model: SegmentationModel) -> list[dict[str, Any]]:
-    """What was measured on the validation cases: title, what is used, reason, and a table of numbers (head and rows)."""
-    found = model.decisions
-    parts = [
-        ("serving", "What runs it", _serving),
-        ("mirroring", "Mirroring", _mirroring),
-        ("postprocessing", "Post-processing", _postprocessing),
-    ]
-    return [
-        {"title": title, "reason": found[name].get("reason", ""), **part(found[name], model)}
-        for name, title, part in parts
-        if found.get(name)
-    ]
-
-
-def _serving(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
-    used = f"{RUNTIMES.get(found.get('runtime', ''), '–')}, {found.get('precision', '')}"
-    difference = found.get("dice_difference")
-    if difference is None:
-        return {"used": used, "head": [], "rows": []}
-    cases = f"{_cases(found)} windows" if found.get("unit") == "validation window" else _cases(found)
-    row = ["Largest difference in Dice", f"{difference:.5f}", cases]
-    return {"used": used, "head": ["Against PyTorch in fp32", "", "Cases"], "rows": [{"cells": row, "used": False}]}
-
-
-def _mirroring(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
-    used = found.get("used", "none")
-    rows = [
-        {"cells": [MIRRORINGS.get(name, name), _score(dice), _cases(found)], "used": name == used}
-        for name, dice in (found.get("dice") or {}).items()
-    ]
-    return {"used": MIRRORINGS.get(used, used), "head": ["Copies", "Dice", "Cases"] if rows else [], "rows": rows}
-
-
-def _postprocessing(found: dict[str, Any], model: SegmentationModel) -> dict[str, Any]:
-    """Per class: as it was, and after what is used; after the best of what was tried where nothing is."""
-    rows: list[dict[str, Any]] = []
-    for item in (found.get("measured") or {}).get("classes") or []:
-        tried = item["candidates"]
-        used = [step for step in tried if step["used"]]
-        shown = used or [max(tried, key=lambda step: step["dice"] if step["dice"] is not None else -1.0)]
-        name = model.classes[item["class"]]["name"] if item["class"] < len(model.classes) else str(item["class"])
-        what = ", ".join(step["name"] for step in shown)
-        cells = [
+        Figure(
             name,
-            _score(item["dice"]),
-            _score(shown[-1]["dice"]),
-            what if used else f"{what} (best of those tried)",
-        ]
-        rows.append({"cells": cells, "used": bool(used)})
-    names = {step for row in rows if row["used"] for step in row["cells"][3].split(", ")}
-    used_text = ", ".join(sorted(names)).capitalize() or "None"
-    return {"used": used_text, "head": ["Class", "Dice before", "after", "by"] if rows else [], "rows": rows}
+            f"{label} ({metrics.unit})" if kind == "distance" else label,
+            text,
+            getattr(metrics, name),
+            metrics.ci95[name],
+            kind,
+            metrics.n_defined,
+        )
+        for name, label, text, kind in METRICS
+    ]
 
 
-def _cases(found: dict[str, Any]) -> str:
-    return str(found.get("cases", "–"))
+def worst_cases(metrics: Metrics) -> list[CaseMetrics]:
+    """The cases that have a picture, worst Dice first; those whose Dice is undefined come last."""
+    cases = [case for case in metrics.per_case if case.picture]
+    return sorted(cases, key=lambda case: (math.isnan(case.dice), case.dice))[:MAX_WORST_CASES]
 
 
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def reliability_points(found: Reliability) -> dict[str, list[list[float]]]:
+    """Points [confidence, accuracy, pixels] of the reliability diagram, without the empty bins."""
+    bins = {"all": found.bins, "foreground": found.bins_foreground}
+    return {
+        name: [[row.confidence, row.accuracy, row.count] for row in rows if row.count] for name, rows in bins.items()
+    }
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """A row of a table of numbers. used: whether it is what the model does."""
+
+    cells: list[str]
+    used: bool
+
+
+@dataclass(frozen=True)
+class DecisionPart:
+    """One thing that was measured on the validation cases: what is used, why, and a table of numbers."""
+
+    title: str
+    used: str
+    reason: str
+    head: list[str] = field(default_factory=list)
+    rows: list[DecisionRow] = field(default_factory=list)
+
+
+def decided(model: SegmentationModel) -> list[DecisionPart]:
+    decisions, parts = Decisions.from_json(model.decisions), []
+    if decisions.serving:
+        parts.append(_serving(decisions.serving))
+    if decisions.mirroring:
+        parts.append(_mirroring(decisions.mirroring))
+    if decisions.postprocessing:
+        parts.append(_postprocessing(decisions.postprocessing, [item["name"] for item in model.classes]))
+    return parts
+
+
+def _serving(made: Serving) -> DecisionPart:
+    used = f"{RUNTIMES[made.runtime]}, {made.precision}"
+    if made.dice_difference is None:
+        return DecisionPart("Runtime", used, made.reason)
+    cases = count_of(made.cases or 0, "window") if made.unit == "validation window" else str(made.cases)
+    row = DecisionRow(["Largest difference in Dice", f"{made.dice_difference:.5f}", cases], used=False)
+    return DecisionPart("Runtime", used, made.reason, ["Against PyTorch in fp32", "", "Cases"], [row])
+
+
+def _mirroring(made: MirroringDecision) -> DecisionPart:
+    rows = [
+        DecisionRow([MIRRORINGS[name], _score(dice), str(made.cases)], name == made.used)
+        for name, dice in (made.dice or {}).items()
+    ]
+    head = ["Copies", "Dice", "Cases"] if rows else []
+    return DecisionPart("Mirroring", MIRRORINGS[made.used], made.reason, head, rows)
+
+
+def _postprocessing(made: PostprocessingDecision, names: list[str]) -> DecisionPart:
+    """Per class: as it was, and after what is used; after the best of what was tried where nothing is."""
+    rows, steps = [], set[str]()
+    for item in made.measured.classes if made.measured else []:
+        used = [step for step in item.candidates if step.used]
+        shown = used or [max(item.candidates, key=lambda step: -1.0 if math.isnan(step.dice) else step.dice)]
+        steps |= {step.name for step in used}
+        what = ", ".join(step.name for step in shown) + ("" if used else " (best of those tried)")
+        rows.append(DecisionRow([names[item.index], _score(item.dice), _score(shown[-1].dice), what], bool(used)))
+    head = ["Class", "Dice before", "after", "by"] if rows else []
+    return DecisionPart("Post-processing", ", ".join(sorted(steps)).capitalize() or "None", made.reason, head, rows)
+
+
+def _score(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"

@@ -1,18 +1,18 @@
-"""The form that starts a training, made from the same specs as the API's schema."""
+"""The form that starts a training, made from the table of hyperparameters like the API's schema."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 
 from datasets.models import Dataset
 from medseg_site.shared.base.errors import MedSegError
-from ml_core.networks.catalogue import ENCODER_GROUPS
-from ml_core.planning.hyperparameters import Spec, specs
+from ml_core.planning.hyperparameters import groups, specs
 from ml_core.planning.plan import Plan
+from ml_core.planning.spec import Spec, Value
 from models_app import services
-from models_app.display import GROUPS
 from models_app.models import SegmentationModel
 
 if TYPE_CHECKING:
@@ -21,13 +21,24 @@ else:
     DatasetField = forms.ModelChoiceField
 
 PLANNED = "Planned from the data"
-MOST_MODELS = 200  # to choose a warm start from, the newest ones
+MAX_MODELS = 200  # to choose a warm start from, the newest ones
+
+
+@dataclass(frozen=True)
+class FieldGroup:
+    """The fields of one heading. open: something in it was filled in or is wrong."""
+
+    heading: str
+    fields: list[forms.BoundField]
+    open: bool
 
 
 class TrainForm(forms.Form):
     """Name and dataset; every hyperparameter is optional. Limits are checked by ml_core, once for pages and API."""
 
-    name = forms.CharField(max_length=200, help_text="A second training of the same name becomes its next version.")
+    name = forms.CharField(
+        max_length=200, help_text="A training with the name of an earlier one becomes its next version."
+    )
     dataset = DatasetField(
         queryset=Dataset.objects.none(),
         empty_label="Choose a dataset",
@@ -41,7 +52,7 @@ class TrainForm(forms.Form):
         self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(status="ready")  # type: ignore[attr-defined]  # of a ModelChoiceField
         self.plan: Plan | None = None
         for name, spec in specs().items():
-            self.fields[name] = self._warm_start(spec) if name == "warm_start" else _field(name, spec)
+            self.fields[name] = self._warm_start(spec) if name == "warm_start" else _field(spec)
         for name, field in self.fields.items():
             kind = "form-select" if isinstance(field, forms.ChoiceField) else "form-control"
             field.widget.attrs["class"] = kind + (" is-invalid" if self.is_bound and name in self.errors else "")
@@ -49,16 +60,13 @@ class TrainForm(forms.Form):
     def simple_fields(self) -> list[forms.BoundField]:
         return [self["name"], self["dataset"]]
 
-    def advanced_groups(self) -> list[dict[str, Any]]:
-        """Heading, fields, and whether the group is open: something in it was filled in or is wrong."""
+    def advanced_groups(self) -> list[FieldGroup]:
         given = self.hyperparameters() if self.is_bound else {}
         return [
-            {
-                "heading": heading,
-                "fields": [self[name] for name in names],
-                "open": any(name in given or name in self.errors for name in names),
-            }
-            for heading, names in GROUPS.items()
+            FieldGroup(
+                heading, [self[name] for name in specs], any(name in given or name in self.errors for name in specs)
+            )
+            for heading, specs in groups().items()
         ]
 
     def advanced_errors(self) -> dict[str, str]:
@@ -66,13 +74,13 @@ class TrainForm(forms.Form):
         return {name: " ".join(map(str, texts)) for name, texts in self.errors.items() if name in specs()}
 
     def _warm_start(self, spec: Spec) -> forms.Field:
-        choices = [(str(model.pk), str(model)) for model in services.usable_models(self.user)[:MOST_MODELS]]
-        help_text = "An earlier model whose weights the training starts from, as far as they fit."
+        choices = [(str(model.pk), str(model)) for model in services.usable_models(self.user)[:MAX_MODELS]]
+        help_text = "The training starts from the weights of this model, where they fit."
         return forms.ChoiceField(
             label=spec.label, help_text=help_text, required=False, choices=[("", "Random weights"), *choices]
         )
 
-    def hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Value]:
         """Only what was filled in."""
         given = {name: self.cleaned_data.get(name) for name in specs()}
         return {name: value for name, value in given.items() if value not in (None, "")}
@@ -102,14 +110,13 @@ class TrainForm(forms.Form):
             return None
 
 
-def _field(name: str, spec: Spec) -> forms.Field:
+def _field(spec: Spec) -> forms.Field:
     help_text = spec.help + (f" {_limits(spec)}" if _limits(spec) else "")
     label = f"{spec.label} ({spec.unit})" if spec.unit else spec.label
     if spec.choices:
-        choices: list[Any] = list(spec.choices.items())
-        if name == "encoder":
-            choices = [(heading, [(item, item) for item in items]) for heading, items in ENCODER_GROUPS.items()]
-        return forms.ChoiceField(label=label, help_text=help_text, required=False, choices=[("", PLANNED), *choices])
+        return forms.ChoiceField(
+            label=label, help_text=help_text, required=False, choices=[("", PLANNED), *_choices(spec)]
+        )
     if spec.type is str:
         widget: forms.Widget = forms.TextInput({"placeholder": PLANNED})
         return forms.CharField(label=label, help_text=help_text, required=False, max_length=100, widget=widget)
@@ -121,6 +128,14 @@ def _field(name: str, spec: Spec) -> forms.Field:
     step = spec.multiple_of or 1
     widget = forms.NumberInput({**attributes, "step": step, "min": spec.minimum, "max": spec.maximum})
     return forms.IntegerField(label=label, help_text=help_text, required=False, widget=widget)
+
+
+def _choices(spec: Spec) -> list[Any]:
+    """(value, label), or (heading, [(value, label)])."""
+    labels = spec.choices or {}
+    if not spec.choice_groups:
+        return list(labels.items())
+    return [(heading, [(value, labels[value]) for value in values]) for heading, values in spec.choice_groups.items()]
 
 
 def _limits(spec: Spec) -> str:

@@ -61,7 +61,8 @@ def keep_weights(pk: int) -> None:
 def _package(model: SegmentationModel, folder: Path) -> Path | None:
     """model.zip of the best weights, or None where there are none. Of links: the training's own folder stays as it is."""
     from ml_core.prediction.package import LEARNT_FROM
-    from ml_core.training.run import TrainingJob, run
+    from ml_core.training.job import TrainingJob
+    from ml_core.training.run import run
 
     there = scratch.training_folder(model.uuid)
     if storage.is_remote():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from django.db import models
 from django.db.models import Q
@@ -13,6 +13,7 @@ from accounts.access import ProjectJobs
 from datasets.models import Dataset
 from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
+from ml_core.dataset.splits import StoredSplit
 
 WORDS = JobWords(queued="queued", working="training", done="completed", failed="failed", cancelled="cancelled")
 
@@ -84,12 +85,12 @@ class SegmentationModel(Job):
         return self.status == WORDS.cancelled and self.weights_due and self.dataset_id is not None
 
     @property
-    def split_numbers(self) -> dict[str, Any] | None:
+    def split_numbers(self) -> dict[str, int | str] | None:
         """How many samples of the dataset's version were trained on and held out, and what was kept together; None before the plan."""
         if not self.split:
             return None
-        numbers = {part: len(self.split.get(part, [])) for part in ("train", "val", "test")}
-        return {**numbers, "grouping": self.split.get("grouping", "")}
+        split = StoredSplit.from_json(self.split)
+        return {**{part: len(names) for part, names in split.parts().items()}, "grouping": split.grouping}
 
 
 def cancelled_with_weights_due() -> models.QuerySet[SegmentationModel]:

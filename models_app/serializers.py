@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import QuerySet
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from datasets.models import Dataset
 from datasets.serializers import ClassSerializer
+from medseg_site.shared.web.api import VisibleRowField
 from ml_core.planning.hyperparameters import json_schema
 from models_app import services
 from models_app.models import Epoch, SegmentationModel
 
-MOST_NAMES = 50  # of hyperparameters in one request; there are far fewer
-
-
-@extend_schema_field(OpenApiTypes.INT)
-class VisibleDatasetField(serializers.PrimaryKeyRelatedField[Dataset]):
-    def get_queryset(self) -> QuerySet[Dataset]:
-        return Dataset.objects.visible_to(self.context["request"].user)
-
-    def to_internal_value(self, data: Any) -> Dataset:
-        try:
-            return super().to_internal_value(data)
-        except OverflowError:  # the number 1e400
-            self.fail("incorrect_type", data_type=type(data).__name__)
+MAX_NAMES = 50  # of hyperparameters in one request; there are far fewer
 
 
 def refusal(error: services.HyperparametersError) -> serializers.ValidationError:
@@ -46,13 +33,13 @@ def _schema() -> dict[str, Any]:
 
 @extend_schema_field(_schema())
 class HyperparametersField(serializers.DictField):
-    """An object whose names and limits come from ml_core.planning.hyperparameters.Hyperparameters."""
+    """An object whose names and limits come from the table in ml_core.planning.hyperparameters."""
 
-    def to_internal_value(self, data: Any) -> dict[str, Any]:
-        values: dict[str, Any] = super().to_internal_value(data)
+    def to_internal_value(self, data: Any) -> dict[str, object]:
+        values: dict[str, object] = super().to_internal_value(data)
         # Each unknown name is repeated in the answer, so it must be short, fit for it, and one of few.
-        if len(values) > MOST_NAMES or any(len(name) > 100 or not name.isprintable() for name in values):
-            raise serializers.ValidationError(f"Send at most {MOST_NAMES} names, each of a few printable characters.")
+        if len(values) > MAX_NAMES or any(len(name) > 100 or not name.isprintable() for name in values):
+            raise serializers.ValidationError(f"Send at most {MAX_NAMES} names, each of a few printable characters.")
         try:
             services.check_hyperparameters(user=self.context["request"].user, values=values)
         except OverflowError:  # a whole number of hundreds of digits
@@ -109,7 +96,7 @@ class ModelSerializer(serializers.ModelSerializer[SegmentationModel]):
 
 class ModelCreateSerializer(serializers.Serializer[Any]):
     name = serializers.CharField(max_length=200)
-    dataset = VisibleDatasetField()
+    dataset = VisibleRowField(Dataset)
     hyperparameters = HyperparametersField(required=False, default=dict)
 
 
@@ -128,7 +115,7 @@ class ResumeSerializer(serializers.Serializer[Any]):
 
 
 class PlanAskSerializer(serializers.Serializer[Any]):
-    dataset = VisibleDatasetField()
+    dataset = VisibleRowField(Dataset)
     hyperparameters = HyperparametersField(required=False, default=dict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
@@ -11,15 +12,17 @@ from django.db.models import Max, QuerySet
 from accounts import audit
 from accounts.access import require
 from datasets.models import Dataset
-from medseg_site.shared.base.errors import MedSegError, WrongStateError
-from medseg_site.shared.base.text import clean_name
+from datasets.services import why_not_trainable
+from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
+from medseg_site.shared.base.text import clean_name, whole_number
 from medseg_site.shared.catalogue import manifests, removal
 from medseg_site.shared.jobs.messages import call_on_commit, send_on_commit
-from medseg_site.shared.jobs.requests import request_cancel, requeue
+from medseg_site.shared.jobs.requests import request_cancel, requeue, why_not_requeueable
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
-from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters
+from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import ConfigErrors, TrainingRequest
 from ml_core.planning.rules import make_plan
 from models_app.models import KEEP_WEIGHTS, SegmentationModel
 
@@ -35,59 +38,64 @@ class HyperparametersError(MedSegError):
         super().__init__("invalid_hyperparameters", text, attr="hyperparameters")
 
 
+def why_not_usable(model: SegmentationModel) -> str | None:
+    """Why no image can be segmented with a model now; None where one can."""
+    if model.is_usable:
+        return None
+    return f"{model} is {model.status} and has no weights{' yet' if model.is_active else ''}."
+
+
 def usable_models(user: Any) -> QuerySet[SegmentationModel]:
     """Models with weights: to segment with, and to start another training from."""
     return SegmentationModel.objects.visible_to(user).exclude(s3_key="")
 
 
-def check_hyperparameters(*, user: Any, values: dict[str, Any]) -> Hyperparameters:
+def check_hyperparameters(*, user: Any, values: Mapping[str, object]) -> TrainingRequest:
     """What can be known without a dataset. `warm_start` may be a number too. Raises HyperparametersError."""
     start = values.get("warm_start")
     if isinstance(start, int) and not isinstance(start, bool):
         values = {**values, "warm_start": str(start)}
     try:
-        wanted = Hyperparameters.from_dict(values)
+        wanted = TrainingRequest.from_json(values)
     except ConfigErrors as error:
         raise HyperparametersError(error.fields) from None
-    if wanted.warm_start is not None and not _is_usable_model(user, wanted.warm_start):
+    if wanted.asks_for("warm_start") and not _is_usable_model(user, str(wanted.get("warm_start"))):
         text = "There is no model of yours with this number that has weights. Choose another one, or leave it out."
         raise HyperparametersError({"warm_start": text})
     return wanted
 
 
 def _is_usable_model(user: Any, number: str) -> bool:
-    # isdecimal() alone is true of other scripts' digits, and the database refuses numbers of more than 64 bits.
-    is_number = number.isascii() and number.isdecimal() and len(number) < 19
-    return is_number and usable_models(user).filter(pk=int(number)).exists()
+    key = whole_number(number)
+    return key is not None and usable_models(user).filter(pk=key).exists()
 
 
-def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: dict[str, Any]) -> Plan:
+def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: Mapping[str, object]) -> Plan:
     """The plan with its reasons, nearly as the training will make it: of the machine only what can be told without torch.
 
     Raises HyperparametersError, or WrongStateError for a dataset that is not ready.
     """
     wanted = check_hyperparameters(user=user, values=hyperparameters)
-    if dataset.status != "ready":
-        raise WrongStateError(f"The dataset is {dataset.status}, not ready. Wait for its check, or mend what it found.")
-    seconds = settings.MEDSEG_TRAINING_SECONDS
+    refuse_if(why_not_trainable(dataset))
+    fingerprint, seconds = Fingerprint.from_json(dataset.fingerprint), settings.MEDSEG_TRAINING_SECONDS
     try:
-        return make_plan(wanted, dataset.fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
+        return make_plan(wanted, fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
     except ConfigErrors as error:
         raise HyperparametersError(error.fields) from None
 
 
-def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: dict[str, Any]) -> SegmentationModel:
+def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: Mapping[str, object]) -> SegmentationModel:
     """Queue a training, in the dataset's project. A second model of the same name there becomes its next version."""
     require(user, "change", dataset)
     name = clean_name(name)
-    requested = check_hyperparameters(user=user, values=hyperparameters).to_dict()
+    requested = check_hyperparameters(user=user, values=hyperparameters).to_json()
     for _ in range(5):
         try:
             with transaction.atomic():
                 # The lock keeps the dataset from being deleted between this look and the new row.
                 locked = Dataset.objects.select_for_update().filter(pk=dataset.pk).first()
                 if locked is None:
-                    raise WrongStateError("The dataset is gone. Choose another one.")
+                    raise WrongStateError("The dataset was deleted. Choose another one.")
                 preview_plan(
                     user=user, dataset=locked, hyperparameters=requested
                 )  # what cannot be planned is refused now
@@ -124,7 +132,22 @@ def cancel_model(*, user: Any, model: SegmentationModel) -> SegmentationModel:
     return model
 
 
-def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any] | None = None) -> SegmentationModel:
+def why_not_resumable(*, user: Any, model: SegmentationModel) -> str | None:
+    """Why a training cannot go on as it was asked for; None where it can."""
+    if model.dataset is None:
+        return "Its dataset was deleted, so the training cannot go on."
+    if reason := why_not_requeueable(model):
+        return reason
+    try:
+        check_hyperparameters(user=user, values=model.requested)
+    except HyperparametersError as error:  # such as a model to start from that was deleted since
+        return error.detail
+    return None
+
+
+def resume_model(
+    *, user: Any, model: SegmentationModel, changes: Mapping[str, object] | None = None
+) -> SegmentationModel:
     """Go on with a failed or cancelled training from its last checkpoint (from the start where there is none).
 
     changes: another number of `epochs` (in all) or `time_budget_seconds`, such as more than first asked for.
@@ -132,12 +155,11 @@ def resume_model(*, user: Any, model: SegmentationModel, changes: dict[str, Any]
     require(user, "change", model)
     changes = changes or {}
     if strange := set(changes) - set(RESUMABLE):
-        text = "It is settled since the training started. Only epochs and time_budget_seconds can change now."
+        text = "This cannot change after the training has started. Only epochs and time_budget_seconds can."
         raise HyperparametersError(dict.fromkeys(sorted(strange), text))
-    requested = check_hyperparameters(user=user, values={**model.requested, **changes}).to_dict()
+    requested = check_hyperparameters(user=user, values={**model.requested, **changes}).to_json()
+    refuse_if(why_not_resumable(user=user, model=model))
     with transaction.atomic():
-        if model.dataset is None:
-            raise WrongStateError("Its dataset was deleted, so the training cannot go on.")
         requeue(model, requested=requested)
         audit.record(user, "resume", model)
     return model
@@ -148,10 +170,10 @@ def delete_model(*, user: Any, model: SegmentationModel) -> None:
     require(user, "delete", model)
     owner = model.uuid
     prefix = storage.object_key("models", owner)
-    _check_not_in_use(SegmentationModel.objects.get(pk=model.pk))
+    refuse_if(why_not_deletable(SegmentationModel.objects.get(pk=model.pk)))
     with removal.deletion({SegmentationModel: [owner]}):
         locked = SegmentationModel.objects.select_for_update().get(pk=model.pk)
-        _check_not_in_use(locked)
+        refuse_if(why_not_deletable(locked))
         checksum = locked.checksum
         audit.record(user, "delete", locked)
         locked.delete()
@@ -160,12 +182,12 @@ def delete_model(*, user: Any, model: SegmentationModel) -> None:
         transaction.on_commit(lambda: storage.forget_copies([checksum] if checksum else []), robust=True)
 
 
-def _check_not_in_use(model: SegmentationModel) -> None:
+def why_not_deletable(model: SegmentationModel) -> str | None:
+    """Why a model cannot be deleted now; None where it can."""
     if model.is_active:
-        raise WrongStateError("This model is being trained. Cancel the training first.")
+        return "This model is being trained. Cancel the training first."
     if model.inferences.filter(status__in=["queued", "running"]).exists():
-        raise WrongStateError("Images are being segmented with this model. Wait until they are done.")
+        return "Images are being segmented with this model. Wait until they are done."
     if model.batches.filter(status__in=["queued", "running"]).exists():
-        raise WrongStateError(
-            "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
-        )
+        return "A batch of images is being segmented with this model. Wait until it is done, or cancel it."
+    return None

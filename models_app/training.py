@@ -18,12 +18,14 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from datasets.models import Dataset
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import CancelledError, Claim
 from medseg_site.shared.jobs.messages import call_on_commit
 from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import cache, scratch
 from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.fingerprint import Fingerprint
 from models_app.models import KEEP_WEIGHTS, SegmentationModel
 from models_app.training_process import TrainingFailedError, TrainingKilledError, TrainingProcess
 
@@ -127,7 +129,7 @@ def _lower_batch(job: Claim[SegmentationModel], folder: Path) -> None:
 
 
 def job_document(model: SegmentationModel, dataset: Dataset, folder: Path, store: Path) -> dict[str, Any]:
-    """ml_core.training.run.TrainingJob, but for what has to be brought to this machine."""
+    """ml_core.training.job.TrainingJob, but for what has to be brought to this machine."""
     return {
         "cases": [],
         "split": _stored_split(dataset),
@@ -190,7 +192,7 @@ def _stored_split(dataset: Dataset) -> dict[str, Any] | None:
     if not all(sample.split for sample in samples):
         return None
     parts = {part: [sample.pk for sample in samples if sample.split == part] for part in ("train", "val", "test")}
-    return {**parts, "grouping": dataset.fingerprint.get("grouping", "as stored")}
+    return {**parts, "grouping": Fingerprint.from_json(dataset.fingerprint).grouping}
 
 
 def _warm_start(model: SegmentationModel, folder: Path) -> str | None:
@@ -198,7 +200,8 @@ def _warm_start(model: SegmentationModel, folder: Path) -> str | None:
     asked = model.requested.get("warm_start")
     if not asked:
         return None
-    earlier = SegmentationModel.objects.filter(pk=int(asked)).first() if asked.isdecimal() else None
+    number = whole_number(asked)
+    earlier = None if number is None else SegmentationModel.objects.filter(pk=number).first()
     if earlier is None or not earlier.is_usable:
         raise TrainingFailedError(f"The model {asked} to start from is gone or has no weights. Choose another one.")
     return str(storage.fetch_into(folder / "objects", earlier.s3_key, earlier.checksum))

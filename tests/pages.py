@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from django.contrib.messages import get_messages
@@ -25,7 +26,7 @@ LISTS = [
     "inference:list",
     "inference:create",
 ]
-METRICS = {
+SCORES = {
     "dice": 0.875,
     "iou": 0.7,
     "precision": 0.9,
@@ -34,29 +35,50 @@ METRICS = {
     "nsd": 0.6,
     "volume_error": 12.5,
     "volume_error_relative": 0.25,
-    "ci95": {"dice": [0.8125, 0.9375], "hd95": None, "volume_error_relative": [0.125, 0.5]},
+}
+INTERVALS = {
+    **{name: [None, None] for name in SCORES},
+    "dice": [0.8125, 0.9375],
+    "volume_error_relative": [0.125, 0.5],
+}
+CLASS = {"value": 255, "name": "cell", "color": "#f59f00"}
+
+
+def _case(name: str, sample: int, dice: float | None, **more: Any) -> dict[str, Any]:
+    of_class = {**SCORES, "dice": dice, "value": 255}
+    case = {**SCORES, "dice": dice, "name": name, "sample": sample, "picture": True, "confidence": 0.5, **more}
+    return {**case, "per_class": [of_class]}
+
+
+METRICS = {
+    **SCORES,
+    "ci95": INTERVALS,
     "n_cases": 4,
     "n_defined": 3,
+    "n_units": 4,
     "misses": 6,
     "not_found": 3,
     "misplaced": 1,
     "false_alarms": 2,
     "undefined": 1,
     "evaluated_on": "test",
+    "held_out": 4,
     "unit": "mm",
+    "volume_unit": "mm³",
     "per_class": [
         {
-            "value": 255,
-            "name": "cell",
-            "color": "#f59f00",
+            **SCORES,
+            **CLASS,
             "dice": 0.5,
-            "hd95": None,
+            "volume_error": 1240.4,
+            "volume_error_relative": 0.375,
+            "ci95": INTERVALS,
             "n_cases": 1,
             "undefined": 1,
             "misses": 6,
+            "not_found": 3,
+            "misplaced": 1,
             "false_alarms": 2,
-            "volume_error": 1240.4,
-            "volume_error_relative": 0.375,
         }
     ],
     "calibration": {
@@ -69,11 +91,19 @@ METRICS = {
         "bins_foreground": [],
     },
     "per_case": [
-        {"name": "good one", "sample": 1, "dice": 0.99, "picture": True},
-        {"name": "bad one", "sample": 2, "dice": 0.11, "picture": True, "confidence": 0.4321},
-        {"name": "unseen one", "sample": 3, "dice": 0.01, "picture": False},
-        {"name": "undefined one", "sample": 4, "dice": None, "picture": True},
+        _case("good one", 1, 0.99),
+        _case("bad one", 2, 0.11, confidence=0.4321),
+        _case("unseen one", 3, 0.01, picture=False),
+        _case("undefined one", 4, None),
     ],
+}
+IMAGE_METRICS = {
+    **{name: SCORES[name] for name in ("precision", "recall", "nsd")},
+    "dice": 0.625,
+    "iou": 0.5,
+    "hd95": 3.25,
+    "per_class": [{**SCORES, **CLASS, "dice": 0.5625}],
+    "unit": "px",
 }
 DECISIONS = {
     "serving": {
@@ -102,8 +132,15 @@ DECISIONS = {
                     "dice": 0.8123,
                     "misses": 0,
                     "candidates": [
-                        {"name": "largest component", "dice": 0.7, "misses": 0, "used": False},
-                        {"name": "fill holes", "dice": 0.8125, "misses": 0, "used": False},
+                        {
+                            "name": name,
+                            "dice_before": 0.8123,
+                            "dice": dice,
+                            "misses_before": 0,
+                            "misses": 0,
+                            "used": False,
+                        }
+                        for name, dice in (("largest component", 0.7), ("fill holes", 0.8125))
                     ],
                 }
             ],
@@ -129,9 +166,10 @@ CLASSES = [
 
 
 def text(client: Client, url: str, **headers: Any) -> str:
+    """The page's HTML. A run of white space is one space, as for a browser: where a template breaks its lines says nothing."""
     answer = client.get(url, **headers)
     assert answer.status_code == 200, (url, answer.status_code)
-    return answer.content.decode()
+    return re.sub(r"[ \t\n]+", " ", answer.content.decode())
 
 
 def completed_inference(**columns: Any) -> InferenceResult:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +15,6 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 
 Array = NDArray[Any]
-Kind = Literal["png", "rgb", "nifti", "dicom"]
 
 SERIES_UID = "1.2.826.0.1.3680043.8.498.1"
 COLOURS = ((0, 0, 0), (200, 30, 30), (30, 200, 30), (30, 30, 200))
@@ -175,61 +172,3 @@ def zip_folder(folder: Path, path: Path) -> Path:
         for file in sorted(folder.rglob("*")):
             archive.write(file, file.relative_to(folder).as_posix())
     return path
-
-
-def make_dataset_zip(path: Path, n: int, kind: Kind = "png", size: int = 32, seed: int = 0, classes: int = 2) -> Path:
-    """A dataset of `n` pairs as images/case_<i>.* and masks/case_<i>.*.
-
-    png: grey, masks 0/255 (0..classes-1 for more classes); rgb: colour images, palette masks; nifti: volumes of `size`/4
-    slices; dicom: CT slices (one PatientID per two files), PNG masks.
-    """
-    rng = np.random.default_rng(seed)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for index in range(n):
-            for name, data in _pair_files(rng, index, kind, size, classes).items():
-                archive.writestr(name, data)
-    return path
-
-
-def _pair_files(rng: np.random.Generator, index: int, kind: Kind, size: int, classes: int) -> dict[str, bytes]:
-    name = f"case_{index:03d}"
-    if kind == "nifti":
-        volume, labels3 = draw_volume(rng, (max(4, size // 4), size, size), classes)
-        return {
-            f"images/{name}.nii.gz": _nifti_bytes(volume.transpose()),
-            f"masks/{name}.nii.gz": _nifti_bytes(labels3.transpose()),
-        }
-    image, labels = draw_pair(rng, size, classes)
-    grey_mask = _png_bytes(labels * np.uint8(255) if classes == 2 else labels)
-    if kind == "png":
-        return {f"images/{name}.png": _png_bytes(image), f"masks/{name}.png": grey_mask}
-    if kind == "rgb":
-        colour = np.stack([image, 255 - image, labels * np.uint8(40)], axis=-1)
-        picture = PIL.Image.fromarray(labels, mode="P")
-        picture.putpalette([channel for c in COLOURS for channel in c])
-        return {f"images/{name}.png": _png_bytes(colour), f"masks/{name}.png": _bytes_of(picture)}
-    dataset = dicom_dataset(
-        image.astype(np.uint16),
-        RescaleSlope=1,
-        RescaleIntercept=-1000,
-        PatientID=f"patient-{index // 2}",
-        InstanceNumber=index + 1,
-    )
-    stream = io.BytesIO()
-    dataset.save_as(stream, enforce_file_format=True)
-    return {f"images/{name}.dcm": stream.getvalue(), f"masks/{name}.png": grey_mask}
-
-
-def _png_bytes(array: Array) -> bytes:
-    return _bytes_of(PIL.Image.fromarray(array))
-
-
-def _bytes_of(picture: PIL.Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _nifti_bytes(array: Array) -> bytes:
-    picture: Any = nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0]), dtype=array.dtype)
-    return gzip.compress(picture.to_bytes(), mtime=0)

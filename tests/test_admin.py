@@ -19,7 +19,7 @@ from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.storage import objects as storage
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import CompletedModelFactory, DatasetFactory, InferenceFactory, ModelFactory, SampleFactory
-from tests.pages import METRICS, batch, completed_inference
+from tests.pages import IMAGE_METRICS, METRICS, batch, completed_inference
 
 pytestmark = pytest.mark.django_db
 
@@ -48,7 +48,7 @@ def rows(count: int = 1) -> list[dict[str, Any]]:
                 "models_app_epoch": Epoch.objects.create(
                     model=model, epoch=number, learning_rate=1, seconds=1, images_per_second=1
                 ),
-                "inference_inferenceresult": completed_inference(model=model, batch=of_batch, metrics={"dice": 0.5}),
+                "inference_inferenceresult": completed_inference(model=model, batch=of_batch, metrics=IMAGE_METRICS),
                 "inference_inferencebatch": of_batch,
             }
         )
@@ -213,7 +213,7 @@ def test_deletion_that_a_service_refuses_is_told_and_leaves_the_row_whole(client
     manifests.rewrite(used)
     answer = act(client, "datasets_dataset", "delete_selected", free, used, post="yes")
     assert "used: A training reads this dataset" in said(answer)
-    assert "1 of 2 were deleted" in said(answer)
+    assert "Deleted: 1 of 2." in said(answer)
     assert "Successfully" not in said(answer)
     assert [entry.object_id for entry in LogEntry.objects.filter(action_flag=DELETION)] == [str(free.pk)]
     assert not default_storage.exists(gone)

@@ -85,7 +85,7 @@ def test_dataset_in_error_shows_why_and_cannot_be_trained(client: Client) -> Non
     assert "No pair could be used." in page
     assert "Check again" in page
     assert f'btn-primary" href="/models/new/?dataset={dataset.pk}"' not in page
-    assert "Not before the dataset is mended." in page
+    assert "Fix what its check found, and upload it again." in page
     assert 'Issues <span class="text-secondary fw-normal ms-1">60</span>' in page
     assert "&lt;b&gt;broken 0&lt;/b&gt;" in page
     assert "broken 50" not in page

@@ -14,15 +14,26 @@ from django.utils import timezone
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared.storage import objects as storage
 from ml_core.planning.hyperparameters import specs
-from models_app.display import GROUPS
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import (
     CompletedModelFactory,
     DatasetFactory,
     InferenceFactory,
     ModelFactory,
+    plan_of,
 )
-from tests.pages import DECISIONS, ESTIMATE, HTMX, METRICS, NOTICE, batch, completed_inference, said, text
+from tests.pages import (
+    DECISIONS,
+    ESTIMATE,
+    HTMX,
+    IMAGE_METRICS,
+    METRICS,
+    NOTICE,
+    batch,
+    completed_inference,
+    said,
+    text,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -77,7 +88,6 @@ def test_training_form_shows_every_field_once_and_offers_models_to_start_from(cl
     page = text(client, reverse("models_app:create"))
     for name in specs():
         assert page.count(f'name="{name}"') == 1, name
-    assert sorted(name for names in GROUPS.values() for name in names) == sorted(specs())
     assert f'<option value="{usable.pk}">{usable}</option>' in page
     assert f">{queued}</option>" not in page
     answer = client.post(
@@ -111,7 +121,7 @@ def test_model_in_training_shows_progress_and_cancel(client: Client) -> None:
     now = {"stage": "training", "epoch": 3, "epochs": 12, "step": 7, "steps": 40, "fraction": 0.25, "eta_seconds": 200}
     model = ModelFactory.create(status="training", claim_token=uuid.uuid4(), progress={**now, "train_loss": 0.4321})
     page = text(client, model.get_absolute_url())
-    for shown in ("3 of 12", "7 of 40", "3 min 20 s", "0.432", "When the training is done."):
+    for shown in ("3 of 12", "7 of 40", "3 min 20 s", "0.432", "is training and has no weights yet."):
         assert shown in page
     part = text(client, reverse("models_app:live", args=[model.pk]), headers=HTMX)
     assert "3 of 12" in part
@@ -147,7 +157,7 @@ def test_model_in_training_says_what_it_does_and_what_was_measured(
 
 
 def test_completed_model_shows_what_was_measured_on_its_validation_cases(client: Client) -> None:
-    model = CompletedModelFactory.create(metrics=METRICS, decisions=DECISIONS, plan={"dimensions": 3})
+    model = CompletedModelFactory.create(metrics=METRICS, decisions=DECISIONS)
     page = text(client, model.get_absolute_url())
     for shown in (
         "OpenVINO, bf16",
@@ -164,11 +174,11 @@ def test_completed_model_shows_what_was_measured_on_its_validation_cases(client:
         "1,240",
         "37.5 %",
         "3 times a class that is there was not found, 1 time it was found elsewhere, 2 times",
-        "They are not the final numbers",
+        "The final scores are measured on whole images",
     ):
         assert shown in page, shown
-    older = CompletedModelFactory.create(metrics={"dice": 0.5, "n_cases": 2})
-    page = text(client, older.get_absolute_url())
+    stopped = CompletedModelFactory.create()
+    page = text(client, stopped.get_absolute_url())
     assert "Measured on the validation cases" not in page
     assert "reliability-points" not in page
 
@@ -176,9 +186,8 @@ def test_completed_model_shows_what_was_measured_on_its_validation_cases(client:
 def test_completed_model_shows_metrics_and_worst_cases_first(client: Client) -> None:
     model = CompletedModelFactory.create(
         metrics=METRICS,
-        plan={"reasons": {"patch_size": "The whole image fits.", "precision": "It is quicker."}},
-        hyperparameters={"patch_size": 64, "loss": "dice_ce", "precision": "bf16"},
-        requested={"loss": "dice_ce"},
+        plan=plan_of(loss="focal").to_json(),
+        requested={"loss": "focal"},
         warnings=["Few cases."],
     )
     Epoch.objects.create(model=model, epoch=1, learning_rate=0.1, seconds=1, images_per_second=9)
@@ -187,12 +196,12 @@ def test_completed_model_shows_metrics_and_worst_cases_first(client: Client) -> 
         "0.875",
         "0.812 to 0.938",
         "HD95 (mm)",
-        "The whole image fits.",
-        "64 pixels",
+        "The whole image fits into one patch.",
+        "32 pixels",
         "Few cases.",
         "You chose it.",
-        "bfloat16",
-        "It is quicker.",
+        "Focal",
+        "bfloat16 is quicker here",
     ):
         assert shown in page, shown
     assert page.index("bad one") < page.index("good one") < page.index("undefined one")
@@ -223,8 +232,7 @@ def test_model_is_deleted_unless_it_is_in_use(client: Client) -> None:
 
 
 def test_completed_inference_shows_viewer_classes_and_scores(client: Client) -> None:
-    metrics = {"dice": 0.625, "iou": 0.5, "hd95": 3.25, "unit": "px", "per_class": [{"name": "cell", "dice": 0.5625}]}
-    row = completed_inference(metrics=metrics, spacing=[0.5, 0.5], warnings=["Other spacing."], seconds=1.5)
+    row = completed_inference(metrics=IMAGE_METRICS, spacing=[0.5, 0.5], warnings=["Other spacing."], seconds=1.5)
     page = text(client, row.get_absolute_url())
     for shown in ("viewer-config", "1,000", "90.0 %", "1.50 ml", "0.562", "0.625", "Other spacing.", "1.5 s", NOTICE):
         assert shown in page, shown
@@ -242,7 +250,7 @@ def test_completed_inference_shows_viewer_classes_and_scores(client: Client) -> 
         ({"status": "queued"}, "Waiting for its turn"),
         ({"status": "running"}, "Segmenting"),
         ({"status": "failed", "error": "The image has 3 channels."}, "The image has 3 channels."),
-        ({"status": "cancelled"}, "This inference was cancelled"),
+        ({"status": "cancelled"}, "The segmentation was cancelled"),
         ({"status": "cancelled", "model": None}, "Its model was deleted"),
     ],
 )
@@ -296,7 +304,7 @@ def test_batch_page_lists_its_images(client: Client) -> None:
     for shown in (
         "notes.txt",
         "Not an image.",
-        "When the last image is done.",
+        "when the last image is done.",
         reverse("inference-overlay", args=[done.pk]),
         live,
     ):

@@ -87,7 +87,7 @@ class UploadViewSet(
     @extend_schema(
         request={"application/octet-stream": OpenApiTypes.BINARY}, responses=StoredPartSerializer, filters=False
     )
-    @action(detail=True, methods=["put"], url_path=r"parts/(?P<number>\d{1,5})", filterset_class=None)
+    @action(detail=True, methods=["put"], url_path=r"parts/(?P<number>[0-9]{1,5})", filterset_class=None)
     def part(self, request: Request, uuid: str, number: str) -> Response:
         """One part of an upload whose files the platform keeps itself (with S3, parts go to S3)."""
         length = request.headers.get("Content-Length", "")

@@ -18,6 +18,7 @@ from django.db import transaction
 from django.urls import reverse
 
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
+from medseg_site.shared.base.text import count_of
 from medseg_site.shared.storage import objects as storage
 from uploads.models import Upload, UploadPart
 
@@ -125,7 +126,9 @@ class LocalParts:
 
 
 def wrong_size(number: int, wanted: int) -> MedSegError:
-    return MedSegError("wrong_size", f"Part {number} must have {wanted} bytes. Cut the file as the upload says.")
+    return MedSegError(
+        "wrong_size", f"Part {number} must have {count_of(wanted, 'byte')}. Cut the file as the upload says."
+    )
 
 
 def _write_all(descriptor: int, chunk: bytes, offset: int) -> None:

@@ -17,7 +17,7 @@ from accounts import audit
 from accounts.access import require
 from accounts.services import personal_project
 from medseg_site.shared.base.errors import MedSegError, WrongStateError
-from medseg_site.shared.base.text import clean_file_name
+from medseg_site.shared.base.text import clean_file_name, count_of
 from medseg_site.shared.storage import objects as storage
 from uploads.backends import parts_of
 from uploads.cleaning import remove
@@ -162,14 +162,14 @@ def _check_parts(upload: Upload, stored: Mapping[int, tuple[int, str]], tags: Ma
     missing = [number for number in range(1, upload.part_count + 1) if number not in stored]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (" …" if len(missing) > 10 else "")
-        text = f"{len(missing)} of {upload.part_count} parts are missing: {shown}. Send them, then complete."
+        text = f"Missing parts: {shown} ({len(missing)} of {upload.part_count}). Send them, then complete."
         raise MedSegError("missing_parts", text, attr="parts")
     for number, (size, tag) in stored.items():
         if number > upload.part_count or size != upload.bytes_of(number):
-            text = f"Part {number} has {size} bytes, which does not fit. Send it again as the upload says."
+            text = f"Part {number} has {count_of(size, 'byte')}, which is the wrong size. Send it again."
             raise MedSegError("wrong_size", text, attr="parts")
         if tags is not None and tag and tags.get(number, "").strip('"') != tag:
-            text = f"Part {number} is not the one that was said: its ETag differs. Send it again."
+            text = f"Part {number} is not the one that was announced: its ETag differs. Send it again."
             raise MedSegError("wrong_etag", text, attr="parts")
 
 
@@ -184,14 +184,14 @@ def abort_upload(*, user: Any, upload: Upload) -> None:
 
 def _mark_aborted(upload: Upload) -> None:
     if not Upload.objects.filter(pk=upload.pk).exclude(state=Upload.USED).update(state=Upload.ABORTED):
-        raise WrongStateError("This upload is in use. Delete what was made of it.")
+        raise WrongStateError("This upload is in use. Delete the dataset or batch that was made of it.")
 
 
 def find_upload(*, user: Any, upload: uuid.UUID, purpose: str) -> Upload:
     """The whole file that a dataset or batch is to be made of, at its final place. Then `mark_used`, in one transaction with the row."""
     row: Upload | None = Upload.objects.visible_to(user).filter(uuid=upload, purpose=purpose).first()
     if row is None:
-        text = "There is no such upload; it may have been removed because nobody used it. Upload the file again."
+        text = "This upload does not exist. It may have been removed because nobody used it. Upload the file again."
         raise MedSegError("no_such_upload", text, attr="upload")
     require(user, "change", row)
     if row.state == Upload.OPEN:
@@ -199,7 +199,7 @@ def find_upload(*, user: Any, upload: uuid.UUID, purpose: str) -> Upload:
     if row.state == Upload.ABORTED:
         raise WrongStateError("This upload was stopped.")
     if row.s3_bucket != storage.bucket_name():
-        raise WrongStateError("The platform keeps its files elsewhere since. Upload the file again.")
+        raise WrongStateError("The platform stores its files in another place now. Upload the file again.")
     return row
 
 
@@ -212,4 +212,4 @@ def mark_used(upload: Upload) -> None:
     """Give the file away, once. Call it in the transaction that writes the row which has it now."""
     complete = Upload.objects.filter(pk=upload.pk, state=Upload.COMPLETE)
     if not complete.update(state=Upload.USED, updated_at=timezone.now()):
-        raise WrongStateError("This upload is used already. Upload the file again.")
+        raise WrongStateError("This upload was used already. Upload the file again.")

@@ -6,6 +6,7 @@ import hashlib
 import uuid
 from pathlib import Path
 
+from medseg_site.shared.base.text import count_of
 from medseg_site.shared.storage import objects as storage
 from ml_core.errors import MLError
 from uploads.models import Upload
@@ -33,7 +34,7 @@ def checked_sha256(owner: uuid.UUID, path: Path) -> str:
         with path.open("rb") as source:
             return storage.sha256_of(source)[0]
     if path.stat().st_size != upload.size:
-        reason = f"The archive has {path.stat().st_size} bytes instead of {upload.size}."
+        reason = f"The archive has {count_of(path.stat().st_size, 'byte')} instead of {upload.size}."
         raise UploadDamagedError("damaged_upload", reason, AGAIN)
     said = dict(upload.parts.values_list("number", "sha256"))
     whole = hashlib.sha256()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.archives import find_pairs
+from ml_core.dataset.pairing import find_pairs
 from ml_core.io import Image, read_image, read_mask, stem, write_label_map
 
 _Split = Callable[[list[str]], tuple[list[str], list[str]]]

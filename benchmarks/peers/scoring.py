@@ -30,13 +30,13 @@ def score(task: common.Task, predictions: Path) -> dict[str, Any]:
         found = common.positions(read_mask(path, like=image).values, task.values)
         case = case_metrics(reference, found, len(task.values), spacing)
         plain = [plain_dice(reference == index, found == index) for index in range(len(task.values))]
-        if not np.allclose([entry["dice"] for entry in case], plain, atol=1e-9, equal_nan=True):
+        if not np.allclose([entry.dice for entry in case], plain, atol=1e-9, equal_nan=True):
             raise SystemExit(f"{name}: Dice {case} and by plain numpy {plain}")
         cases.append(case)
     classes = []
     for index, value in enumerate(task.values):
-        dice = np.array([case[index]["dice"] for case in cases])
-        hd95 = np.array([case[index]["hd95"] for case in cases])
+        dice = np.array([case[index].dice for case in cases])
+        hd95 = np.array([case[index].hd95 for case in cases])
         defined = ~np.isnan(dice)
         classes.append(
             {

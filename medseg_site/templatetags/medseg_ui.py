@@ -8,6 +8,8 @@ from typing import Any
 
 from django import template
 
+from medseg_site.shared.base import text
+
 register = template.Library()
 
 COLOURS = {
@@ -37,6 +39,12 @@ def status_text(row: Any) -> str:
     if row.is_active and row.cancel_requested:
         return "stopping"
     return str(row.status)
+
+
+@register.filter
+def is_defined(value: Any) -> bool:
+    """Whether it is a number, and not NaN."""
+    return _is_number(value)
 
 
 @register.filter
@@ -98,9 +106,10 @@ def times(sizes: Any) -> str:
 
 
 @register.filter
-def item(mapping: Any, key: Any) -> Any:
-    """`mapping[key]`, None where there is none."""
-    return mapping.get(key) if isinstance(mapping, dict) else None
+def count_of(number: int, words: str) -> str:
+    """3 images of 3 and "image"; words: "entry,entries" where the plural is another word."""
+    one, _, many = words.partition(",")
+    return text.count_of(number, one, many)
 
 
 @register.filter
@@ -117,9 +126,9 @@ def _is_number(value: Any) -> bool:
 
 
 @register.filter
-def moment(text: str) -> str:
+def moment(written: str) -> str:
     """An ISO 8601 time as people read it, in UTC to the second."""
     try:
-        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromisoformat(written).strftime("%Y-%m-%d %H:%M:%S")
     except ValueError:
-        return text
+        return written

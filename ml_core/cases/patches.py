@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,23 +19,26 @@ from ml_core.planning.plan import Plan
 MAPPED_BYTES, MAPPED_CASES = 128 * 2**20, 64
 
 
+_Arrays = tuple[NDArray[np.float16], NDArray[np.uint8]]
+
+
 class _MappedCases:
     """The cases used last, still mapped: mapping one takes longer than cutting a patch. Only some, since mapped files count as memory
     and each keeps a file open."""
 
     def __init__(self) -> None:
-        self._arrays: OrderedDict[Path, tuple[NDArray[np.float16], NDArray[np.uint8]]] = OrderedDict()
-        self._bytes = 0
+        self._arrays: LRUCache[Path, _Arrays] = LRUCache(MAPPED_BYTES, _mapped_bytes)
 
-    def of(self, case: StoredCase) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    def of(self, case: StoredCase) -> _Arrays:
         if case.stem not in self._arrays:
             self._arrays[case.stem] = (case.images, case.labels)
-            self._bytes += sum(array.nbytes for array in self._arrays[case.stem])
-        self._arrays.move_to_end(case.stem)
-        while len(self._arrays) > 1 and (self._bytes > MAPPED_BYTES or len(self._arrays) > MAPPED_CASES):
-            _, oldest = self._arrays.popitem(last=False)
-            self._bytes -= sum(array.nbytes for array in oldest)
         return self._arrays[case.stem]
+
+
+def _mapped_bytes(arrays: _Arrays) -> int:
+    """What a case counts for: a small one so much that there are never more than MAPPED_CASES, a huge one so little that it is kept."""
+    nbytes = sum(array.nbytes for array in arrays)
+    return min(max(nbytes, MAPPED_BYTES // MAPPED_CASES), MAPPED_BYTES)
 
 
 class PatchSampler:

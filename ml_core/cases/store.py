@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.cases.preprocessing import labels_to_network, preprocess
-from ml_core.dataset.case import Case, label_indices
+from ml_core.dataset.case import Case
 from ml_core.errors import ImageError, TrainingError
 from ml_core.files import in_order, threads_for
 from ml_core.io import read_image, read_mask
+from ml_core.planning.budget import NO_DEADLINE, Deadline
 from ml_core.planning.plan import Plan
 
 VERSION = 2  # of what `_decode` writes: raise it where the same file and plan give other arrays
@@ -60,12 +60,12 @@ def open_store(
     plan: Plan,
     on_case: Callable[[int, int], None],
     *,
-    until: float | None = None,
+    deadline: Deadline = NO_DEADLINE,
     least: int = 1,
 ) -> list[StoredCase]:
     """Decode what is not in `folder` yet, and open all. `on_case(done, total)` is called after each case.
 
-    With `until` (time.monotonic) no case is waited for after it, once `least` are there: the first ones of `cases` come back.
+    With a deadline no case is waited for after it, once `least` are there: the first ones of `cases` come back.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -80,14 +80,15 @@ def open_store(
         for case in opened:
             stored.append(case)
             on_case(len(stored), len(cases))
-            if until is not None and len(stored) >= least and time.monotonic() > until:
+            if len(stored) >= least and deadline.is_over():
                 break
     return stored
 
 
 def stored_stem(folder: Path, case: Case, plan: Plan) -> Path:
     """Where a decoded case lies: its name says its content and how it was made ready."""
-    content = [VERSION, case.key or str(case.image.resolve()), plan.preprocessing.to_dict(), plan.class_values]
+    content = [VERSION, case.key or str(case.image.resolve()), plan.preprocessing.to_json(), plan.class_values]
+    content += [sorted(case.codes.items())] if case.codes else []
     return folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -97,7 +98,7 @@ def _decode(case: Case, plan: Plan, stem: Path) -> None:
         mask = read_mask(case.mask, like=image)
     except ImageError as error:
         raise TrainingError(error.code, f"{case.name}: {error.reason}", error.cure) from error
-    indices = label_indices(mask.values, plan.class_values, case.name)
+    indices = case.indices(mask, plan.class_values)
     labels = labels_to_network(indices, image, plan.preprocessing)
     _save(stem.with_suffix(".images.npy"), preprocess(image, plan.preprocessing).astype(np.float16))
     _save(stem.with_suffix(".labels.npy"), labels)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_core.dataset.classes import Codes, label_values
 from ml_core.errors import TrainingError
+from ml_core.io import Mask
 
 
 @dataclass(frozen=True)
 class Case:
     """One image and its mask on disk. `key` names their content, the image's before a space and the mask's after it (such as both
-    checksums), so that caches can rely on it."""
+    checksums), so that caches can rely on it. `codes` say what the colours of its mask stand for, where it is one in colours."""
 
     id: int
     name: str
@@ -24,15 +26,16 @@ class Case:
     mask: Path
     group: str = ""
     key: str = ""
+    codes: Codes = field(default_factory=dict, compare=False)
 
     @property
     def mark(self) -> str:
         """The same for the same image under another id: in another version of a dataset, in another dataset, with a corrected mask."""
         return hashlib.sha256((self.key.partition(" ")[0] or str(self.image.resolve())).encode()).hexdigest()[:16]
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Case:
-        return cls(**{**values, "image": Path(values["image"]), "mask": Path(values["mask"])})
+    def indices(self, mask: Mask, class_values: list[int]) -> NDArray[np.uint8]:
+        """Its mask as positions in `class_values` (ascending). Raises TrainingError for a value or colour that is no class."""
+        return label_indices(label_values(mask, self.codes), class_values, self.name)
 
 
 def label_indices(values: NDArray[Any], class_values: list[int], name: str) -> NDArray[np.uint8]:

@@ -3,28 +3,121 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ml_core.dataset.pose import PoseBuilder
+from ml_core.dataset.pose import Pose, PoseBuilder
+from ml_core.documents import Document
 from ml_core.io import Image
 from ml_core.measures.metrics import bounding_box
 
 SAMPLED_PIXELS = 2_000  # per case; enough for percentiles, little enough for 100,000 cases
-CASES_OF_STRUCTURE = 50  # sizes and thicknesses are measured on the first cases, and on so many slices of a volume
-SLICES_OF_STRUCTURE = 6
-LEAST_CASES_OF_STRUCTURE = 3  # and on no more than these, once PIXELS_OF_STRUCTURE were looked at: some seconds
-PIXELS_OF_STRUCTURE = 40_000_000
+MAX_CASES_OF_STRUCTURE = 50  # sizes and thicknesses are measured on the first cases, and on so many slices of a volume
+MAX_SLICES_OF_STRUCTURE = 6
+MIN_CASES_OF_STRUCTURE = 3  # and on no more than these, once MAX_PIXELS_OF_STRUCTURE were looked at: some seconds
+MAX_PIXELS_OF_STRUCTURE = 40_000_000
 SEARCHED_PIXELS = (
     500_000  # drawn of a case that is LARGE, to find foreground; small structures are looked for everywhere
 )
 LARGE = 4_000_000
 CLIPPED = (0.5, 99.5)  # percentiles of an image between which its values are kept (ml_core.cases.preprocessing)
-LEAST_AIR = 0.25  # of an image has to be one value, that of its corner
-LEAST_FOREGROUND = 500  # pixels of a dataset that say what its foreground's intensities are
+MIN_AIR = 0.25  # of an image has to be one value, that of its corner
+MIN_FOREGROUND = 500  # pixels of a dataset that say what its foreground's intensities are
+
+
+@dataclass(frozen=True)
+class Spread(Document):
+    """Of a number per axis, in array order ((z,) y, x): the least, the median and the greatest of all cases."""
+
+    minimum: list[int | float]
+    median: list[int | float]
+    maximum: list[int | float]
+
+
+@dataclass(frozen=True)
+class Intensity(Document):
+    """The values of the images, in their own units."""
+
+    low: float
+    """Median over the cases of the 0.5 percentile."""
+    high: float
+    """Median over the cases of the 99.5 percentile."""
+    minimum: float
+    """Least 0.5 percentile of a case."""
+    maximum: float
+    """Greatest 99.5 percentile of a case."""
+    mean: float
+    """Mean over the cases of their means."""
+    std: float
+    """Mean over the cases of their standard deviations."""
+
+
+@dataclass(frozen=True)
+class ForegroundIntensity(Document):
+    """The values where a class other than the background is, in the images' own units."""
+
+    p005: float
+    """0.5 percentile."""
+    p995: float
+    """99.5 percentile."""
+    mean: float
+    """Mean of the values clipped to these percentiles."""
+    std: float
+    """Standard deviation of the values clipped to these percentiles."""
+
+
+@dataclass(frozen=True)
+class ClassFingerprint(Document):
+    """One class of the dataset, over all cases."""
+
+    value: int
+    """Label value in the masks."""
+    pixels: int
+    """How many pixels (voxels) it has."""
+    share: float
+    """Of all pixels, 0 to 1."""
+    cases: int
+    """How many cases show it."""
+    component_pixels: float
+    """Median size of its connected parts, in pixels of a plane."""
+    thickness: float
+    """Typical width in pixels of a plane; 0 where none was measured."""
+    thin_part: float
+    """Width in pixels below which a tenth of its parts lies."""
+    clipped: float
+    """Share of its pixels beyond CLIPPED of their images, 0 to 1; 0 in colour images."""
+
+
+@dataclass(frozen=True)
+class Fingerprint(Document):
+    """What a dataset is, as far as a plan depends on it. Sizes in pixels, spacings in mm, both in array order ((z,) y, x)."""
+
+    n_cases: int
+    dimensions: int
+    """2 for pictures, 3 for volumes."""
+    channels: int
+    """1 or 3, of most images."""
+    modality: str
+    """Of most images: "CT", "MR", …, "colour", "greyscale" or "unknown"."""
+    families: dict[str, int]
+    """File family ("raster", "nifti", "dicom") → number of images."""
+    pose: Pose | None
+    """How much pictures are alike as they lie; None for volumes and for few pictures."""
+    shape: Spread
+    spacing: Spread | None
+    """None where no image says it."""
+    intensity: Intensity
+    foreground_intensity: ForegroundIntensity
+    classes: list[ClassFingerprint]
+    """In the order of their label values; the first is the background."""
+    grouping: str = ""
+    """What the dataset's split kept together; empty where the platform made no split."""
+    mask_codes: dict[str, int] = field(default_factory=dict)
+    """Colour in the masks (r << 16 | g << 8 | b, as text) → label value; empty where masks hold numbers."""
 
 
 class FingerprintBuilder:
@@ -77,8 +170,8 @@ class FingerprintBuilder:
             if image.channels == 1:
                 self._add_clipped(body_of(sample[0], pixels[0, 0]), inside, values.reshape(-1)[places])
         number = self._shapes.total()
-        is_looked_at = number <= CASES_OF_STRUCTURE and (
-            number <= LEAST_CASES_OF_STRUCTURE or self._looked_at < PIXELS_OF_STRUCTURE
+        is_looked_at = number <= MAX_CASES_OF_STRUCTURE and (
+            number <= MIN_CASES_OF_STRUCTURE or self._looked_at < MAX_PIXELS_OF_STRUCTURE
         )
         self._add_structure(values, [value for value in counts if is_looked_at or value not in self._sizes])
 
@@ -102,7 +195,7 @@ class FingerprintBuilder:
         for value in wanted:
             slices = values[None] if values.ndim == 2 else values
             present = np.flatnonzero((slices == value).any(axis=(1, 2)))
-            picked = present[np.linspace(0, len(present) - 1, min(len(present), SLICES_OF_STRUCTURE)).astype(int)]
+            picked = present[np.linspace(0, len(present) - 1, min(len(present), MAX_SLICES_OF_STRUCTURE)).astype(int)]
             for mask in (slices[index] == value for index in picked):
                 mask = mask[bounding_box(mask)]
                 self._looked_at += mask.size
@@ -117,52 +210,52 @@ class FingerprintBuilder:
                     zip(widths.tolist(), (np.sqrt(sizes) - 1 + 1e-6).tolist(), strict=True)
                 )
 
-    def result(self) -> dict[str, Any]:
-        """The fingerprint as plain JSON: sizes in pixels, spacings in mm, both in array order ((z,) y, x)."""
+    def result(self) -> Fingerprint:
         shapes = np.array(list(self._shapes.elements()))
-        total = sum(self._class_pixels.values())
         inside = np.concatenate(self._foreground) if self._foreground else np.zeros(0, np.float32)
-        if inside.size < LEAST_FOREGROUND or inside.min() == inside.max():
+        if inside.size < MIN_FOREGROUND or inside.min() == inside.max():
             inside = np.array([bound for pair in self._ranges for bound in pair], np.float32)
         low, high = np.percentile(inside, [0.5, 99.5])
         clipped = np.clip(inside, low, high)
-        return {
-            "n_cases": len(shapes),
-            "dimensions": int(shapes.shape[1]),
-            "channels": self._channels.most_common(1)[0][0],
-            "modality": self._modalities.most_common(1)[0][0],
-            "families": dict(self._families),
-            "pose": self._pose.result(),
-            "shape": _spread(shapes),
-            "spacing": _spread(np.array(self._spacings)) if self._spacings else None,
-            "intensity": {
-                "low": float(np.median([low for low, _ in self._ranges])),
-                "high": float(np.median([high for _, high in self._ranges])),
-                "minimum": float(min(low for low, _ in self._ranges)),
-                "maximum": float(max(high for _, high in self._ranges)),
-                "mean": float(np.mean([mean for mean, _ in self._means])),
-                "std": float(np.mean([std for _, std in self._means])),
-            },
-            "foreground_intensity": {
-                "p005": float(low),
-                "p995": float(high),
-                "mean": float(clipped.mean()),
-                "std": float(clipped.std()),
-            },
-            "classes": [
-                {
-                    "value": value,
-                    "pixels": self._class_pixels[value],
-                    "share": self._class_pixels[value] / total,
-                    "cases": self._class_cases[value],
-                    "component_pixels": float(np.median(self._sizes.get(value) or [0])),
-                    "thickness": round(float(np.median(self._thickness.get(value) or [0])), 2),
-                    "thin_part": round(_low_tenth(self._parts.get(value) or [(0.0, 1.0)]), 2),
-                    "clipped": round(float(np.mean(self._clipped.get(value) or [0])), 3),
-                }
-                for value in sorted(self._class_pixels)
-            ],
-        }
+        return Fingerprint(
+            n_cases=len(shapes),
+            dimensions=int(shapes.shape[1]),
+            channels=self._channels.most_common(1)[0][0],
+            modality=self._modalities.most_common(1)[0][0],
+            families=dict(self._families),
+            pose=self._pose.result(),
+            shape=_spread(shapes),
+            spacing=_spread(np.array(self._spacings)) if self._spacings else None,
+            intensity=self._intensity(),
+            foreground_intensity=ForegroundIntensity(
+                float(low), float(high), float(clipped.mean()), float(clipped.std())
+            ),
+            classes=[self._class(value) for value in sorted(self._class_pixels)],
+        )
+
+    def _intensity(self) -> Intensity:
+        lows, highs = zip(*self._ranges, strict=True)
+        means, deviations = zip(*self._means, strict=True)
+        return Intensity(
+            low=float(np.median(lows)),
+            high=float(np.median(highs)),
+            minimum=float(min(lows)),
+            maximum=float(max(highs)),
+            mean=float(np.mean(means)),
+            std=float(np.mean(deviations)),
+        )
+
+    def _class(self, value: int) -> ClassFingerprint:
+        return ClassFingerprint(
+            value=value,
+            pixels=self._class_pixels[value],
+            share=self._class_pixels[value] / self._class_pixels.total(),
+            cases=self._class_cases[value],
+            component_pixels=float(np.median(self._sizes.get(value) or [0])),
+            thickness=round(float(np.median(self._thickness.get(value) or [0])), 2),
+            thin_part=round(_low_tenth(self._parts.get(value) or [(0.0, 1.0)]), 2),
+            clipped=round(float(np.mean(self._clipped.get(value) or [0])), 3),
+        )
 
 
 def body_of(values: NDArray[Any], corner: Any) -> NDArray[Any]:
@@ -171,7 +264,7 @@ def body_of(values: NDArray[Any], corner: Any) -> NDArray[Any]:
     Otherwise the percentiles of a brain in much air would be those of the air, and clip all bright structures.
     """
     body = values[values != corner]
-    is_air = 0 < body.size < (1 - LEAST_AIR) * values.size
+    is_air = 0 < body.size < (1 - MIN_AIR) * values.size
     return body if is_air else values.reshape(-1)
 
 
@@ -200,12 +293,10 @@ def guess_modality(image: Image) -> str:
     return "CT" if low <= -900 and low >= -5000 and float(image.array.max()) > 200 else "unknown"
 
 
-def _spread(rows: NDArray[Any]) -> dict[str, list[float]]:
+def _spread(rows: NDArray[Any]) -> Spread:
     def numbers(row: NDArray[Any]) -> list[float]:
         return [int(item) if float(item).is_integer() else round(float(item), 6) for item in row]
 
-    return {
-        "minimum": numbers(rows.min(axis=0)),
-        "median": numbers(np.median(rows, axis=0)),
-        "maximum": numbers(rows.max(axis=0)),
-    }
+    return Spread(
+        minimum=numbers(rows.min(axis=0)), median=numbers(np.median(rows, axis=0)), maximum=numbers(rows.max(axis=0))
+    )

@@ -25,7 +25,6 @@ THRESHOLD = 0.988  # correlation from which on two cases are one picture
 PROJECTED = 256
 LIKELY = 0.97  # correlation of projections from which on the signatures themselves are compared
 CHUNK = 1000  # cases compared at once
-MOST_COMPARED = 20_000  # cases; comparing each with each takes a minute then, and four times as long for twice as many
 AT_ONCE = 2**22  # pixels of an image that is scaled down in one piece
 
 

@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from ml_core.dataset.case import Case, label_indices
+from ml_core.dataset.case import Case
 from ml_core.dataset.folders import Described, make_case
+from ml_core.dataset.splits import PARTS, Fold, Name, StoredSplit
 from ml_core.errors import MLError
 from ml_core.io import Image, read_image, read_mask
-
-PARTS = ("train", "val", "test")
 
 
 class NnunetError(MLError):
@@ -83,18 +82,18 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
     if out.exists() and any(out.iterdir()):
         raise NnunetError("not_empty", f"{out} is not empty.", "Remove it, or choose another number.")
     found = described.fingerprint
-    pictures = found["dimensions"] == 2 and set(found["families"]) == {"raster"}
+    pictures = found.dimensions == 2 and set(found.families) == {"raster"}
     ending = ".png" if pictures else ".nii.gz"
     for folder in ("imagesTr", "labelsTr"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     values = [item["value"] for item in described.classes]
     for position, case in enumerate(described.cases):
         image = read_image(case.image)
-        labels = label_indices(read_mask(case.mask, like=image).values, values, case.name)
+        labels = case.indices(read_mask(case.mask, like=image), values)
         image_path = out / "imagesTr" / f"{case.name}_0000{ending}"
         label_path = out / "labelsTr" / f"{case.name}{ending}"
         if pictures:
-            PILImage.fromarray(_picture(image, found["channels"], case.name)).save(image_path)
+            PILImage.fromarray(_picture(image, found.channels, case.name)).save(image_path)
             PILImage.fromarray(labels).save(label_path)
         else:
             if image.channels != 1:
@@ -102,7 +101,7 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
             _save_nifti(image.array[0], image, image_path)
             _save_nifti(labels, image, label_path)
         on_case(position + 1, len(described.cases))
-    channels = ["R", "G", "B"] if found["channels"] == 3 else [found["modality"]]
+    channels = ["R", "G", "B"] if found.channels == 3 else [found.modality]
     names = ["background", *(item["name"] for item in described.classes[1:])]
     document = {
         "channel_names": {str(index): name for index, name in enumerate(channels)},
@@ -113,8 +112,8 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
     (out / "dataset.json").write_text(json.dumps(document, indent=1))
 
 
-def read_splits(path: Path, fold: int, cases: Sequence[Case]) -> dict[str, list[int]]:
-    """Fold `fold` of a splits_final.json as {"train", "val", "test": case ids}, by the names of the cases.
+def read_splits(path: Path, fold: int, cases: Sequence[Case]) -> StoredSplit:
+    """Fold `fold` of a splits_final.json, which names cases, by the ids of the cases.
 
     nnU-Net's has no "test", ours may have one. Raises NnunetError for a name that is no case, and where a case stands twice.
     """
@@ -131,21 +130,23 @@ def read_splits(path: Path, fold: int, cases: Sequence[Case]) -> dict[str, list[
     if strange := [name for name in listed if name not in by_name]:
         raise NnunetError(
             "unknown_case",
-            f"{path} names {strange[0]} and {len(strange) - 1} more that are not among the cases.",
+            f"{path} names what is not among the cases: {', '.join(strange[:5])}{' …' if len(strange) > 5 else ''}.",
             "Names are those of the files, without extension and without _0000.",
         )
     if len(set(listed)) < len(listed):
         raise NnunetError("twice", f"Fold {fold} of {path} has a case on two sides.", "Name each case once.")
     if not split["train"] or not split["val"]:
         raise NnunetError("empty_part", f"Fold {fold} of {path} has an empty side.", "Both need a case.")
-    return {part: [by_name[name] for name in names] for part, names in split.items()}
+    train, val, test = ([by_name[name] for name in split[part]] for part in PARTS)
+    return StoredSplit(train, val, test)
 
 
-def write_splits(path: Path, split: dict[str, Any], cases: Sequence[Case]) -> None:
-    """A split, or its "folds", in nnU-Net's form, which reads "train" and "val" and passes over "test"."""
-    names = {case.id: case.name for case in cases}
-    folds = [{**fold, "test": split.get("test")} for fold in split.get("folds", [split])]
-    shown = [{part: [names[item] for item in fold[part]] for part in PARTS if fold.get(part)} for fold in folds]
+def write_splits(path: Path, split: StoredSplit, cases: Sequence[Case]) -> None:
+    """A split, or its folds, in nnU-Net's form, which reads "train" and "val" and passes over "test"."""
+    names: dict[Name, str] = {case.id: case.name for case in cases}
+    parted = split.folds or [Fold(split.train, split.val)]
+    folds = [{"train": fold.train, "val": fold.val, "test": split.test} for fold in parted]
+    shown = [{part: [names[item] for item in members] for part, members in fold.items() if members} for fold in folds]
     path.write_text(json.dumps(shown, indent=1))
 
 

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-from ml_core.io import SUPPORTED_SUFFIXES, stem
+from ml_core.dataset import findings
+from ml_core.dataset.findings import Issue
+from ml_core.io.containers import shown_name
+from ml_core.io.formats import SUPPORTED_SUFFIXES, stem, suffixes_of
 
 SPLIT_FOLDER = re.compile(r"train|training|val|valid|validation|test|testing")
-DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".ima"}
+DICOM_SUFFIXES = {"", *suffixes_of("dicom")}
 SILENT = re.compile(
     r"(?i).*\.(json|txt|csv|tsv|md|rst|pdf|xml|ya?ml|toml|html?|xlsx?|docx?|log|py|ipynb|ini)"
     r"|dicomdir|readme|licen[cs]e|version|changes|lockfile|md5sums|checksums"
+)
+FOLDER = re.compile(
+    r"(?P<image>images?|imgs?|imagestr)|masks?|labels?|labelstr|annotations?|segmentations?|groundtruth|gt"
 )
 MASK_WORDS = re.compile(r"(?i)(?<=.)(?:[_-](?:masks?|seg(?:mentation)?|labels?|gt|groundtruth))+$")
 MASK_WORDS_AND_CHANNEL = re.compile(MASK_WORDS.pattern.replace("gt|", "gt|0000|"))
 OTHER_SUFFIX = re.compile(r"(?i)(?<=.)\.[a-z][a-z0-9]{0,4}$")
 LATER_CHANNEL = re.compile(r"(?<=.)[_-]0\d\d\d$")
-WANTED = "Pack them as images/case1.png and masks/case1.png: one mask per image, with the same name."
 _bare = partial(MASK_WORDS_AND_CHANNEL.sub, "")
 
 Key = tuple[tuple[str, ...], tuple[str, ...]]  # wrappers; folders below images or masks, in lower case
 Folders = defaultdict[Key, list[str]]
-
-
-@dataclass(frozen=True)
-class Issue:
-    """A finding about one file or folder. error: it is left out of the dataset; warning: worth knowing."""
-
-    severity: Literal["error", "warning"]
-    code: str
-    file: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +74,39 @@ class _Group:
         return found
 
 
+def find_pairs(names: Iterable[str]) -> Pairing:
+    """Find the image and mask folders among archive `names` and pair their files by name.
+
+    Accepts many folder names in any case below 0-2 wrapper folders, mirrored subfolders, and one subfolder
+    per DICOM series below images/ with one mask file of its name. Raises DatasetRefusedError without such folders.
+    """
+    return pair_folders(*_find_folders(list(names)))
+
+
+def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
+    """Sort names into image and mask folders; what lies elsewhere becomes one warning per folder."""
+    # The outermost fitting folder counts, else the innermost: images.zip may wrap its images/ in images/.
+    for which in (0, -1):
+        images, masks, ignored = Folders(list), Folders(list), Counter[str]()
+        for name in names:
+            parts = name.split("/")
+            folders = [part.casefold() for part in parts[:-1]]
+            hits = [(at, hit) for at, part in enumerate(folders[:3]) if (hit := FOLDER.fullmatch(part))]
+            if SILENT.fullmatch(parts[-1]):
+                continue
+            if hits:
+                depth, hit = hits[which]
+                side = images if hit["image"] else masks
+                side[tuple(parts[:depth]), tuple(folders[depth + 1 :])].append(name)
+            else:
+                ignored["/".join(parts[:-1]) or "top of the ZIP"] += 1
+        if {wrapper for wrapper, _ in images} & {wrapper for wrapper, _ in masks}:
+            return images, masks, [findings.IGNORED_FOLDER.issue(at, count=count) for at, count in ignored.items()]
+    found = sorted({"/".join(name.split("/")[:-1][:3]) for name in names} - {""}, key=natural)
+    listed = ", ".join(shown_name(folder) + "/" for folder in found[:8]) or "no folders"
+    raise findings.NO_FOLDERS.refusal(found=listed)
+
+
 def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_folders: bool = False) -> Pairing:
     """Pair the files of image folders and mask folders by name; `issues` are those found so far.
 
@@ -95,8 +123,7 @@ def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_f
             groups[wrapper, folder[:-1]].masks.append(_series(masks.pop(key)))
         elif masks.pop(key, None):
             series = _series(entries)
-            detail = f"The mask of this DICOM series is a folder. Give one file for all slices: {series.stem}.nii.gz."
-            issues.append(Issue("error", "mask_is_folder", series.shown, detail))
+            issues.append(findings.MASK_IS_FOLDER.issue(series.shown, series=series.stem))
         else:
             groups[wrapper, folder[:-1]].images.append(_series(entries))
     for key, entries in masks.items():
@@ -130,8 +157,7 @@ def _items(entries: list[str], issues: list[Issue]) -> Iterator[_Item]:
         if suffix in SUPPORTED_SUFFIXES or suffix in DICOM_SUFFIXES:
             yield _Item(base, entry, (entry,))
         else:
-            detail = f"Files of type {suffix} cannot be read. Convert it to PNG, TIFF, NIfTI or DICOM."
-            issues.append(Issue("error", "unsupported_format", entry, detail))
+            issues.append(findings.UNSUPPORTED_FORMAT.issue(entry, suffix=suffix))
 
 
 def _match(group: _Group, issues: list[Issue]) -> Iterator[tuple[_Item, _Item, str]]:
@@ -140,33 +166,32 @@ def _match(group: _Group, issues: list[Issue]) -> Iterator[tuple[_Item, _Item, s
     The order keeps video frames (frame_0000, frame_0001) apart from nnU-Net's channels (case_0000, _0001).
     """
     if not group.images or not group.masks:
-        for item in (group.images or group.masks)[:1]:
-            lacks = "masks" if group.images else "images"
-            detail = f"There is no folder of {lacks} that belongs to this folder. {WANTED}"
-            issues.append(Issue("error", f"no_{lacks}_folder", item.shown.rpartition("/")[0] + "/", detail))
+        lacking = findings.NO_MASKS_FOLDER if group.images else findings.NO_IMAGES_FOLDER
+        issues.extend(lacking.issue(item.shown.rpartition("/")[0] + "/") for item in (group.images or group.masks)[:1])
         return
     rest = group
     for strip in (str, partial(MASK_WORDS.sub, ""), _bare):
-        found = [g for g in rest.by_name(strip).values() if len(g.images) == len(g.masks) == 1]
-        yield from ((g.images[0], g.masks[0], strip(g.images[0].stem)) for g in found)
-        used = {item for g in found for item in g.images + g.masks}
+        matched = [g for g in rest.by_name(strip).values() if len(g.images) == len(g.masks) == 1]
+        yield from ((g.images[0], g.masks[0], strip(g.images[0].stem)) for g in matched)
+        used = {item for g in matched for item in g.images + g.masks}
         rest = _Group([i for i in rest.images if i not in used], [m for m in rest.masks if m not in used])
     names = (group if rest.images or rest.masks else rest).by_name(_bare)  # only the rest needs it
-    for kind, other, left in (("image", "mask", rest.images), ("mask", "image", rest.masks)):
+    for is_image, left in ((True, rest.images), (False, rest.masks)):
         for item in left:
             same = names[_bare(item.stem).casefold()]
-            mine, theirs = (same.images, same.masks) if kind == "image" else (same.masks, same.images)
+            mine, theirs = (same.images, same.masks) if is_image else (same.masks, same.images)
             twin = next((each for each in mine if each is not item), None)
             case = LATER_CHANNEL.sub("", item.stem)
             if twin:
-                code, detail = f"duplicate_{kind}", f"It has the same name as {twin.shown}. Keep one of them."
-            elif kind == "image" and case != item.stem and names[_bare(case).casefold()].masks:
-                code, detail = "extra_channel", f"{case} has several channels. Keep the one ending in _0000."
+                found = findings.IMAGE_NAMED_TWICE if is_image else findings.MASK_NAMED_TWICE
+            elif is_image and case != item.stem and names[_bare(case).casefold()].masks:
+                found = findings.EXTRA_CHANNEL
             elif theirs:
                 continue  # two images wait for this mask: they are named above
             else:
-                code, detail = f"no_{other}", f"No {other} is named {_bare(item.stem)}. Add one or drop this."
-            issues.append(Issue("error", code, item.shown, detail))
+                found = findings.NO_MASK if is_image else findings.NO_IMAGE
+            facts = {"name": _bare(item.stem), "case": case, "twin": twin and twin.shown}
+            issues.append(found.issue(item.shown, **facts))
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -7,17 +7,33 @@ cells 0.459 and 0.459, drawn vessels in the disc of an eye 0.95 and 0.95, serial
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.dataset.near_duplicates import thumbnail
+from ml_core.documents import Document
 
 SIDE = 16
-LOOKED_AT = 128  # pixels of a picture's side, at most: every so manieth row and column
-LEAST_PICTURES = 8
-ALIKE, CLEARLY = 0.4, 0.05  # correlation of upright pictures, and by how much turned ones must be less alike
+MAX_SIDE = 128  # pixels of a picture's side, at most: every so manieth row and column
+MIN_PICTURES = 8
+MIN_ALIKE, MIN_DIFFERENCE = 0.4, 0.05  # correlation of upright pictures, and by how much turned ones must be less alike
+
+
+@dataclass(frozen=True)
+class Pose(Document):
+    """How much the pictures of a dataset are alike."""
+
+    alike: float
+    """Mean correlation of two pictures as they lie."""
+    turned: float
+    """The highest mean correlation with one of them turned."""
+
+    @property
+    def lie_in_one_way(self) -> bool:
+        return self.alike >= MIN_ALIKE and self.alike - self.turned >= MIN_DIFFERENCE
 
 
 class PoseBuilder:
@@ -29,7 +45,7 @@ class PoseBuilder:
 
     def add(self, array: NDArray[Any]) -> None:
         """`array`: (C, H, W)."""
-        down, across = (max(1, length // LOOKED_AT) for length in array.shape[1:])
+        down, across = (max(1, length // MAX_SIDE) for length in array.shape[1:])
         with np.errstate(over="ignore", invalid="ignore"):
             small = thumbnail(array[:, ::down, ::across], SIDE).astype(np.float64)
         if not np.isfinite(small).all():  # colours whose sum is no number any more
@@ -40,16 +56,12 @@ class PoseBuilder:
         self._sum += small
         self._with_itself += _products(small, small)
 
-    def result(self) -> dict[str, float] | None:
-        """{"alike": mean correlation of two pictures, "turned": the highest mean with one turned}; None for few pictures."""
-        if self._count < LEAST_PICTURES:
+    def result(self) -> Pose | None:
+        """None for few pictures."""
+        if self._count < MIN_PICTURES:
             return None
         pairs = (_products(self._sum, self._sum) - self._with_itself) / (self._count * (self._count - 1))
-        return {"alike": round(float(pairs[0]), 3), "turned": round(float(pairs[1:].max()), 3)}
-
-
-def lie_in_one_way(pose: dict[str, float] | None) -> bool:
-    return pose is not None and pose["alike"] >= ALIKE and pose["alike"] - pose["turned"] >= CLEARLY
+        return Pose(alike=round(float(pairs[0]), 3), turned=round(float(pairs[1:].max()), 3))
 
 
 def _products(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:

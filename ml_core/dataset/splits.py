@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,12 +13,16 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ml_core.dataset.patients import BY_NAME
+from ml_core.documents import Document, LeftOut
 from ml_core.errors import ConfigError
 
 TEST_FRACTION = 0.2
 GROUPS_FOR_A_TEST_PART = 30  # a fifth of fewer is under six cases, and the interval of such a mean says nothing
 BLOCKS = 10
 PARTS = ("train", "val", "test")
+
+Name = int | str
+"""Of a case, outside of one training: its id, or what a file calls it."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,40 @@ class Split:
         """The cases for the final numbers: the test part, or the validation part where the data is too little for one."""
         return self.test or self.val
 
-    def to_names(self, names: Sequence[Hashable]) -> dict[str, Any]:
-        """To be stored: the names or ids of the cases of each part, and the grouping. `names`: that of each position."""
-        parts = {part: [names[position] for position in getattr(self, part)] for part in PARTS}
-        return {**parts, "grouping": self.grouping}
+    def to_names(self, names: Sequence[Name]) -> StoredSplit:
+        """To be stored. `names`: that of each position."""
+        train, val, test = ([names[position] for position in part] for part in (self.train, self.val, self.test))
+        return StoredSplit(train, val, test, self.grouping)
+
+
+@dataclass(frozen=True)
+class Fold(Document):
+    """One of several ways to part the same cases in two."""
+
+    train: Sequence[Name]
+    """Who is learnt from."""
+    val: Sequence[Name]
+    """Who is validated on."""
+
+
+@dataclass(frozen=True)
+class StoredSplit(Document):
+    """A split as it is stored: by the names of the cases, which stay while their positions change."""
+
+    train: Sequence[Name] = field(default_factory=list)
+    """Who is learnt from; of several folds the first one's."""
+    val: Sequence[Name] = field(default_factory=list)
+    """Who the best weights are chosen on; of several folds the first one's."""
+    test: Sequence[Name] = field(default_factory=list)
+    """Who is locked away for the final numbers; empty where the data is too little."""
+    grouping: str = "as stored"
+    """In words, what was kept together on one side."""
+    folds: Annotated[list[Fold] | None, LeftOut] = None
+    """All folds of a cross-validation, which share the test part."""
+
+    def parts(self) -> dict[str, Sequence[Name]]:
+        """Each of PARTS by its name."""
+        return {part: getattr(self, part) for part in PARTS}
 
 
 def join(count: int, pairs: ArrayLike) -> NDArray[np.int32]:
@@ -103,21 +137,22 @@ def cross_validation(
 
 
 def reuse_split(
-    stored: dict[str, Any],
-    names: Sequence[Hashable],
+    stored: StoredSplit,
+    names: Sequence[Name],
     groups: Sequence[str],
     *,
     duplicates: Sequence[int] | None = None,
 ) -> Split:
-    """A split as `Split.to_names` gave it, over the cases of today: who is in it keeps the side, who is gone is left out.
+    """A stored split over the cases of today: who is in it keeps the side, who is gone is left out.
 
+    `stored`: the names or ids of the cases of each part, and the grouping. `names`: that of each case of today.
     A new case is trained on, unless its patient or near-duplicates are held out: then it joins them (in the test part if
     they are in both). Where the stored split has a patient in training and held out at once (blocks of neighbours),
     the new case is trained on. Raises ConfigError (code split) where nothing is left to train on or to validate on.
     """
-    side: dict[Hashable, str] = {}
-    for part in PARTS:
-        for name in stored.get(part, []):
+    side: dict[Name, str] = {}
+    for part, members in stored.parts().items():
+        for name in members:
             if side.setdefault(name, part) != part:
                 raise ConfigError("split", f"Case {name} is in two parts of the stored split.", "Remove it from one.")
     units = _joined_units(_keys(groups), duplicates)
@@ -135,7 +170,7 @@ def reuse_split(
             "The stored split leaves no cases of this dataset to train on or to validate on.",
             "Train without it, which makes a new split.",
         )
-    return Split(**parts, grouping=str(stored.get("grouping", "as stored")))
+    return Split(**parts, grouping=stored.grouping)
 
 
 @dataclass(frozen=True)

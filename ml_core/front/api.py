@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import shutil
 import signal
 import tempfile
@@ -13,25 +14,33 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.dataset.case import Case
+from ml_core.dataset.checks import DatasetCheck
+from ml_core.dataset.classes import ClassTable
 from ml_core.dataset.folders import Described, describe, find_cases, find_images, read_all
 from ml_core.dataset.nnunet import export_raw, read_raw, read_splits, write_splits
-from ml_core.dataset.splits import split_cases
+from ml_core.dataset.splits import StoredSplit, split_cases
+from ml_core.documents import to_json
 from ml_core.errors import MLError, TrainingError
 from ml_core.front.progress import ProgressBar
-from ml_core.io import Image, read_image, write_label_map
+from ml_core.io import Coding, Image, read_image, write_label_map
 from ml_core.measures.metrics import NAMES
-from ml_core.planning.hyperparameters import Hyperparameters
-from ml_core.prediction.package import read_package, to_json
+from ml_core.measures.results import Metrics
+from ml_core.planning.request import TrainingRequest
+from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import Predictor, Segmentation
 from ml_core.training.evaluation import evaluate as evaluate_cases
-from ml_core.training.run import TrainingJob, run
+from ml_core.training.events import CurvePoint, Done, EpochEnded, Event, PlanMade, Started
+from ml_core.training.job import TrainingJob
+from ml_core.training.run import run
 from ml_core.training.split import copies_held_out, duplicates_of, keep_signature
 
 Folder = str | Path
@@ -40,7 +49,10 @@ ANOTHER_FOLDER = "Choose another folder for the output, or remove this one."
 
 
 class Model:
-    """A trained model: `path` of its package, `metrics` of its held-out cases ({} where stopped), and its `plan`."""
+    """A trained model: `path` of its package, `metrics` of its held-out cases (None where stopped), and its `plan`.
+
+    mask_codes: colour in a mask (r<<16 | g<<8 | b) → label value, for one that learnt from masks in colours; {} otherwise.
+    """
 
     def __init__(self, path: Folder) -> None:
         """`path`: model.zip, or the folder of a training. Raises ConfigError when it is damaged."""
@@ -48,10 +60,10 @@ class Model:
         self.path = given / "model.zip" if given.is_dir() else given
         package = read_package(self.path)
         self.metrics, self.plan = package.metrics, package.plan
+        self.mask_codes = {int(code): int(value) for code, value in package.facts.get("mask_codes", {}).items()}
 
     def __repr__(self) -> str:
-        dice = self.metrics.get("dice")
-        return f"Model({str(self.path)!r}, {'not evaluated' if dice is None else f'Dice {dice:.3f}'})"
+        return f"Model({str(self.path)!r}, {f'Dice {self.metrics.dice:.3f}' if self.metrics else 'not evaluated'})"
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -71,9 +83,7 @@ class Model:
             warnings.warn(text, stacklevel=2)
         return found.values
 
-    def evaluate(
-        self, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True
-    ) -> dict[str, Any]:
+    def evaluate(self, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True) -> Metrics:
         """As ml_core.evaluate."""
         return evaluate(self, images, masks, out=out, progress=progress)
 
@@ -104,7 +114,7 @@ def train(
     Raises MLError (with code "stopped" where there are no weights yet).
     """
     begun = time.monotonic() if begun is None else begun
-    Hyperparameters.from_dict(hyperparameters)  # before the images are read
+    TrainingRequest.from_json(hyperparameters)  # before the images are read
     tested = test_images is not None or test_masks is not None
     for name in ("folds", "test_fraction", *(["validation_fraction"] if splits is not None else [])):
         if name in hyperparameters and (splits is not None or tested):
@@ -123,26 +133,28 @@ def train(
             if case.id in described.signatures:
                 keep_signature(case, folder / STORE, described.signatures[case.id])
         if tests:
-            split = {**(split or _split(cases, folder / STORE, **hyperparameters)), "test": [case.id for case in tests]}
+            split = replace(split or _split(cases, folder / STORE, **hyperparameters), test=[case.id for case in tests])
             cases = cases + tests
         wanted, copies = dict(hyperparameters), None
         if split is not None:
-            named = set(itertools.chain(*split.values()))
+            named = set(itertools.chain(*split.parts().values()))
             if unnamed := [case.name for case in cases if case.id not in named]:
-                bar.note(f"left out: {len(unnamed)} cases that the split does not name, such as {unnamed[0]}.")
+                bar.note(
+                    f"left out: {len(unnamed)} of {len(cases)} cases, such as {unnamed[0]}, which the split does not name."
+                )
             cases = [case for case in cases if case.id in named]
             wanted.pop("validation_fraction", None)  # the job would split anew by it
             copies = copies_held_out(cases, split, folder / STORE)
         _begin(folder, {"cases": [[case.name, case.key] for case in cases], "hyperparameters": hyperparameters,
-                        "split": split})  # fmt: skip
+                        "split": split and split.to_json()})  # fmt: skip
         job = TrainingJob(
             cases,
             described.classes,
             described.fingerprint,
-            wanted,
+            TrainingRequest.from_json(wanted),
             folder,
             folder / STORE,
-            facts={"name": folder.resolve().name},
+            facts={"name": folder.resolve().name, **({"mask_codes": described.codes} if described.codes else {})},
             split=split,
             caveats=[copies] if copies else [],
             warm_start=Path(wanted["warm_start"]) if "warm_start" in wanted else None,
@@ -158,8 +170,9 @@ def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *
     given = [Path(item) for item in (images if isinstance(images, list) else [images])]
     found, folder = find_images(given, used.plan.dimensions), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    # A colour's number needs more than the 16 bits of a grey PNG.
-    coding: Any = "rgb" if max(used.plan.class_values) > 0xFFFF else "values"
+    # Coded as the masks were that it learnt from.
+    color_of = {value: code for code, value in used.mask_codes.items()}
+    codes = np.array([color_of.get(value, value) for value in used.plan.class_values])
     written = []
     with ProgressBar(shown=progress) as bar, tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
         for position, (name, path) in enumerate(found):
@@ -171,7 +184,8 @@ def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *
             result = used.segment(image)
             for text in result.warnings:
                 bar.note(f"{path}: {text}")
-            labels = write_label_map(result.values, image, Path(scratch), coding)
+            coding: Coding = "rgb" if color_of else "values"
+            labels = write_label_map(codes[result.indices], image, Path(scratch), coding)
             written.append(labels.replace(folder / (name + labels.name.removeprefix("labels"))))
             bar.count("predicting", position + 1, len(found))
     return written
@@ -179,22 +193,22 @@ def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *
 
 def evaluate(
     model: Model | Folder, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True
-) -> dict[str, Any]:
-    """The metrics of ml_core.training.evaluation on two folders, undefined numbers as None; `out` gets metrics.json and cases/*.png."""
+) -> Metrics:
+    """The metrics of two folders (ml_core.training.evaluation); `out` gets metrics.json and cases/*.png."""
     used = model if isinstance(model, Model) else Model(model)
     pictures = None
     if out is not None:
         pictures = Path(out) / "cases"
         pictures.mkdir(parents=True, exist_ok=True)
     with ProgressBar(shown=progress) as bar:
-        cases = find_cases(Path(images), Path(masks), bar.note)
+        found_cases = find_cases(Path(images), Path(masks), bar.issue)
+        cases = [replace(case, codes=used.mask_codes) for case in found_cases]
 
         def on_case(done: int, total: int) -> None:
             bar.count("evaluating", done, total)
 
         predictors = [used.predictor] * len(cases)
-        found = evaluate_cases(predictors, cases, evaluated_on="given", pictures=pictures, on_case=on_case)
-    metrics: dict[str, Any] = to_json(found)
+        metrics = evaluate_cases(predictors, cases, evaluated_on="given", pictures=pictures, on_case=on_case)
     if out is not None:
         _write_json(Path(out) / "metrics.json", metrics)
     return metrics
@@ -208,19 +222,18 @@ def export_nnunet(images: Folder, masks: Folder, out: Folder, *, progress: bool 
     return Path(out)
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
+def metrics_table(metrics: Metrics) -> str:
     """The metrics per class as text, one row for each, with the mean of the foreground below."""
-    names = [name for name in NAMES if name in metrics]
-    rows = [["class", *names, "cases", "undefined", "misses"]]
-    for row in [*metrics["per_class"], {**metrics, "name": "foreground"}]:
-        numbers = ["–" if row[name] is None else f"{row[name]:.3f}" for name in names]
-        rows.append([row["name"], *numbers, *(str(row[name]) for name in ("n_cases", "undefined", "misses"))])
+    rows = [["class", *NAMES, "cases", "undefined", "misses"]]
+    for name, means in [*((row.name, row) for row in metrics.per_class), ("foreground", metrics)]:
+        numbers = ["–" if math.isnan(value) else f"{value:.3f}" for value in (getattr(means, item) for item in NAMES)]
+        rows.append([name, *numbers, str(means.n_cases), str(means.undefined), str(means.misses)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    low, high = metrics["ci95"]["dice"]
-    if low is not None:
+    low, high = metrics.ci95["dice"]
+    if not math.isnan(low):
         lines.append(f"95 % interval of the foreground's Dice over cases: {low:.3f} to {high:.3f}")
-    lines.append(f"Evaluated on: {metrics['evaluated_on']}, full images; distances in {metrics['unit']}.")
+    lines.append(f"Evaluated on: {metrics.evaluated_on}, full images; distances in {metrics.unit}.")
     return "\n".join(lines)
 
 
@@ -237,36 +250,38 @@ def read_cases(
     if nnunet_raw is not None and images is None and masks is None:
         cases, names = read_raw(Path(nnunet_raw), channel)
     elif nnunet_raw is None and images is not None and masks is not None:
-        cases = find_cases(Path(images), Path(masks), bar.note)
+        cases = find_cases(Path(images), Path(masks), bar.issue)
     else:
         raise MLError("no_folders", "Folders are missing or too many.", "Give images and masks, or nnunet_raw.")
-    return describe(cases, bar.note, lambda done, total: bar.count("reading", done, total), names)
+    return describe(cases, bar.issue, lambda done, total: bar.count("reading", done, total), names)
 
 
 def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Described) -> list[Case]:
     """A test set's cases, numbered after those of the training. Unknown classes are found now, not after the training."""
     first = max(case.id for case in described.cases)
-    found = find_cases(images, masks, bar.note)
-    cases = [Case(first + case.id, f"test_{case.name}", case.image, case.mask, case.group, case.key) for case in found]
-    tests = read_all(cases, bar.note, lambda done, total: bar.count("reading test set", done, total))
-    if not tests.cases:
+    found = find_cases(images, masks, bar.issue)
+    cases = [replace(case, id=first + case.id, name=f"test_{case.name}") for case in found]
+    table = ClassTable(described.classes, described.codes)
+    check = DatasetCheck(table, dimensions=described.fingerprint.dimensions)
+    tests = read_all(cases, check, bar.issue, lambda done, total: bar.count("reading test set", done, total))
+    if not tests:
         raise MLError(
             "no_tests", f"None of the images in {images} can be used for a test.", "See what was left out above."
         )
     known = {item["value"] for item in described.classes}
-    if strange := sorted(set(tests.colors) - known):
+    if strange := sorted(set(table.colors()) - known):
         raise TrainingError(
             "unknown_label",
             f"The test masks have values that the training masks lack: {strange[:5]}.",
             "Code all masks in the same way.",
         )
-    return tests.cases
+    return [replace(test.case, group=test.group, codes=table.codes()) for test in tests]
 
 
 def _split(
     cases: list[Case], store: Path, *, seed: int = 0, validation_fraction: float = 0.15, **_: Any
-) -> dict[str, list[int]]:
-    """Ids to train and to validate on. With a test set from elsewhere, none of the cases need to be locked away."""
+) -> StoredSplit:
+    """Who is trained and who is validated on. With a test set from elsewhere, none of the cases need to be locked away."""
     made = split_cases(
         [case.group for case in cases],
         seed=seed,
@@ -274,7 +289,7 @@ def _split(
         test_fraction=0.0,
         duplicates=duplicates_of(cases, store),
     )
-    return {"train": [cases[index].id for index in made.train], "val": [cases[index].id for index in made.val]}
+    return made.to_names([case.id for case in cases])
 
 
 def _check_unfinished(folder: Path) -> None:
@@ -297,46 +312,47 @@ class _Record:
 
     def __init__(self, folder: Path, cases: list[Case], bar: ProgressBar) -> None:
         self.folder, self.cases, self.bar = folder, cases, bar
-        self.done: dict[str, Any] = {}
-        self.curve: list[dict[str, Any]] = []
+        self.done: Done | None = None
+        self.curve: list[CurvePoint] = []
 
-    def on_event(self, event: dict[str, Any]) -> None:
-        kind, path = event["type"], self.folder / "curve.csv"
+    def on_event(self, event: Event) -> None:
         self.bar.on_event(event)
-        if kind == "plan":
-            _write_json(self.folder / "plan.json", event["plan"])
-            write_splits(self.folder / "splits_final.json", event["split"], self.cases)
-        elif kind == "start" and path.exists():
-            with path.open(newline="") as file:  # the epochs before an interruption
-                self.curve = [row for row in csv.DictReader(file) if int(row["epoch"]) <= event["epoch"]]
-        elif kind == "epoch":
-            self.curve.append({name: value for name, value in event.items() if name != "type"})
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(self.curve[-1]), extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(self.curve)
-        elif kind == "done":
-            self.done = event
+        match event:
+            case PlanMade():
+                _write_json(self.folder / "plan.json", event.plan)
+                write_splits(self.folder / "splits_final.json", event.split, self.cases)
+            case Started():  # with the epochs before an interruption
+                before = event.epoch - len(event.curve)
+                self.curve = [*(point for point in self.curve if point.epoch <= before), *event.curve]
+            case EpochEnded(point):
+                self.curve.append(point)
+                with (self.folder / "curve.csv").open("w", newline="") as file:
+                    writer = csv.DictWriter(file, [field.name for field in fields(CurvePoint)])
+                    writer.writeheader()
+                    writer.writerows(asdict(point) for point in self.curve)
+            case Done():
+                self.done = event
 
 
-def _finish(folder: Path, done: dict[str, Any], bar: ProgressBar, *, keep_store: bool) -> Model:
-    for text in done["warnings"]:
+def _finish(folder: Path, done: Done | None, bar: ProgressBar, *, keep_store: bool) -> Model:
+    assert done, "a training that raises nothing ends with this event"
+    for text in done.warnings:
         bar.note(text)
-    if done["package"] is None:
+    if done.package is None:
         raise TrainingError(
             "stopped", "The training was stopped before its first epoch ended.", "Run it again to go on."
         )
-    if done["stopped"]:
-        bar.note(f"Stopped. {done['package']} has the best weights so far; run the same again to go on.")
+    if done.stopped:
+        bar.note(f"Stopped. {done.package} has the best weights so far; run the same again to go on.")
     else:
-        _write_json(folder / "metrics.json", done["metrics"])
+        _write_json(folder / "metrics.json", done.metrics)
         for checkpoint in folder.rglob("*.safetensors"):  # the package has the weights
             checkpoint.unlink()
         for member in folder.glob("member_*"):
             member.rmdir()
         if not keep_store:
             shutil.rmtree(folder / STORE, ignore_errors=True)
-    return Model(done["package"])
+    return Model(done.package)
 
 
 @contextmanager

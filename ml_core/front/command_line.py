@@ -40,10 +40,8 @@ def _add_pair(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    from ml_core.planning.hyperparameters import specs
-
     parser.add_argument(
-        "--job", type=Path, help="job file (ml_core.training.run.TrainingJob as JSON); events come as JSON lines"
+        "--job", type=Path, help="job file (ml_core.training.job.TrainingJob as JSON); events come as JSON lines"
     )
     _add_pair(parser, required=False)
     parser.add_argument("--nnunet-raw", type=Path, help="nnUNet_raw/DatasetNNN_Name instead of images and masks")
@@ -54,16 +52,23 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-images", type=Path, help="folder of images to evaluate on at the end")
     parser.add_argument("--test-masks", type=Path, help="folder of their masks")
     parser.add_argument("--keep-store", action="store_true", help="keep the decoded images, for another training")
-    group = parser.add_argument_group("hyperparameters", "What is left out is planned from the data.")
-    for name, spec in specs().items():
-        unit = f" [{spec.unit}]" if spec.unit else ""
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=spec.type,
-            choices=spec.choices,
-            metavar=None if spec.choices and len(spec.choices) < 8 else spec.type.__name__.upper(),
-            help=f"{spec.help}{unit}".replace("%", "%%"),
-        )
+    _add_hyperparameters(parser)
+
+
+def _add_hyperparameters(parser: argparse.ArgumentParser) -> None:
+    from ml_core.planning.hyperparameters import groups
+
+    for heading, specs in groups().items():
+        group = parser.add_argument_group(f"hyperparameters: {heading}", "What is left out is planned from the data.")
+        for name, spec in specs.items():
+            unit = f" [{spec.unit}]" if spec.unit else ""
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                type=spec.type,
+                choices=spec.choices,
+                metavar=None if spec.choices and len(spec.choices) < 8 else spec.type.__name__.upper(),
+                help=f"{spec.help}{unit}".replace("%", "%%"),
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,7 +127,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     from ml_core.front.api import evaluate, metrics_table
 
     metrics = evaluate(given.model, given.images, given.masks, out=given.out)
-    print(json.dumps(metrics, indent=1) if given.json else metrics_table(metrics))
+    print(json.dumps(metrics.to_json(), indent=1) if given.json else metrics_table(metrics))
     return 0
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import Counter
 from typing import Any
 
+from ml_core.dataset.findings import Issue
+from ml_core.planning.budget import Stage
+from ml_core.training.events import EpochEnded, Event, Progress
+
 SECONDS_BETWEEN_LINES = 5.0
+MAX_WARNINGS = 20  # of one kind
 BAR = "{desc:<11}{percentage:3.0f}%|{bar:24}| {elapsed}{postfix}"
 
 
 class ProgressBar:
     """One bar for each stage of a piece of work, on standard error; use it as a context manager.
 
-    `show` takes any stage, `on_event` the events of ml_core.training.run. Kinds of events that it does not know are passed over.
+    `show` takes any stage, `on_event` the events of a training, most of which it passes over.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
@@ -22,8 +28,9 @@ class ProgressBar:
         self.drawn = sys.stderr.isatty() or "ipykernel" in sys.modules
         self._bar: Any = None
         self._stage = ""
-        self._numbers: dict[str, float] = {}
+        self._train_loss = self._val_dice = math.nan
         self._line_at = -math.inf
+        self._warnings = Counter[str]()
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -37,6 +44,14 @@ class ProgressBar:
             self._bar.write(text, file=sys.stderr)
         elif self.shown:
             print(text, file=sys.stderr, flush=True)
+
+    def issue(self, issue: Issue) -> None:
+        """Such a sentence of the check of a dataset; of warnings of one kind only so many that they can be read."""
+        self._warnings[issue.code] += issue.severity == "warning"
+        if issue.severity == "error" or self._warnings[issue.code] <= MAX_WARNINGS:
+            self.note(str(issue))
+        elif self._warnings[issue.code] == MAX_WARNINGS + 1:
+            self.note("Further warnings of this kind are not shown.")
 
     def show(self, stage: str, share: float, text: str = "") -> None:
         """`share`: 0 to 1 of the stage."""
@@ -63,24 +78,26 @@ class ProgressBar:
         """The same for things that are counted."""
         self.show(stage, done / total if total else 1.0, f"{done} of {total}")
 
-    def on_event(self, event: dict[str, Any]) -> None:
-        """Show a `progress` event, and remember the numbers of an `epoch` event for the next."""
-        if event["type"] not in ("progress", "epoch"):
-            return
-        self._numbers |= {name: event[name] for name in ("train_loss", "val_dice") if event.get(name) is not None}
-        if event["type"] == "epoch":
-            return
-        stage = event.get("stage", "training")
-        if stage != "training":
-            self.count(stage, event.get("done", 0), event.get("total", 0))
-            return
-        parts = [f"epoch {event['epoch']} of {event['epochs']}"] if event.get("epochs") else []
-        for name, label in (("train_loss", "loss"), ("val_dice", "validation Dice")):
-            if math.isfinite(value := self._numbers.get(name, math.nan)):
+    def on_event(self, event: Event) -> None:
+        """Show how far the training is, with the last numbers that are known."""
+        match event:
+            case EpochEnded(point):
+                self._train_loss, self._val_dice = point.train_loss, point.val_dice
+            case Progress(stage=Stage.TRAINING):
+                self._train_loss = self._train_loss if event.train_loss is None else event.train_loss
+                self._val_dice = self._val_dice if event.val_dice is None else event.val_dice
+                self._show_training(event)
+            case Progress():
+                self.count(event.stage, event.done or 0, event.total or 0)
+
+    def _show_training(self, progress: Progress) -> None:
+        parts = [f"epoch {progress.epoch} of {progress.epochs}"] if progress.epochs else []
+        for label, value in (("loss", self._train_loss), ("validation Dice", self._val_dice)):
+            if math.isfinite(value):
                 parts.append(f"{label} {value:.3f}")
-        if (left := event.get("eta_seconds")) is not None:
-            parts.append(f"{_clock(left)} left")
-        self.show(stage, event.get("fraction", 0.0), ", ".join(parts))
+        if progress.eta_seconds is not None:
+            parts.append(f"{_clock(progress.eta_seconds)} left")
+        self.show(progress.stage, progress.fraction, ", ".join(parts))
 
     def _close(self) -> None:
         if self._bar is not None:

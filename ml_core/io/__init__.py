@@ -1,4 +1,4 @@
-"""Medical and plain image files in and out: `read_image`, `read_mask`, `check_pair`, `write_label_map`.
+"""Medical and plain image files in and out: `read_image`, `read_mask`, `write_label_map`.
 
 The content decides how a file is read. Everything that is wrong with a file is an ImageError that says why and what
 to do; it does not name the file itself, which the caller knows.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,50 +16,32 @@ from numpy.typing import NDArray
 from ml_core.errors import ImageError
 from ml_core.io import dicom, nifti, raster, series
 from ml_core.io.display import display_slice, display_volume, is_oriented, to_rgb, to_screen
+from ml_core.io.formats import FORMATS, SUPPORTED_SUFFIXES, Kind, stem, suffix_of, suffixes_of
 from ml_core.io.grid import align
-from ml_core.io.image import (
-    DICOM_SUFFIXES,
-    NIFTI_SUFFIXES,
-    RASTER_SUFFIXES,
-    SUPPORTED_SUFFIXES,
-    Coding,
-    Grid,
-    Image,
-    Limits,
-    Mask,
-    decoding,
-    stem,
-)
-from ml_core.io.masks import check_pair
+from ml_core.io.image import Coding, Grid, Image, Limits, Mask, decoding
 
 __all__ = [
     "SUPPORTED_SUFFIXES",
+    "Coding",
     "Grid",
     "Image",
     "ImageError",
     "Limits",
     "Mask",
-    "check_pair",
     "display_slice",
     "display_volume",
     "is_oriented",
     "read_image",
     "read_mask",
     "stem",
+    "suffix_of",
     "to_rgb",
     "to_screen",
     "write_label_map",
 ]
 
-_Kind = Literal["raster", "nifti", "dicom", "series"]
 _RASTER_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 _NAMES = {"raster": "a PNG, JPG, TIFF or BMP", "nifti": "a NIfTI", "dicom": "a DICOM", "series": "a ZIP"}
-_SUFFIXES: dict[_Kind, tuple[str, ...]] = {
-    "raster": RASTER_SUFFIXES,
-    "nifti": NIFTI_SUFFIXES,
-    "dicom": DICOM_SUFFIXES,
-    "series": (".zip",),
-}
 
 
 def read_image(path: Path) -> Image:
@@ -109,7 +91,7 @@ def write_label_map(values: NDArray[Any], like: Image, folder: Path, coding: Cod
     return path
 
 
-def _kind_of(path: Path) -> _Kind:
+def _kind_of(path: Path) -> Kind:
     """Which reader the content asks for; refused when the extension claims another family."""
     with decoding("file", "Check that it exists and was copied completely."):
         if path.is_dir():
@@ -121,13 +103,13 @@ def _kind_of(path: Path) -> _Kind:
     if not start:
         raise ImageError("empty_file", "The file is empty (0 bytes).", "Export or copy it again.")
     name = path.name.lower()
-    claimed = next((kind for kind, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)
+    claimed = FORMATS[suffix].kind if (suffix := suffix_of(name)) in FORMATS else None
     found = _sniff(start)
     if found is not None and claimed not in (None, found):
         raise ImageError(
             "wrong_extension",
             f"The content is {_NAMES[found]} file, and the extension says {_NAMES[claimed or found]} file.",
-            f"Rename it to {' or '.join(_SUFFIXES[found])}.",
+            f"Rename it to {' or '.join(suffixes_of(found))}.",
         )
     if found is not None:
         return found
@@ -150,7 +132,7 @@ def _kind_of(path: Path) -> _Kind:
     )
 
 
-def _sniff(start: bytes) -> _Kind | None:
+def _sniff(start: bytes) -> Kind | None:
     if start[128:132] == b"DICM":  # first: a preamble may hold a TIFF header, for files that are both
         return "dicom"
     if start.startswith(_RASTER_STARTS):

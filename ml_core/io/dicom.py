@@ -1,9 +1,10 @@
-"""DICOM: one file, of one frame or many, through pydicom and the pylibjpeg decoders."""
+"""DICOM: one file, of one frame or many, through pydicom and the decoders that `codecs` names."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,6 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -24,9 +24,22 @@ from pydicom.uid import (
 )
 
 from ml_core.errors import ImageError
+from ml_core.io.codecs import stored_pixels
 from ml_core.io.geometry import Plane, frame_planes, stack
-from ml_core.io.grid import oriented_grid, to_canonical
-from ml_core.io.image import LIMITS, Coding, Grid, Image, Mask, check_finite, check_size, decoding, rescale, supported
+from ml_core.io.grid import oriented_grid, stored_slices, to_canonical
+from ml_core.io.image import (
+    LIMITS,
+    Coding,
+    DicomSource,
+    Grid,
+    Image,
+    Mask,
+    check_finite,
+    check_size,
+    decoding,
+    rescale,
+    supported,
+)
 from ml_core.io.masks import as_labels, from_rgb, snap
 
 WHAT, CURE = (
@@ -40,20 +53,32 @@ _PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
 pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
 
 
+@dataclass(frozen=True)
+class Slices:
+    """Decoded pixels in the order in which they lie in space, and what the headers say of them."""
+
+    pixels: NDArray[Any]
+    """(C, H, W) or (C, D, H, W)."""
+    spacing: tuple[float, ...] | None
+    affine: NDArray[np.float64] | None
+    header: Dataset
+    """Of the file, or of one file of the series."""
+    source: DicomSource
+    """In the order of `pixels`."""
+
+
 def read_image(path: Path) -> Image:
     """Read one file: a single frame is 2D, several are a volume sorted along the normal. Raises ImageError."""
     with decoding(WHAT, CURE), path.open("rb") as file:
-        dataset = open_dataset(file, pixels=True)
-        pixels, spacing, affine = frames(dataset, raw=False)
-    return to_image(pixels, spacing, affine, dataset)
+        found = sorted_frames(open_dataset(file, pixels=True), raw=False)
+    return to_image(found)
 
 
 def read_mask(path: Path) -> Mask:
     """Read one label map: the stored values, neither rescaled nor inverted. Raises ImageError."""
     with decoding(WHAT, CURE), path.open("rb") as file:
-        dataset = open_dataset(file, pixels=True)
-        pixels, spacing, affine = frames(dataset, raw=True)
-    return to_mask(pixels, spacing, affine, dataset)
+        found = sorted_frames(open_dataset(file, pixels=True), raw=True)
+    return to_mask(found)
 
 
 def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
@@ -132,7 +157,7 @@ def decode(dataset: Dataset, *, raw: bool) -> NDArray[Any]:
             "Export it as grey or RGB.",
         )
     _check_streams(dataset)
-    array = pixel_array(dataset)
+    array = stored_pixels(dataset)
     if array.shape[:1] == (1,) and array.ndim == (3 if samples == 1 else 4):
         array = array[0]
     if samples == 3:
@@ -145,32 +170,26 @@ def decode(dataset: Dataset, *, raw: bool) -> NDArray[Any]:
     return _modality_values(array, dataset, inverted=colour == "MONOCHROME1")[None]
 
 
-def to_image(
-    pixels: NDArray[Any],
-    spacing: tuple[float, ...] | None,
-    affine: NDArray[np.float64] | None,
-    dataset: Dataset,
-) -> Image:
-    """The Image of decoded, sorted pixels (C, ...) and the header that they came with; a volume is turned to RAS+."""
-    array = supported(pixels)
+def to_image(slices: Slices) -> Image:
+    """A volume is turned to RAS+."""
+    array, spacing, affine, source = supported(slices.pixels), slices.spacing, slices.affine, slices.source
     check_finite(array)
     grid = Grid(tuple(array.shape[1:]), affine)
     if array.ndim == 4 and affine is not None:
         grid, spacing, affine = oriented_grid(array.shape[:0:-1], affine)
         array = to_canonical(array.transpose(), grid)
-    patient, modality = (str(dataset.get(name) or "").strip() or None for name in ("PatientID", "Modality"))
-    return Image(array, spacing, affine, "dicom", modality, patient, grid)
+        axis, backwards = stored_slices(grid)
+        order = slice(None, None, -1 if backwards else 1)
+        source = replace(source, axis=axis, instances=source.instances[order], frames=source.frames[order])
+    patient, modality = (_text(slices.header, name) or None for name in ("PatientID", "Modality"))
+    return Image(array, spacing, affine, "dicom", modality, patient, replace(grid, source=source))
 
 
-def to_mask(
-    pixels: NDArray[Any],
-    spacing: tuple[float, ...] | None,
-    affine: NDArray[np.float64] | None,
-    dataset: Dataset,
-) -> Mask:
-    """The Mask of decoded, sorted raw pixels (C, ...)."""
+def to_mask(slices: Slices) -> Mask:
+    """Of raw pixels; a volume is turned to RAS+."""
+    pixels, spacing, affine = slices.pixels, slices.spacing, slices.affine
     coding: Coding = "values"
-    lossy = str(dataset.get("LossyImageCompression") or "") == "01"
+    lossy = _text(slices.header, "LossyImageCompression") == "01"
     if pixels.shape[0] == 3:
         interleaved = np.moveaxis(pixels, 0, -1)
         labels, coding = (snap(interleaved), coding) if lossy else from_rgb(interleaved)
@@ -182,14 +201,32 @@ def to_mask(
     return Mask(labels, coding, None, lossy, spacing, affine)
 
 
-def frames(dataset: Dataset, *, raw: bool) -> tuple[NDArray[Any], tuple[float, ...] | None, NDArray[np.float64] | None]:
+def sorted_frames(dataset: Dataset, *, raw: bool) -> Slices:
+    """The frames of one file."""
     count = frame_count(dataset)
     planes = frame_planes(dataset, count)
     order, spacing, affine = stack(planes, [f"frame {i + 1}" for i in range(count)])
     pixels = decode(dataset, raw=raw)
     if order != list(range(count)):
         pixels = pixels[:, order]
-    return pixels, spacing, affine
+    return Slices(pixels, spacing, affine, dataset, source_of([dataset], [index + 1 for index in order]))
+
+
+def source_of(headers: Sequence[Dataset], frames: Sequence[int]) -> DicomSource:
+    """Of slices in their order, by their headers and frames. One header stands for all slices, one frame for those of all headers."""
+    first = headers[0]
+    return DicomSource(
+        instances=tuple(_text(header, "SOPInstanceUID") for header in headers) * len(frames),
+        frames=tuple(frames) * len(headers),
+        sop_class=_text(first, "SOPClassUID"),
+        study=_text(first, "StudyInstanceUID"),
+        series=_text(first, "SeriesInstanceUID"),
+        frame_of_reference=_text(first, "FrameOfReferenceUID"),
+    )
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip()
 
 
 def single_plane(dataset: Dataset) -> Plane:
@@ -226,18 +263,37 @@ def _scale(dataset: Dataset, index: int) -> tuple[float, float]:
 
 
 def _check_streams(dataset: Dataset) -> None:
-    """Compressed frames say their own size, which must be the header's: else a tiny header could hide a huge image."""
+    """Refuse compressed frames that end early, or whose own size is not the header's.
+
+    A tiny header could hide a huge image. What a cut JPEG lacks, decoders make up, or search for seconds.
+    """
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
     expected = (int(dataset.Rows), int(dataset.Columns))
     for frame in generate_frames(dataset.PixelData, number_of_frames=frame_count(dataset)):
+        _check_boxes(frame)
         size = _stream_size(frame)
+        # JPEG's start and end.
+        if frame.startswith(b"\xff\xd8") and (size is None or b"\xff\xd9" not in frame):
+            raise ImageError("unreadable", "The compressed pixels are damaged or end too early (truncated).", CURE)
         if size is not None and size != expected:
             raise ImageError(
                 "unreadable",
                 f"The compressed pixels are {size[0]} x {size[1]} and the header says {expected[0]} x {expected[1]}.",
                 CURE,
             )
+
+
+def _check_boxes(frame: bytes) -> None:
+    """Refuse boxes of no length around a JPEG 2000 stream (JP2): pydicom would read the same one for ever."""
+    if not frame.startswith(b"\0\0\0\x0cjP  "):
+        return
+    at = 12
+    while at < len(frame) and frame[at + 4 : at + 8] != b"jp2c":
+        length = int.from_bytes(frame[at : at + 4], "big")
+        if length == 0:
+            raise ImageError("unreadable", "The header of the compressed pixels is damaged.", CURE)
+        at += length
 
 
 def _stream_size(frame: bytes) -> tuple[int, int] | None:

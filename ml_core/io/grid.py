@@ -46,6 +46,12 @@ def from_canonical(values: NDArray[Any], grid: Grid) -> NDArray[Any]:
     return back.reshape(grid.shape)
 
 
+def stored_slices(grid: Grid) -> tuple[int, bool]:
+    """The axis of the canonical array along which the slices of the file lie, and whether they lie in the opposite order."""
+    assert grid.orientation is not None
+    return 2 - _across(grid), bool(grid.orientation[2, 1] < 0)
+
+
 def is_flat(grid: Grid) -> bool:
     """True for a grid of one slice."""
     return first_three(grid.shape)[2] == 1
@@ -58,7 +64,7 @@ def first_three(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def align(mask: Mask, image: Image) -> Mask:
-    """The mask turned to the image's axes where shapes and geometry allow it; `check_pair` judges the result.
+    """The mask turned to the image's axes where shapes and geometry allow it; `ml_core.dataset.checks.check_pair` judges the result.
 
     A mask without geometry lies on the stored grid of its image, row by row and slice by slice, as programs that
     export slices write it. One with geometry is flipped and its axes swapped; nothing is resampled.

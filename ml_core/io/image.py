@@ -16,11 +16,6 @@ from ml_core.errors import ImageError
 Family = Literal["raster", "nifti", "dicom"]
 Coding = Literal["values", "rgb"]
 
-RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-SUPPORTED_SUFFIXES = RASTER_SUFFIXES + NIFTI_SUFFIXES + DICOM_SUFFIXES
-
 _KEPT_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "int32", "float32"))
 
 
@@ -34,18 +29,34 @@ class Limits:
     """Voxels of one volume."""
     volume_bytes: int = 4 * 1024**3
     """Bytes of one NIfTI file's pixels as stored, expanded."""
-    archive_bytes: int = 4 * 1024**3
-    """Expanded bytes of a ZIP or folder with one DICOM series."""
-    archive_ratio: int = 200
-    """Expanded over packed size of one file in such a ZIP, where it is over `archive_free_bytes`."""
-    archive_free_bytes: int = 256 * 1024**2
     dicom_elements: int = 20_000
     """Elements at the top level of one DICOM file. Parsing takes time and memory with each, and zeros are such."""
-    archive_entries: int = 10_000
-    """Entries of a ZIP or folder with one DICOM series."""
 
 
 LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class DicomSource:
+    """The DICOM objects that an image was read from, for objects that refer to them (segmentations, contours).
+
+    UIDs identify a study: they belong into files that go back to where the image came from, and nowhere else.
+    """
+
+    instances: tuple[str, ...]
+    """SOPInstanceUID of each slice of the array, in the array's order along `axis`; of a picture the one. "" where there is none."""
+    frames: tuple[int, ...]
+    """For each of these slices the number of its frame in its instance, from 1."""
+    sop_class: str
+    """SOPClassUID. This and the following ones are "" where the header is silent."""
+    study: str
+    """StudyInstanceUID."""
+    series: str
+    """SeriesInstanceUID."""
+    frame_of_reference: str
+    """FrameOfReferenceUID."""
+    axis: int = 0
+    """Spatial axis of the array across the slices: 0 is D. A sagittal series, turned to RAS+, has its slices along W (2)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,8 @@ class Grid:
     """nibabel's 3x2 orientation of the stored axes. None: the array is in stored order."""
     codes: tuple[int, int] = (1, 1)
     """NIfTI: sform and qform code of the header."""
+    source: DicomSource | None = None
+    """DICOM: where the slices came from."""
 
 
 @dataclass(frozen=True)
@@ -156,17 +169,6 @@ def check_size(shape: Sequence[int]) -> None:
         )
 
 
-def check_archive(entries: int, size: int) -> None:
-    """Refuse a series of too many files or bytes. Call it before expanding anything."""
-    if entries > LIMITS.archive_entries or size > LIMITS.archive_bytes:
-        raise ImageError(
-            "archive_too_large",
-            f"The series has {entries:,} files of {size / 1024**3:.1f} GiB; at most {LIMITS.archive_entries:,} files "
-            f"and {LIMITS.archive_bytes / 1024**3:g} GiB are read.",
-            "Give it only the files of one series.",
-        )
-
-
 def supported(array: NDArray[Any]) -> NDArray[Any]:
     """The array in native byte order as one of the allowed dtypes; no copy where it is one already."""
     if array.dtype.kind not in "biuf":
@@ -217,15 +219,3 @@ def rescale(array: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]
     real += intercept
     with np.errstate(over="ignore"):
         return real.astype(np.float32, copy=False)
-
-
-def stem(name: str) -> str:
-    """File name without folders and extension; ".nii.gz" is one extension.
-
-    Only a known extension is cut: a DICOM file called "1.2.840.5" keeps its ".5".
-    """
-    base = name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    for suffix in (*SUPPORTED_SUFFIXES, ".zip"):
-        if base.lower().endswith(suffix) and len(base) > len(suffix):
-            return base[: -len(suffix)]
-    return base

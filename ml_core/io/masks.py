@@ -1,4 +1,4 @@
-"""What makes an array a label map, and when a mask belongs to an image."""
+"""What makes an array a label map."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.errors import ImageError
-from ml_core.io.image import Coding, Image, Mask
+from ml_core.io.image import Coding
 
 MAX_VALUES = 256
 TOLERANCE = 1e-3
@@ -95,70 +95,3 @@ def snap(pixels: NDArray[Any]) -> NDArray[np.uint8]:
             "Save masks as PNG.",
         )
     return np.where(pixels >= 128, np.uint8(255), np.uint8(0))
-
-
-def check_pair(image: Image, mask: Mask) -> None:
-    """Refuse a mask that does not lie on the image's grid.
-
-    Shapes must be equal; spacing, and where both are known origin and direction, agree within 1e-3 (mm, and unit
-    vectors). A mask without geometry is accepted for images in their stored order (raster, DICOM slices); for others
-    only when it was read with `read_mask(path, like=image)`, which turns it. Raises ImageError with code
-    shape_mismatch, no_geometry, spacing_mismatch or geometry_mismatch.
-    """
-    ours, theirs = image.shape, tuple(mask.values.shape)
-    if ours != theirs:
-        turned = " They are turned by 90 degrees against each other." if ours == theirs[::-1] else ""
-        raise ImageError(
-            "shape_mismatch",
-            f"The image is {_text(ours)} and its mask is {_text(theirs)}.{turned}",
-            "Export the mask on the grid of its image.",
-        )
-    if image.affine is None and mask.affine is not None:
-        raise ImageError(
-            "no_geometry",
-            "The mask has a position in space and the image has none, so how the mask lies is not known.",
-            "Save image and mask in the same format.",
-        )
-    if image.grid.orientation is not None and mask.affine is None:
-        raise ImageError(
-            "no_geometry",
-            "The image has a position in space and the mask has none, so how the mask lies is not known.",
-            "Save the mask as NIfTI, with the affine of its image.",
-        )
-    if image.spacing and mask.spacing and _differ(image.spacing, mask.spacing):
-        raise ImageError(
-            "spacing_mismatch",
-            f"The image has a spacing of {_text(image.spacing)} mm and its mask of {_text(mask.spacing)} mm.",
-            "Resample the mask to the grid of its image, with nearest neighbour.",
-        )
-    if image.affine is not None and mask.affine is not None:
-        # A single slice's third axis is its thickness, which masks often lack.
-        axes = [0, 1] if image.dimensions == 2 else [0, 1, 2]
-        if _differ(_directions(image.affine, axes), _directions(mask.affine, axes)):
-            raise ImageError(
-                "geometry_mismatch",
-                f"The image's axes point along {_text(_directions(image.affine, axes).T.ravel())} and its mask's "
-                f"along {_text(_directions(mask.affine, axes).T.ravel())} (RAS).",
-                "Export the mask with the orientation of its image.",
-            )
-        if _differ(image.affine[:3, 3], mask.affine[:3, 3]):
-            raise ImageError(
-                "geometry_mismatch",
-                f"The image starts at {_text(image.affine[:3, 3])} mm and its mask at {_text(mask.affine[:3, 3])} mm "
-                "(RAS).",
-                "Export the mask with the origin of its image.",
-            )
-
-
-def _directions(affine: NDArray[np.float64], axes: list[int]) -> NDArray[np.float64]:
-    columns = affine[:3, axes]
-    lengths: NDArray[np.float64] = np.linalg.norm(columns, axis=0)
-    return np.asarray(columns / np.where(lengths > 0, lengths, 1.0), dtype=np.float64)
-
-
-def _differ(a: Any, b: Any) -> bool:
-    return bool(np.abs(np.asarray(a) - np.asarray(b)).max() > TOLERANCE)
-
-
-def _text(numbers: Any) -> str:
-    return " x ".join(str(n) if isinstance(n, int) else f"{float(n):.5g}" for n in numbers)

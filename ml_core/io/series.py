@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import stat
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,43 +15,53 @@ from pydicom.dataset import Dataset
 
 from ml_core.errors import ImageError
 from ml_core.io import dicom
+from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive, is_archive, list_folder
+from ml_core.io.formats import suffix_of, suffixes_of
 from ml_core.io.geometry import Plane, stack
-from ml_core.io.image import DICOM_SUFFIXES, LIMITS, Image, Mask, check_archive, check_size, decoding, supported
+from ml_core.io.image import Image, Mask, check_size, decoding, supported
 
-_JUNK = {".ds_store", "thumbs.db", "desktop.ini", "dicomdir"}
+# Slices are sparse by nature, so the ratio bounds single large files only; the sum bounds the rest.
+LIMITS = ArchiveLimits(
+    max_entries=10_000,
+    max_expanded_bytes=4 * 2**30,
+    max_file_bytes=4 * 2**30,
+    ratio_free_file_bytes=256 * 2**20,
+    ratio_free_total_bytes=4 * 2**30,
+)
+ONE_SERIES = "Give only the files of one DICOM series."
+
+_DIRECTORY = "dicomdir"
 _NOTES = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf")
-_ARCHIVES = (".zip", ".gz", ".tgz", ".tar", ".7z", ".rar", ".bz2", ".xz")
+_TOO_LARGE = {"too_many_files", "too_large", "file_too_large"}
+_CODES = {"damaged_zip": "unreadable", "not_a_zip": "unreadable", "overlap": "unreadable"}
 
 Member = tuple[str, Callable[[], BinaryIO]]
 
 
 def read_image(path: Path) -> Image:
     """Read the series as a volume (D, H, W) sorted along its normal; a series of one file as that file."""
-    return dicom.to_image(*_read(path, raw=False))
+    return dicom.to_image(_read(path, raw=False))
 
 
 def read_mask(path: Path) -> Mask:
     """Read a series of label maps, stored values as they are."""
-    return dicom.to_mask(*_read(path, raw=True))
+    return dicom.to_mask(_read(path, raw=True))
 
 
-def _read(
-    path: Path, *, raw: bool
-) -> tuple[NDArray[Any], tuple[float, ...] | None, NDArray[np.float64] | None, Dataset]:
+def _read(path: Path, *, raw: bool) -> dicom.Slices:
     with (
         decoding("archive of a DICOM series", "Make the ZIP again, with the files of one series."),
         _members(path) as members,
     ):
         headers = [(name, opened, _header(name, opened)) for name, opened in members]
         if not headers:
-            raise ImageError("no_dicom", "There is no DICOM file in it.", "Give the files of one DICOM series.")
+            raise _no_dicom()
         _check_one_series([header for _, _, header in headers])
         frames = dicom.frame_count(headers[0][2])
         if len(headers) == 1:
             name, opened, _ = headers[0]
             with naming(name), opened() as file:
-                dataset = dicom.open_dataset(file, pixels=True)
-                return *dicom.frames(dataset, raw=raw), dataset
+                return dicom.sorted_frames(dicom.open_dataset(file, pixels=True), raw=raw)
         _check_alike(headers, frames)
         headers = _by_number(headers)
         names = [name for name, _, _ in headers]
@@ -61,7 +70,8 @@ def _read(
         first = headers[0][2]
         check_size((len(headers), int(first.Rows), int(first.Columns)))
         volume = _fill([headers[i][:2] for i in order], raw=raw)
-        return volume, spacing, affine, first
+        source = dicom.source_of([headers[i][2] for i in order], frames=[1])
+        return dicom.Slices(volume, spacing, affine, first, source)
 
 
 def _fill(members: list[Member], *, raw: bool) -> NDArray[Any]:
@@ -154,63 +164,57 @@ def naming(name: str) -> Iterator[None]:
 @contextmanager
 def _members(path: Path) -> Iterator[list[Member]]:
     """The series' files by name, each with a function that opens it; guards first, junk left out."""
-    if path.is_dir():
-        files = []
-        for file in path.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                files.append((file.relative_to(path).as_posix(), file))
-                check_archive(len(files), 0)
-        files.sort()
-        check_archive(len(files), sum(file.stat().st_size for _, file in files))
-        yield [(name, _opener(file)) for name, file in files if _wanted(name, _start_of(file))]
-        return
-    with zipfile.ZipFile(path) as archive:
-        entries = [info for info in archive.infolist() if not info.is_dir()]
-        check_archive(len(archive.infolist()), sum(info.file_size for info in entries))
-        members: list[Member] = []
-        for info in sorted(entries, key=lambda entry: entry.filename):
-            name = info.filename
-            if info.flag_bits & 1:
-                raise ImageError("encrypted", f"{name} is encrypted.", "Make the ZIP without a password.")
-            if stat.S_ISLNK(info.external_attr >> 16):
-                raise ImageError("link", f"{name} is a link.", "Put the file itself into the ZIP.")
-            # zipfile bounds the memory of these two only: one read of another kind can expand to gigabytes.
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                cure = "Zip it with the usual method, Deflate."
-                raise ImageError("compression_method", f"{name} is packed with an unusual method.", cure)
-            if info.file_size > max(LIMITS.archive_free_bytes, LIMITS.archive_ratio * info.compress_size):
-                reason = f"{name} expands to more than {LIMITS.archive_ratio} times its size."
-                raise ImageError("ratio", reason, "Give only the slices of one volume.")
-            with naming(name), archive.open(info) as start:
-                head = start.read(132)
-            if _wanted(name, head):
-                members.append((name, _unpacker(archive, info)))
-        yield members
+    with _as_image_error():
+        if path.is_dir():
+            files = list_folder(path, LIMITS)
+            yield [(name, _opener(file)) for name, file in files.items() if _wanted(name, _opener(file))]
+            return
+        with SafeArchive(path, LIMITS) as archive:
+            names = sorted(archive.sizes)
+            wanted = [name for name in names if _wanted(name, partial(archive.open, name))]
+            yield [(name, partial(_unpacked, archive, name)) for name in wanted]
+
+
+@contextmanager
+def _as_image_error() -> Iterator[None]:
+    """What `containers` refuses, in the words of a series."""
+    try:
+        yield
+    except ArchiveError as error:
+        if error.code in _TOO_LARGE:
+            most = f"at most {LIMITS.max_entries:,} files and {LIMITS.max_expanded_bytes / 2**30:g} GiB are read"
+            raise ImageError("archive_too_large", f"The series is too large; {most}.", ONE_SERIES) from error
+        if error.code == "no_files":
+            raise _no_dicom() from error
+        cure = ONE_SERIES if error.code == "ratio" else error.cure
+        raise ImageError(_CODES.get(error.code, error.code), error.reason, cure) from error
+
+
+def _no_dicom() -> ImageError:
+    return ImageError("no_dicom", "There is no DICOM file in it.", ONE_SERIES)
 
 
 def _opener(file: Path) -> Callable[[], BinaryIO]:
     return lambda: file.open("rb")
 
 
-def _unpacker(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], BinaryIO]:
-    # zipfile never gives more than the declared size, which check_archive has summed up.
-    return lambda: io.BytesIO(archive.read(info))
+def _unpacked(archive: SafeArchive, name: str) -> BinaryIO:
+    """In memory, since pydicom goes back and forth."""
+    with archive.open(name) as member:
+        return io.BytesIO(member.read())
 
 
-def _start_of(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(132)
-
-
-def _wanted(name: str, head: bytes) -> bool:
-    """True for DICOM, False for junk and notes; anything else is refused by name."""
-    base = name.rsplit("/", 1)[-1].lower()
-    if "__macosx/" in name.lower() or base.startswith("._") or base in _JUNK:
+def _wanted(name: str, opened: Callable[[], IO[bytes]]) -> bool:
+    """True for DICOM, False for notes; anything else is refused by name."""
+    with naming(name), opened() as file:
+        head = file.read(132)
+    base = name.rpartition("/")[2].lower()
+    if base == _DIRECTORY:
         return False
-    if head[128:132] == b"DICM" or base.endswith(DICOM_SUFFIXES):
+    if head[128:132] == b"DICM" or suffix_of(base) in suffixes_of("dicom"):
         return True
-    if base.endswith(_ARCHIVES) or head[:4] == b"PK\x03\x04":
+    if is_archive(name) or head[:4] == b"PK\x03\x04":
         raise ImageError("nested_archive", f"{name} is an archive inside the archive.", "Unpack it first.")
     if base.endswith(_NOTES):
         return False
-    raise ImageError("not_dicom", f"{name} is not a DICOM file.", "Give only the files of one DICOM series.")
+    raise ImageError("not_dicom", f"{name} is not a DICOM file.", ONE_SERIES)

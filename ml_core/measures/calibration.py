@@ -1,4 +1,4 @@
-"""How far a network's probabilities can be believed: calibration over the held-out cases, and the confidence in one image."""
+"""How far a network's probabilities can be believed: calibration over the held-out cases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+
+from ml_core.measures.results import CalibrationBin, Reliability
 
 BINS = 15
 CHUNK_PIXELS = 2**19  # pixels looked at together, which bounds the memory however large a volume is
@@ -43,51 +44,23 @@ class Calibration:
         for row, weights in enumerate((confidence.ravel(), correct.ravel(), None)):
             self._sums[region, row] += np.bincount(bins, weights, minlength=BINS)
 
-    def result(self) -> dict[str, Any]:
-        """ece, ece_foreground (NaN where no pixel was seen), and bins and bins_foreground for a reliability diagram.
-
-        A bin: low, high (its bounds), confidence and accuracy (means, NaN where empty) and count (pixels).
-        """
-        (ece, bins), (ece_foreground, bins_foreground) = map(_reliability, self._sums)
-        return {"ece": ece, "ece_foreground": ece_foreground, "bins": bins, "bins_foreground": bins_foreground}
+    def result(self) -> Reliability:
+        """NaN where no pixel was seen."""
+        (bins, ece), (bins_foreground, ece_foreground) = map(_reliability, self._sums)
+        return Reliability(ece, ece_foreground, bins, bins_foreground)
 
 
-def _reliability(sums: NDArray[np.float64]) -> tuple[float, list[dict[str, Any]]]:
+def _reliability(sums: NDArray[np.float64]) -> tuple[list[CalibrationBin], float]:
     confidence, correct, count = sums
     total = float(count.sum())
     ece = float(np.abs(correct - confidence).sum() / total) if total else math.nan
+    with np.errstate(invalid="ignore"):
+        means = zip(confidence / count, correct / count, count, strict=True)
     bins = [
-        {
-            "low": index / BINS,
-            "high": (index + 1) / BINS,
-            "confidence": float(confidence[index] / count[index]) if count[index] else math.nan,
-            "accuracy": float(correct[index] / count[index]) if count[index] else math.nan,
-            "count": int(count[index]),
-        }
-        for index in range(BINS)
+        CalibrationBin(index / BINS, (index + 1) / BINS, float(sure), float(right), int(pixels))
+        for index, (sure, right, pixels) in enumerate(means)
     ]
-    return ece, bins
-
-
-def confidence(probabilities: NDArray[Any]) -> tuple[NDArray[np.float16], float]:
-    """How sure a network is of one image, from probabilities (K, *spatial) with K of 2 or more: a map and a number.
-
-    The map, float16 (*spatial): 1 minus the entropy over the K classes, divided by its greatest value log K; 1 is sure, 0
-    a toss-up of all classes. The number, 0..1: its mean over the predicted foreground and the pixels beside it (by an edge or
-    face), since far away background is sure in every image; over all pixels where no foreground is predicted.
-    """
-    classes, shape = probabilities.shape[0], probabilities.shape[1:]
-    if classes < 2:
-        raise ValueError("confidence needs the probabilities of at least two classes")
-    sure = np.empty(shape, np.float16)
-    foreground = np.empty(shape, bool)
-    for part in _chunks(shape):
-        chunk = probabilities[:, part].astype(np.float32)
-        logs = np.log(np.maximum(chunk, np.finfo(np.float32).tiny))
-        sure[part] = np.clip(1 + np.einsum("k...,k...->...", chunk, logs) / math.log(classes), 0, 1)
-        foreground[part] = chunk.argmax(axis=0) > 0
-    region = ndimage.binary_dilation(foreground) if foreground.any() else np.ones(shape, bool)
-    return sure, float(sure.mean(where=region, dtype=np.float64))
+    return bins, ece
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:

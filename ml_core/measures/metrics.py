@@ -18,6 +18,7 @@ in a mean; the usual division by the reference has no value for a false alarm. S
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple, fields
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from ml_core.measures.results import Means, Scores, Summary
+
 OVERLAPS = ("dice", "iou", "precision", "recall")
 SIGNED = ("volume_error", "volume_error_relative")
-NAMES = (*OVERLAPS, "hd95", "nsd", *SIGNED)
+NAMES = tuple(item.name for item in fields(Scores))
 TOLERANCE = 2.0  # mm where the spacing is known, else pixels
 RESAMPLES = 1000
 _ROUNDING = 1e-9  # 0.7 mm steps do not add up to exactly 2 mm
@@ -36,19 +39,19 @@ _PIXELS_PER_QUERY = 100  # a search in a tree takes at most about as long as so 
 
 def class_metrics(
     reference: NDArray[Any], prediction: NDArray[Any], spacing: tuple[float, ...] | None = None
-) -> dict[str, float]:
-    """All NAMES of one class. Both masks boolean, same shape; spacing in mm in array order, None for pixels."""
+) -> Scores:
+    """Of one class. Both masks boolean, same shape; spacing in mm in array order, None for pixels."""
     tp = int(np.count_nonzero(reference & prediction))
     n_reference, n_prediction = int(np.count_nonzero(reference)), int(np.count_nonzero(prediction))
     hd95, nsd = surface_metrics(reference, prediction, spacing)
     error, larger = n_prediction - n_reference, max(n_prediction, n_reference)
-    return {
+    return Scores(
         **overlap_metrics(tp, n_prediction - tp, n_reference - tp),
-        "hd95": hd95,
-        "nsd": nsd,
-        "volume_error": error * float(np.prod(spacing or (1.0,))) if larger else float("nan"),
-        "volume_error_relative": error / larger if larger else float("nan"),
-    }
+        hd95=hd95,
+        nsd=nsd,
+        volume_error=error * float(np.prod(spacing or (1.0,))) if larger else float("nan"),
+        volume_error_relative=error / larger if larger else float("nan"),
+    )
 
 
 def volume_unit(dimensions: int, unit: str) -> str:
@@ -126,14 +129,12 @@ def _distances(surface: NDArray[np.bool_], other: NDArray[np.bool_], steps: tupl
 
 def case_metrics(
     reference: NDArray[Any], prediction: NDArray[Any], classes: int, spacing: tuple[float, ...] | None
-) -> list[dict[str, float]]:
+) -> list[Scores]:
     """An entry per class, background first. Both label maps hold class positions on the image's own grid."""
     return [class_metrics(reference == index, prediction == index, spacing) for index in range(classes)]
 
 
-def summarise(
-    cases: list[list[dict[str, float]]], *, seed: int = 0, groups: Sequence[str] | None = None
-) -> dict[str, Any]:
+def summarise(cases: list[list[Scores]], *, seed: int = 0, groups: Sequence[str] | None = None) -> Summary:
     """Means over cases, per class and over the foreground classes, with bootstrap 95 % intervals.
 
     `cases`: what `case_metrics` gave for each. `groups`: the patient of each case, "" for a case on its own; whole patients
@@ -141,33 +142,33 @@ def summarise(
 
     The headline of a case is the mean over the foreground classes (all but the first) that are defined in it. Beside every
     mean: `ci95` (percentile bootstrap, NaN where fewer than two patients or cases are there to draw), the number of cases,
-    how many are undefined, and the misses by kind. At the top `n_cases` is all cases, `n_defined` those in the mean, `n_units`
-    the patients or cases that were drawn; counts are sums over the foreground classes.
+    how many are undefined, and the misses by kind.
     """
-    table = np.array([[[entry[name] for name in NAMES] for entry in case] for case in cases])  # cases, classes, names
-    per_class = [_kinds(table[:, index]) for index in range(table.shape[1])]
+    table = np.array([[astuple(entry) for entry in case] for case in cases])  # cases, classes, names
+    counts = [_counts(table[:, index]) for index in range(table.shape[1])]
     signed = [NAMES.index(name) for name in SIGNED]
     table[..., signed] = np.abs(table[..., signed])
     headline = _mean(table[:, 1:], axis=1)
     columns = np.concatenate([headline[:, None], table], axis=1)  # cases, headline and classes, names
     means = _mean(columns, axis=0)
     intervals, n_units = _intervals(columns, groups or [""] * len(cases), seed)
-    for index, row in enumerate(per_class):
-        row.update({**_named(means[index + 1]), "ci95": _named(intervals[index + 1])})
-    counts = ("misses", "not_found", "misplaced", "false_alarms", "undefined")
-    return {
-        **_named(means[0]),
-        "ci95": _named(intervals[0]),
-        "n_cases": len(cases),
-        "n_defined": int(np.count_nonzero(~np.isnan(headline[:, 0]))),
-        "n_units": n_units,
-        **{name: sum(row[name] for row in per_class[1:]) for name in counts},
-        "per_class": per_class,
-        "per_case": [_named(row) for row in headline],
-    }
+    total = {name: sum(row[name] for row in counts[1:]) for name in counts[0]} | {"n_cases": len(cases)}
+    return Summary(
+        **vars(_means(means[0], intervals[0], total)),
+        n_defined=int(np.count_nonzero(~np.isnan(headline[:, 0]))),
+        n_units=n_units,
+        per_class=[_means(*row) for row in zip(means[1:], intervals[1:], counts, strict=True)],
+        per_case=[_scores(row) for row in headline],
+    )
 
 
-def _kinds(rows: NDArray[Any]) -> dict[str, Any]:
+def _means(means: NDArray[Any], intervals: NDArray[Any], counts: dict[str, int]) -> Means:
+    """From (names,) and (names, 2)."""
+    ci95 = {name: (float(low), float(high)) for name, (low, high) in zip(NAMES, intervals, strict=True)}
+    return Means(**vars(_scores(means)), **counts, ci95=ci95)
+
+
+def _counts(rows: NDArray[Any]) -> dict[str, int]:
     """How often one class was undefined or missed, from (cases, NAMES)."""
     missed, relative = rows[:, NAMES.index("dice")] == 0, rows[:, NAMES.index("volume_error_relative")]
     undefined = int(np.isnan(rows[:, 0]).sum())
@@ -204,8 +205,8 @@ def _intervals(columns: NDArray[Any], groups: Sequence[str], seed: int) -> tuple
     return found, n_units
 
 
-def _named(values: NDArray[Any]) -> dict[str, Any]:
-    return dict(zip(NAMES, values.tolist(), strict=True))
+def _scores(values: NDArray[Any]) -> Scores:
+    return Scores(**dict(zip(NAMES, values.tolist(), strict=True)))
 
 
 def _mean(values: NDArray[Any], axis: int) -> NDArray[Any]:

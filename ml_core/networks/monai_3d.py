@@ -1,4 +1,7 @@
-"""MONAI's 3D networks, each made from the arguments that a plan keeps. Imports MONAI, which takes seconds: import it late."""
+"""MONAI's 3D networks, each from its channels, its classes and the arguments of its entry in ml_core.networks.catalogue.
+
+Importing MONAI takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,25 @@ class SupervisedDynUNet(DynUNet):
         return [logits, *coarser]
 
 
-def make(kind: str, channels: int, classes: int, arguments: dict[str, Any]) -> nn.Module:
-    """`kind` is the class's name. arguments: as ml_core.networks.catalogue.network_arguments made them."""
-    if kind == "UNet":
-        return UNet(3, channels, classes, norm="INSTANCE", num_res_units=2, **arguments)
-    if kind == "AttentionUnet":
-        return AttentionUnet(3, channels, classes, **arguments)
-    if kind == "SegResNet":
-        return SegResNet(3, in_channels=channels, out_channels=classes, **arguments)
-    if kind == "DynUNet":
-        return SupervisedDynUNet(3, channels, classes, **arguments)
-    if kind == "UNETR":
-        return UNETR(channels, classes, **arguments)
+def unet(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    return UNet(3, channels, classes, norm="INSTANCE", num_res_units=2, **arguments)
+
+
+def attention_unet(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    return AttentionUnet(3, channels, classes, **arguments)
+
+
+def segresnet(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    return SegResNet(3, in_channels=channels, out_channels=classes, **arguments)
+
+
+def dynunet(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    return SupervisedDynUNet(3, channels, classes, **arguments)
+
+
+def unetr(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    return UNETR(channels, classes, **arguments)
+
+
+def swin_unetr(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
     return SwinUNETR(channels, classes, **arguments)

@@ -5,24 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ml_core.networks.catalogue import ARCHITECTURES, input_multiple
-from ml_core.planning.hyperparameters import specs
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.documents import Document
+from ml_core.networks.architecture import Arguments
+from ml_core.networks.catalogue import find
+from ml_core.planning.hyperparameters import Hyperparameters
 
 FLAT = 2.5  # a volume whose slices lie that many times further apart than its pixels is seen slice by slice
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where the training runs. memory: bytes that a training may use, of the GPU where there is one."""
+class Machine(Document):
+    """Where the training runs."""
 
     cuda: bool
+    """Whether there is a GPU of NVIDIA."""
     cpus: int
+    """Number of cores."""
     bf16: bool
+    """Whether it multiplies quickly in bfloat16."""
     memory: int = 8 * 1024**3
+    """Bytes that a training may use, of the GPU where there is one."""
 
     @classmethod
     def here(cls) -> Machine:
@@ -46,88 +52,57 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """How images are made ready; kept in the model package.
-
-    channels: 1 or 3. normalisation: "ct" clips to [low, high] (in the image's own units) and scales by the dataset's mean and
-    std; "image" clips each channel of each image to its 0.5 and 99.5 percentile and scales by its own mean and std. wide: the
-    clipping alone is to the 0.001 and 99.999 percentile, for classes that are brighter or darker than nearly all of an image.
-    without_air: these are of the values that are not the constant ground around a body, where there is one.
-    slice_axis: the axis of a canonical (z, y, x) volume across which slices are taken. whole: a volume is one case of the
-    network (3D) instead of many slices.
-    spacing: what images are resampled to, in the network's axis order (slices first): mm, or pixels of the image's own where
-    `unit` is "px"; None leaves images as they are. assumed_spacing: the spacing in mm of an image that has none.
-    """
+class Preprocessing(Document):
+    """How images are made ready (ml_core.cases.preprocessing); kept in the model package."""
 
     channels: int
+    """1 or 3."""
     normalisation: str
+    """ "ct" clips to [low, high] and scales by the dataset's mean and std; "image" clips each channel of each image to its 0.5 and
+    99.5 percentile and scales by its own mean and standard deviation."""
     low: float = 0.0
+    """In the images' own units, for "ct"."""
     high: float = 0.0
     mean: float = 0.0
     std: float = 1.0
     slice_axis: int = 0
+    """The axis of a canonical (z, y, x) volume across which slices are taken."""
     whole: bool = False
+    """Whether a volume is one case of the network (3D) instead of many slices."""
     spacing: list[float] | None = None
+    """What images are resampled to, in the network's axis order (slices first); None leaves images as they are."""
     unit: str = "px"
+    """Of `spacing`: "mm", or "px" for pixels of the image's own."""
     assumed_spacing: list[float] | None = None
-    without_air: bool = False  # models of before this was told apart have none
+    """mm per axis of an image that does not say its spacing."""
+    without_air: bool = False
+    """For "image": the values that scale an image are not those of the constant ground around a body, where there is one."""
     wide: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    """For "image": clips to the 0.001 and 99.999 percentile, for classes brighter or darker than nearly all of an image."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a training uses. `epochs` None: as many as fit into `time_budget_seconds`; one of the two is set.
+@dataclass(frozen=True, kw_only=True)
+class Plan(Hyperparameters):
+    """Everything that a training uses: all hyperparameters, what follows from them, and why. One of `epochs` and
+    `time_budget_seconds` is set at least."""
 
-    configuration: "2d", "2.5d" or "3d". network: arguments of the architecture beside its encoder. patch_size: pixels in the
-    plane; patch_depth: slices of a 3D patch, or slices that a 2.5D network sees at once. class_values: label values in the order
-    of the network's outputs; class_weights: of the cross-entropy, in that order, empty for none. precision: "bf16" or "fp32".
-    """
-
-    configuration: str
-    architecture: str
-    encoder: str
-    encoder_weights: str
-    network: dict[str, Any]
-    epochs: int | None
-    time_budget_seconds: int | None
-    learning_rate: float
-    optimizer: str
-    weight_decay: float
-    warm_up_steps: int
-    clip_norm: float
-    weight_average: float
-    deep_supervision: str
-    batch_size: int
-    patch_size: int
-    patch_depth: int
-    spacing: str
-    normalisation: str
-    foreground_share: float
-    augmentation: str
-    loss: str
-    class_weights: str
-    balanced_weights: list[float]
-    seed: int
-    seeds: int
-    folds: int
-    validation_fraction: float
-    test_fraction: float
-    early_stopping_patience: int
-    test_time_augmentation: str
-    postprocessing: str
-    warm_start: str
-    precision: str
-    torch_compile: str
+    reasons: dict[str, str]
+    """Hyperparameter → why it has its value; "dimensions" → how volumes are cut into slices."""
+    network: Arguments
+    """Arguments of the architecture beside its encoder (ml_core.networks.catalogue.network_arguments)."""
     preprocessing: Preprocessing
+    balanced_weights: list[float]
+    """Of the classes in the cross-entropy; empty for equal ones."""
     class_values: list[int]
+    """Label values in the order of the network's outputs, background first."""
     class_names: list[str]
+    """In the same order."""
     class_colors: list[str]
+    """#rrggbb in the same order."""
     dimensions: int
-    fingerprint: dict[str, Any]
-    reasons: dict[str, str] = field(default_factory=dict)
+    """Of the images: 2 or 3."""
+    fingerprint: Fingerprint
+    """Of the dataset that it was made for."""
 
     @property
     def patch(self) -> tuple[int, ...]:
@@ -152,7 +127,8 @@ class Plan:
 
     def padded_shape(self, spatial: Sequence[int]) -> list[int]:
         """The least sizes, at least `spatial`, that the network can take."""
-        multiple, least = input_multiple(self.architecture, self.network), ARCHITECTURES[self.architecture].minimum_size
+        architecture = find(self.architecture)
+        multiple, least = architecture.multiple(self.network), architecture.minimum_size
         if self.configuration == "3d":
             least = min(least, *self.patch)
         return [
@@ -163,15 +139,6 @@ class Plan:
     def with_seed(self, seed: int) -> Plan:
         return replace(self, seed=seed)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Plan:
-        # Checkpoints and packages of before there was a choice speak of AdamW, and of no compiling.
-        before = {"optimizer": "adamw", "torch_compile": "off"}
-        return cls(**{**before, **values, "preprocessing": Preprocessing(**values["preprocessing"])})
-
     def continuing(self, kept: Plan) -> Plan:
         """The plan of an earlier attempt, so that its checkpoint fits, with what may change: how long, and what suits this machine."""
         return replace(
@@ -181,6 +148,3 @@ class Plan:
             precision=self.precision,
             torch_compile=self.torch_compile,
         )
-
-    def hyperparameters(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in specs()}

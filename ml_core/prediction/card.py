@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
 
+from ml_core.measures.results import ClassMetrics, Metrics
 from ml_core.planning.plan import Plan
+from ml_core.prediction.decisions import Decisions
 
 
-def model_card(plan: Plan, metrics: dict[str, Any], facts: dict[str, Any], decisions: dict[str, Any]) -> str:
-    """`metrics` as ml_core.training.evaluation gives them, with null for undefined; {} where the training was cancelled."""
+def model_card(plan: Plan, metrics: Metrics | None, facts: Mapping[str, object], decisions: Decisions) -> str:
+    """`metrics`: None where the training was stopped before its evaluation."""
     lines = [
         f"# {facts.get('name', 'Segmentation model')}",
         "",
         "Research use only, not a medical device.",
         "",
-        f"{plan.architecture} with encoder {plan.encoder}, trained on {plan.fingerprint['n_cases']} cases "
-        f"({plan.fingerprint['modality']}, {plan.configuration}).",
+        f"{plan.architecture} with encoder {plan.encoder}, trained on {plan.fingerprint.n_cases} cases "
+        f"({plan.fingerprint.modality}, {plan.configuration}).",
         "",
         "## Classes",
         "",
@@ -23,44 +26,48 @@ def model_card(plan: Plan, metrics: dict[str, Any], facts: dict[str, Any], decis
         "",
         "## Held-out cases",
         "",
+        *(_held_out(metrics) if metrics else ["None: the training was stopped before its evaluation."]),
+        *_decided(decisions),
+        "",
+        "## Plan",
+        "",
+        "| setting | value | reason |",
+        "|---|---|---|",
     ]
-    if metrics:
-        lines += [
-            f"Full images in their own resolution; {metrics['n_cases']} cases of the {metrics['evaluated_on']} part; HD95 in "
-            f"{metrics['unit']}. Undefined (class in neither mask) is left out of a mean and counted; a miss counts as 0.",
-            "",
-            "| class | Dice | IoU | precision | recall | HD95 | NSD | cases | undefined | misses |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        for row in metrics["per_class"]:
-            numbers = " | ".join(_shown(row[name]) for name in ("dice", "iou", "precision", "recall", "hd95", "nsd"))
-            lines.append(f"| {row['name']} | {numbers} | {row['n_cases']} | {row['undefined']} | {row['misses']} |")
-        calibration = metrics["calibration"]
-        lines += [
-            "",
-            f"Expected calibration error {_shown(calibration['ece'])} over all pixels, "
-            f"{_shown(calibration['ece_foreground'])} where foreground is or was found.",
-        ]
-    else:
-        lines.append("None: the training was stopped before its evaluation.")
-    lines += _decision_lines(decisions)
-    lines += ["", "## Plan", "", "| setting | value | reason |", "|---|---|---|"]
-    values = {
-        **plan.hyperparameters(),
-        "dimensions": plan.dimensions,
-    }
-    lines += [f"| {name} | {values.get(name, '')} | {reason} |" for name, reason in plan.reasons.items()]
+    values = {**plan.hyperparameters(), "dimensions": plan.dimensions}
+    lines += [f"| {name} | {value} | {plan.reasons[name]} |" for name, value in values.items() if name in plan.reasons]
     return "\n".join(lines) + "\n"
 
 
-def _decision_lines(decisions: dict[str, Any]) -> list[str]:
+def _held_out(metrics: Metrics) -> list[str]:
+    return [
+        f"Full images in their own resolution; cases of the {metrics.evaluated_on} part: {metrics.n_cases}; HD95 in "
+        f"{metrics.unit}. Undefined (class in neither mask) is left out of a mean and counted; a miss counts as 0.",
+        "",
+        "| class | Dice | IoU | precision | recall | HD95 | NSD | cases | undefined | misses |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *map(_class_row, metrics.per_class),
+        "",
+        f"Expected calibration error {_shown(metrics.calibration.ece)} over all pixels, "
+        f"{_shown(metrics.calibration.ece_foreground)} where foreground is or was found.",
+    ]
+
+
+def _class_row(row: ClassMetrics) -> str:
+    numbers = map(_shown, (row.dice, row.iou, row.precision, row.recall, row.hd95, row.nsd))
+    return f"| {row.name} | {' | '.join(numbers)} | {row.n_cases} | {row.undefined} | {row.misses} |"
+
+
+def _decided(decisions: Decisions) -> list[str]:
     """What was measured on the validation cases, and what came of it."""
-    if not decisions:
-        return []
-    names = [name for name in ("serving", "mirroring", "postprocessing") if name in decisions]
-    found = [f"- {name}: {decisions[name]['reason']}" for name in names]
-    return ["", "## Measured on the validation cases", "", *found]
+    made = {
+        "serving": decisions.serving,
+        "mirroring": decisions.mirroring,
+        "postprocessing": decisions.postprocessing,
+    }
+    found = [f"- {name}: {decision.reason}" for name, decision in made.items() if decision]
+    return ["", "## Measured on the validation cases", "", *found] if found else []
 
 
-def _shown(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+def _shown(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.4f}"

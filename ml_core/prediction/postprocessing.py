@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy import ndimage
 
+from ml_core.documents import Document, Number
 from ml_core.errors import ConfigError
 from ml_core.measures.metrics import bounding_box, overlap_metrics
 
 MINIMUM_SIZES = (16, 64, 256, 1024)
 MARGIN = 0.001  # of mean Dice: less is chance with the few validation cases there are, and not worth another step
-LEAST_CASES = 3  # with the class, or found in: fewer say too little about the next image
+MIN_CASES = 3  # with the class, or found in: fewer say too little about the next image
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,50 @@ class Postprocessing:
         return cls(classes)
 
 
+@dataclass(frozen=True)
+class Candidate(Document):
+    """One step that was tried on one class. Dice is the mean over the cases where it is defined, misses count as 0."""
+
+    name: str
+    """In words, for people."""
+    dice_before: Number
+    """Without it."""
+    dice: Number
+    """With it."""
+    misses_before: int
+    """Cases with the class in which nothing of it was found, without it."""
+    misses: int
+    """The same with it."""
+    used: bool
+    """Whether it helped."""
+
+
+@dataclass(frozen=True)
+class ClassReport(Document):
+    """What was tried on one foreground class."""
+
+    index: Annotated[int, Field(alias="class")]
+    """The position of the class."""
+    dice: Number
+    """The mean before; NaN where no case is defined."""
+    misses: int
+    """Before."""
+    candidates: list[Candidate]
+    """In the order in which they were tried."""
+
+
+@dataclass(frozen=True)
+class Report(Document):
+    """What was measured to choose a post-processing, for the model package."""
+
+    margin: float
+    """The gain in mean Dice that a step had to bring."""
+    cases: int
+    """On how many cases it was measured."""
+    classes: list[ClassReport]
+    """Of each foreground class."""
+
+
 def apply(labels: NDArray[np.uint8], how: Postprocessing) -> NDArray[np.uint8]:
     """Class positions (H, W) or (D, H, W) → the same, cleaned; the input itself where nothing is to do.
 
@@ -77,18 +123,13 @@ def apply(labels: NDArray[np.uint8], how: Postprocessing) -> NDArray[np.uint8]:
     return cleaned
 
 
-def choose(
-    cases: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], classes: int
-) -> tuple[Postprocessing, dict[str, Any]]:
+def choose(cases: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], classes: int) -> tuple[Postprocessing, Report]:
     """What helps on validation cases, given as (predicted, reference) class positions; `classes` counts the background.
 
     For each foreground class: of largest component and MINIMUM_SIZES the best, then hole filling on top of it; each only if
-    the mean Dice (undefined cases left out, misses as 0: ml_core.measures.metrics) of LEAST_CASES or more rises by MARGIN or more, twice as
+    the mean Dice (undefined cases left out, misses as 0: ml_core.measures.metrics) of MIN_CASES or more rises by MARGIN or more, twice as
     many of them get better as get worse, and there are no more misses. The largest component alone is kept only where no
     reference has several. One pass over the cases, one in memory at a time.
-
-    The report, for the model package: {"margin", "cases", "classes": [{"class", "dice", "misses" (before), "candidates":
-    [{"name", "dice", "misses", "dice_before", "misses_before", "used"}]}]}; dice is NaN where no case is defined.
     """
     first = {"largest component": Cleaning(largest_component=True)}
     first |= {f"minimum size {size}": Cleaning(minimum_size=size) for size in MINIMUM_SIZES}
@@ -106,7 +147,7 @@ def choose(
     chosen, rows = {}, []
     for index, table in scores.items():
         before = table[Cleaning(), False]
-        candidates: list[dict[str, Any]] = []
+        candidates: list[Candidate] = []
         ranked = {name: table[cleaning, False] for name, cleaning in first.items()}
         helpful = {
             name: _mean_and_misses(found)[0]
@@ -123,8 +164,8 @@ def choose(
         if best or fill:
             chosen[index] = Cleaning(cleaning.largest_component, cleaning.minimum_size, fill)
         dice, misses = _mean_and_misses(before)
-        rows.append({"class": index, "dice": dice, "misses": misses, "candidates": candidates})
-    return Postprocessing(chosen), {"margin": MARGIN, "cases": n_cases, "classes": rows}
+        rows.append(ClassReport(index, dice, misses, candidates))
+    return Postprocessing(chosen), Report(MARGIN, n_cases, rows)
 
 
 def _score(
@@ -193,17 +234,10 @@ def _helps(before: list[float], after: list[float]) -> bool:
     (mean_before, misses_before), (mean, misses) = _mean_and_misses(before), _mean_and_misses(after)
     change = np.nan_to_num(after, nan=1.0) - np.nan_to_num(before, nan=1.0)  # what is undefined is a right "not there"
     better, worse = int((change > 0).sum()), int((change < 0).sum())
-    enough = int(np.isfinite(before).sum()) >= LEAST_CASES
+    enough = int(np.isfinite(before).sum()) >= MIN_CASES
     return enough and mean - mean_before >= MARGIN and misses <= misses_before and better >= 2 * worse
 
 
-def _candidate(name: str, before: list[float], after: list[float], *, used: bool) -> dict[str, Any]:
+def _candidate(name: str, before: list[float], after: list[float], *, used: bool) -> Candidate:
     (mean_before, misses_before), (mean, misses) = _mean_and_misses(before), _mean_and_misses(after)
-    return {
-        "name": name,
-        "dice_before": mean_before,
-        "dice": mean,
-        "misses_before": misses_before,
-        "misses": misses,
-        "used": used,
-    }
+    return Candidate(name, mean_before, mean, misses_before, misses, used)

@@ -23,7 +23,8 @@ from ml_core.io import Image
 from ml_core.networks.catalogue import build
 from ml_core.networks.device import most_probable
 from ml_core.planning.plan import Machine, Plan
-from ml_core.prediction.package import Package, Refinements, read_package
+from ml_core.prediction.decisions import Refinements
+from ml_core.prediction.package import Package, read_package
 from ml_core.prediction.postprocessing import apply
 from ml_core.prediction.runtimes import Forward, OpenVinoForward, TorchForward
 from ml_core.prediction.windows import blend
@@ -74,7 +75,8 @@ class Predictor:
         """The converted networks where the package says that they agree and this machine runs on its CPU, else PyTorch's."""
         plan, machine = package.plan, Machine.here()
         # The precision is the machine's choice too: a model trained in bf16 may be used where only fp32 is fast.
-        precision = package.decisions.get("serving", {}).get("precision", plan.precision) if machine.bf16 else "fp32"
+        chosen = package.decisions.serving.precision if package.decisions.serving else plan.precision
+        precision = chosen if machine.bf16 else "fp32"
         forwards: list[Forward]
         if package.converted and not machine.cuda:
             forwards = [OpenVinoForward(xml, weights, precision) for xml, weights in package.converted]
@@ -82,7 +84,7 @@ class Predictor:
             forwards = [TorchForward(network_of(plan, weights), precision) for weights in package.members]
         nbytes = sum(tensor.nbytes for member in package.members for tensor in member.values())
         nbytes += sum(len(weights) for _, weights in package.converted)
-        return cls(forwards, plan, package.refinements(), nbytes)
+        return cls(forwards, plan, package.decisions.refinements(), nbytes)
 
     def predict(
         self, image: Image, on_probabilities: Callable[[int, NDArray[np.float32]], None] | None = None
@@ -226,35 +228,31 @@ def _pad(images: Tensor, missing: list[int]) -> Tensor:
 def input_warnings(image: Image, plan: Plan) -> list[str]:
     """How the image differs from what the model was trained on: sentences, worst first; empty where it does not."""
     seen, found = plan.fingerprint, []
-    if image.modality and seen["modality"] and image.modality != seen["modality"]:
-        found.append(f"The image is {image.modality}; the model was trained on {seen['modality']}.")
+    if image.modality and seen.modality and image.modality != seen.modality:
+        found.append(f"The image is {image.modality}; the model was trained on {seen.modality}.")
     if image.dimensions != plan.dimensions:
-        kinds = {2: "a picture", 3: "a volume"}
-        found.append(
-            f"The image is {kinds[image.dimensions]}; the model was trained on {kinds[plan.dimensions]}s.".replace(
-                "a volumes", "volumes"
-            ).replace("a pictures", "pictures")
-        )
+        kind = {2: "picture", 3: "volume"}
+        found.append(f"The image is a {kind[image.dimensions]}; the model was trained on {kind[plan.dimensions]}s.")
     if image.channels != plan.preprocessing.channels:
         kinds = {1: "greyscale", 3: "colour"}
         found.append(
             f"The image is {kinds[image.channels]}; the model was trained on {kinds[plan.preprocessing.channels]} images."
         )
-    if image.spacing and seen["spacing"] and image.dimensions == plan.dimensions:
-        usual = seen["spacing"]["median"]
+    if image.spacing and seen.spacing and image.dimensions == plan.dimensions:
+        usual = seen.spacing.median
         if any(
             max(own / other, other / own) > 2 for own, other in zip(image.spacing, usual, strict=True) if own and other
         ):
             own_text, usual_text = (" x ".join(f"{step:.3g}" for step in steps) for steps in (image.spacing, usual))
             found.append(f"The image's spacing is {own_text} mm; the model was trained on {usual_text} mm.")
     low, high = np.percentile(image.array.reshape(-1)[:: max(1, image.array.size // 100_000)], [0.5, 99.5])
-    known = seen["intensity"]
-    span, typical = max(known["maximum"] - known["minimum"], 1e-6), known["high"] - known["low"]
-    beyond = low < known["minimum"] - span or high > known["maximum"] + span
+    known = seen.intensity
+    span, typical = max(known.maximum - known.minimum, 1e-6), known.high - known.low
+    beyond = low < known.minimum - span or high > known.maximum + span
     if beyond or (typical > 0 and not typical / UNLIKE <= high - low <= typical * UNLIKE):
-        usual_text = f"{known['minimum']:.4g} to {known['maximum']:.4g}"
+        usual_text = f"{known.minimum:.4g} to {known.maximum:.4g}"
         found.append(f"The image's values run from {low:.4g} to {high:.4g}; the model was trained on {usual_text}.")
-    elif seen["modality"] == "CT" and not image.modality and guess_modality(image) != "CT":
+    elif seen.modality == "CT" and not image.modality and guess_modality(image) != "CT":
         text = f"The image's values run from {low:.4g} to {high:.4g} and do not look like CT in Hounsfield units, where air is near -1000"
         found.append(f"{text}; the model was trained on those.")
     return found

@@ -12,13 +12,15 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_core.documents import Document, LeftOut
 from ml_core.errors import MLError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Normalised images (N, C, *spatial) float32 → logits (N, K, *spatial) float32, 2D or 3D. For one thread at a time."""
 
 I = TypeVar("I")  # noqa: E741 (an image, in whatever form the predict functions take it)
-MOST_DIFFERENCE = 0.001  # of Dice; below what a second training with another seed changes by a factor of ten
+MAX_DIFFERENCE = 0.001  # of Dice; below what a second training with another seed changes by a factor of ten
 _SAME = 0.01  # of the largest logit: conversion rounds the weights to float16
 
 
@@ -130,6 +132,26 @@ def _check(network: nn.Module, converted: Forward, example: Tensor, any_size: bo
             raise ValueError(f"its logits differ for images of {' x '.join(map(str, size))}")
 
 
+@dataclass(frozen=True)
+class Serving(Document):
+    """What runs a model: the decision that goes into its package."""
+
+    runtime: str
+    """"openvino" or "torch"."""
+    precision: str
+    """"bf16" or "fp32"."""
+    reason: str
+    """A sentence for people."""
+    dice_difference: Annotated[float | None, LeftOut] = None
+    """The largest difference of a class's mean Dice from PyTorch in fp32; None where nothing was compared."""
+    cases: Annotated[int | None, LeftOut] = None
+    """On how many cases it was measured."""
+    unit: Annotated[str | None, LeftOut] = None
+    """What each of these cases is."""
+    seconds: Annotated[dict[str, float] | None, LeftOut] = None
+    """What one forward pass took in each runtime."""
+
+
 def choose(
     fast: Callable[[I], NDArray[np.uint8]],
     exact: Callable[[I], NDArray[np.uint8]],
@@ -139,12 +161,12 @@ def choose(
     runtime: str = "openvino",
     precision: str = "bf16",
     unit: str = "validation case",
-) -> dict[str, Any]:
-    """Whether the model is served by `fast`, or by `exact` (PyTorch in fp32): the decision that goes into its package.
+) -> Serving:
+    """Whether the model is served by `fast`, or by `exact` (PyTorch in fp32).
 
     fast, exact: an image to its label map of class positions. cases: validation images with their reference label maps (`unit`:
     what each of them is), each read once. The rule: per class, the mean Dice over the cases whose reference has the class may
-    differ by less than MOST_DIFFERENCE.
+    differ by less than MAX_DIFFERENCE.
     """
     scores: list[list[tuple[float, float]]] = [[] for _ in range(classes)]
     count = 0
@@ -155,22 +177,17 @@ def choose(
             truth = reference == index
             scores[index].append((_dice(truth, found == index), _dice(truth, expected == index)))
     if count == 0:
-        return keep_torch("There was no validation case to compare the converted network on.")
+        return Serving("torch", "fp32", "There was no validation case to compare the converted network on.", cases=0)
     means = [np.mean(pairs, axis=0) for pairs in scores if pairs]
     difference = max(abs(float(ours - theirs)) for ours, theirs in means)
     over = f"one {unit}" if count == 1 else f"{count} {unit}s"
     report = f"its Dice differs by at most {difference:.5f} from PyTorch in fp32 on {over}"
-    if difference < MOST_DIFFERENCE:
+    if difference < MAX_DIFFERENCE:
         names = {"openvino": "OpenVINO", "torch": "PyTorch"}
-        chosen = {"runtime": runtime, "precision": precision, "reason": f"{names[runtime]} in {precision}: {report}."}
-    else:
-        chosen = keep_torch(f"PyTorch in fp32: the quicker way was refused, {report}.")
-    return {**chosen, "dice_difference": difference, "cases": count, "unit": unit}
-
-
-def keep_torch(reason: str) -> dict[str, Any]:
-    """The decision where nothing could be compared."""
-    return {"runtime": "torch", "precision": "fp32", "dice_difference": None, "cases": 0, "reason": reason}
+        reason = f"{names[runtime]} in {precision}: {report}."
+        return Serving(runtime, precision, reason, difference, count, unit)
+    reason = f"PyTorch in fp32: the quicker way was refused, {report}."
+    return Serving("torch", "fp32", reason, difference, count, unit)
 
 
 def _dice(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> float:

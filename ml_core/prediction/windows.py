@@ -50,10 +50,6 @@ def starts(length: int, size: int, overlap: float) -> list[int]:
     return [round(index * (length - size) / max(1, count - 1)) for index in range(count)]
 
 
-def count_windows(spatial: Sequence[int], window: Sequence[int], overlap: float) -> int:
-    return math.prod(len(starts(length, size, overlap)) for length, size in zip(spatial, window, strict=True))
-
-
 def _weighted_starts(length: int, size: int, overlap: float) -> list[tuple[int, Tensor]]:
     """(start, weights float32 (size,)) per window along one axis; the weights of all windows sum to one everywhere."""
     places = torch.arange(size, dtype=torch.float32)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ml_core.cases.patches import PatchSampler
+from ml_core.networks.device import memory_layout
 from ml_core.planning.plan import Plan
 from ml_core.training.augmentation import PRESETS, augment
 
@@ -78,8 +79,7 @@ class BatchLoader:
             labels,
             PRESETS[self._plan.augmentation],
             generator,
-            modality=str(self._plan.fingerprint["modality"]),
+            modality=self._plan.fingerprint.modality,
             anisotropic=self._plan.is_anisotropic,
         )
-        layout = torch.channels_last_3d if images.ndim == 5 else torch.channels_last
-        return images.contiguous(memory_format=layout), labels.long()
+        return images.contiguous(memory_format=memory_layout(images.ndim - 2)), labels.long()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from ml_core.cases.preprocessing import labels_to_slices
-from ml_core.dataset.case import Case, label_indices, spread_order
-from ml_core.errors import ImageError
-from ml_core.io import Image, check_pair, display_slice, read_image, read_mask
+from ml_core.dataset.case import Case, spread_order
+from ml_core.dataset.checks import check_pair, naming
+from ml_core.io import Image, display_slice, read_image, read_mask
 from ml_core.measures.calibration import Calibration
-from ml_core.measures.metrics import NAMES, case_metrics, summarise, volume_unit
+from ml_core.measures.metrics import case_metrics, summarise, volume_unit
+from ml_core.measures.results import CaseMetrics, ClassMetrics, ClassScores, Means, Metrics, Scores
+from ml_core.planning.budget import NO_DEADLINE, Deadline
 from ml_core.planning.plan import Plan
 from ml_core.prediction.predictor import Predictor
 
@@ -32,80 +33,112 @@ def evaluate(
     evaluated_on: str,
     pictures: Path | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
-    deadline: float | None = None,
-) -> dict[str, Any]:
+    deadline: Deadline = NO_DEADLINE,
+) -> Metrics:
     """Metrics per class and per case (ml_core.measures.metrics says the rules), calibration, and a picture of right and wrong per case.
 
-    `predictors`: who predicts each of the cases. `deadline` (time.monotonic): at least one case is evaluated, and a further one
-    only where it will be done by then; they are spread evenly, and "held_out" says how many there are in all.
+    `predictors`: who predicts each of the cases. `deadline`: at least one case is evaluated, and a further one only where it will be
+    done by then; they are spread evenly, and "held_out" says how many there are in all.
     `pictures`: a folder for <case id>.png, or None. Distances are in mm when the first case has a spacing, else in pixels; a later
     case without spacing is then measured as if it had the first one's.
     """
     plan = predictors[0].plan
-    calibration = Calibration()
     usual = read_image(cases[0].image).spacing
     unit = "mm" if usual else "px"
-    row_of: dict[int, list[dict[str, float]]] = {}
-    confidence_of: dict[int, float] = {}
-    pictured = set[int]()
-    begun = time.monotonic()
-    for position in range(len(cases)) if deadline is None else spread_order(len(cases)):
-        done = len(row_of)
-        if deadline and done and time.monotonic() + (time.monotonic() - begun) / done > deadline:
+    found = _predict_and_score(predictors, cases, usual, pictures, on_case, deadline)
+    held_out, done_cases = len(cases), sorted(found.row_of)
+    cases, rows = [cases[position] for position in done_cases], [found.row_of[position] for position in done_cases]
+    groups = [case.group or f"case {case.id}" for case in cases]
+    summary = summarise(rows, groups=groups)
+    per_case = [
+        CaseMetrics(
+            **vars(means),
+            name=case.name,
+            sample=case.id,
+            picture=case.id in found.pictured,
+            confidence=round(found.confidence_of[position], 4),
+            per_class=_with_values(found.row_of[position], plan),
+        )
+        for means, case, position in zip(summary.per_case, cases, done_cases, strict=True)
+    ]
+    return Metrics(
+        **{**vars(summary), "per_class": _named(summary.per_class, plan), "per_case": per_case},
+        evaluated_on=evaluated_on,
+        held_out=held_out,
+        unit=unit,
+        volume_unit=volume_unit(plan.dimensions, unit),
+        calibration=found.calibration.result(),
+    )
+
+
+def _with_values(scores: list[Scores], plan: Plan) -> list[ClassScores]:
+    return [ClassScores(**vars(row), value=value) for row, value in zip(scores, plan.class_values, strict=True)]
+
+
+def _named(means: list[Means], plan: Plan) -> list[ClassMetrics]:
+    classes = zip(plan.class_values, plan.class_names, plan.class_colors, strict=True)
+    return [
+        ClassMetrics(**vars(row), value=value, name=name, color=color)
+        for row, (value, name, color) in zip(means, classes, strict=True)
+    ]
+
+
+@dataclass
+class _Scored:
+    """What is known of the cases that were evaluated, by their positions."""
+
+    row_of: dict[int, list[Scores]] = field(default_factory=dict)
+    confidence_of: dict[int, float] = field(default_factory=dict)
+    pictured: set[int] = field(default_factory=set)
+    """Ids of the cases with a picture."""
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+def _predict_and_score(
+    predictors: Sequence[Predictor],
+    cases: Sequence[Case],
+    usual: tuple[float, ...] | None,
+    pictures: Path | None,
+    on_case: Callable[[int, int], None],
+    deadline: Deadline,
+) -> _Scored:
+    """One case after the other, as many as there is time for. `usual`: the spacing of a case that says none."""
+    plan, scored, begun = predictors[0].plan, _Scored(), deadline.clock()
+    for position in range(len(cases)) if deadline.at is None else spread_order(len(cases)):
+        done = len(scored.row_of)
+        if done and deadline.left() < (deadline.clock() - begun) / done:
             break
         case = cases[position]
         image, reference = _read(case, plan)
         laid = labels_to_slices(reference, image, plan.preprocessing.slice_axis)
 
         def calibrate(first: int, probabilities: NDArray[np.float32], laid: NDArray[np.uint8] = laid) -> None:
-            calibration.add(np.moveaxis(probabilities, 1, 0), laid[first : first + len(probabilities)])
+            scored.calibration.add(np.moveaxis(probabilities, 1, 0), laid[first : first + len(probabilities)])
 
         found = predictors[position].predict(image, calibrate)
         spacing = (image.spacing or usual) if usual else None
-        row_of[position] = case_metrics(reference, found.indices, len(plan.class_values), spacing)
-        confidence_of[position] = found.confidence
-        if pictures is not None and len(pictured) < MAX_PICTURES:
+        scored.row_of[position] = case_metrics(reference, found.indices, len(plan.class_values), spacing)
+        scored.confidence_of[position] = found.confidence
+        if pictures is not None and len(scored.pictured) < MAX_PICTURES:
             error_picture(image, reference, found.indices).save(pictures / f"{case.id}.png")
-            pictured.add(case.id)
+            scored.pictured.add(case.id)
         on_case(done + 1, len(cases))
-    held_out = len(cases)
-    done_cases = sorted(row_of)
-    cases, rows = [cases[position] for position in done_cases], [row_of[position] for position in done_cases]
-    groups = [case.group or f"case {case.id}" for case in cases]
-    metrics = summarise(rows, groups=groups)
-    classes = list(zip(plan.class_values, plan.class_names, plan.class_colors, strict=True))
-    for row, (value, name, color) in zip(metrics["per_class"], classes, strict=True):
-        row.update(value=value, name=name, color=color)
-    for headline, row, case, position in zip(metrics["per_case"], rows, cases, done_cases, strict=True):
-        per_class = [
-            {"value": value, **{key: entry[key] for key in NAMES}}
-            for entry, (value, _, _) in zip(row, classes, strict=True)
-        ]
-        headline.update(name=case.name, sample=case.id, picture=case.id in pictured, per_class=per_class)
-        headline.update(confidence=round(confidence_of[position], 4))
-    return {
-        **metrics,
-        "evaluated_on": evaluated_on,
-        "held_out": held_out,
-        "unit": unit,
-        "volume_unit": volume_unit(plan.dimensions, unit),
-        "calibration": calibration.result(),
-    }
+    return scored
 
 
-def caveats(metrics: dict[str, Any], *, grouping: str, folds: int) -> list[str]:
+def caveats(metrics: Metrics, *, grouping: str, folds: int) -> list[str]:
     """What a reader of the numbers has to know: sentences. grouping: of the split (ml_core.dataset.splits)."""
     found = []
-    if metrics and metrics["n_cases"] < metrics["held_out"]:
+    if metrics.n_cases < metrics.held_out:
         found.append(
-            f"{metrics['n_cases']} of the {metrics['held_out']} held-out cases were evaluated, spread evenly: all of them would not "
+            f"{metrics.n_cases} of the {metrics.held_out} held-out cases were evaluated, spread evenly: all of them would not "
             "have fitted into the time budget."
         )
-    if metrics and metrics["evaluated_on"] == "val" and folds > 1:
+    if metrics.evaluated_on == "val" and folds > 1:
         found.append("Each case was predicted by the networks that had not learnt from it (cross-validation).")
     if "one patient" in grouping:
         found.append("All images come from one patient, so the numbers say little about other patients.")
-    if metrics and metrics["evaluated_on"] == "val":
+    if metrics.evaluated_on == "val":
         found.append(
             "The dataset is too small for a test part of its own: the numbers are those of the cases that the best weights "
             "were chosen on, and a little too good."
@@ -115,14 +148,11 @@ def caveats(metrics: dict[str, Any], *, grouping: str, folds: int) -> list[str]:
 
 def _read(case: Case, plan: Plan) -> tuple[Image, NDArray[np.uint8]]:
     """The image, and its reference as class positions. Raises ImageError that names the case where they do not fit."""
-    try:
+    with naming(case.name):
         image = read_image(case.image)
         mask = read_mask(case.mask, like=image)
         check_pair(image, mask)
-    except ImageError as error:
-        error.file = error.file or case.name
-        raise
-    return image, label_indices(mask.values, plan.class_values, case.name)
+    return image, case.indices(mask, plan.class_values)
 
 
 def error_picture(image: Image, reference: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> PILImage.Image:

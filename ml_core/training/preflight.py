@@ -1,23 +1,37 @@
-"""Before anything is decoded: does the training fit into memory and onto the disk? A smaller batch, or a refusal with the numbers."""
+"""Before a training: does it fit into memory and onto the disk, and how long do a step and a prediction take on this machine?"""
 
 from __future__ import annotations
 
 import logging
 import math
+import resource
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ml_core.cases.store import stored_stem
+from ml_core.cases.patches import PatchSampler
+from ml_core.cases.store import StoredCase, stored_stem
 from ml_core.dataset.case import Case
 from ml_core.errors import TrainingError
+from ml_core.io import read_image, read_mask
+from ml_core.measures.metrics import case_metrics
+from ml_core.networks.device import autocast, memory_layout, pick_device
+from ml_core.planning.budget import Estimate, Measured, Work, make_estimate, steps_of_an_epoch
 from ml_core.planning.grid import shape_on_grid
 from ml_core.planning.plan import Machine, Plan
-from ml_core.prediction.predictor import network_of
+from ml_core.prediction.predictor import Predictor, network_of
+from ml_core.prediction.runtimes import TorchForward
+from ml_core.training.batches import BatchLoader
+from ml_core.training.losses import make_loss
+from ml_core.training.optimizers import make_optimizers
+from ml_core.training.validation import Validator
 
 log = logging.getLogger(__name__)
 
@@ -90,3 +104,71 @@ def check_disk(plan: Plan, cases: list[Case], folder: Path, store: Path) -> None
     if need > free:
         reason = f"It needs about {need / GIB:.1f} GB on the disk for decoded samples and checkpoints, and {free / GIB:.1f} GB are free."
         raise TrainingError("too_little_disk", reason, "Make room on the disk of MEDSEG_DATA_DIR and resume.")
+
+
+def rehearse(
+    plan: Plan, train: list[StoredCase], val: list[StoredCase], example: Case, *, n_test: int, n_val: int, networks: int
+) -> Estimate:
+    """What a training will take, from real steps and a prediction of `example`. Nothing of them is kept.
+
+    `n_test`: held-out cases in all, `n_val`: cases to validate a network on.
+    """
+    device = pick_device()
+    network = network_of(plan).to(device).to(memory_format=memory_layout(len(plan.patch))).train()
+    loss_of = make_loss(plan.loss, class_weights=plan.balanced_weights or None).to(device)
+    sampler, validator = PatchSampler(train, plan), Validator(val, plan, loss_of)
+    step = _seconds_a_step(network, sampler, plan, loss_of, device)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak_of_process()
+    case, score = _seconds_a_case(network, plan, example)
+    pixels = validator.pixels()
+    work = Work(
+        networks=networks,
+        steps=steps_of_an_epoch(sampler.units(), pixels, plan),
+        validation_pixels=pixels,
+        validation_cases=n_val,
+        held_out_cases=n_test,
+    )
+    return make_estimate(plan, Measured(step, case, score, peak), work)
+
+
+def _seconds_a_step(
+    network: nn.Module, sampler: PatchSampler, plan: Plan, loss_of: nn.Module, device: torch.device
+) -> float:
+    """Of the second step; the first one warms up."""
+    optimizers, step = make_optimizers(network, plan), 0.0
+    with BatchLoader(sampler, plan, device, first_step=0) as batches:
+        for _ in range(2):
+            images, labels = batches.next()
+            begun = time.perf_counter()
+            with autocast(device, plan.precision):
+                logits = network(images)
+            loss_of(logits, labels).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            network.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            step = time.perf_counter() - begun
+    return step
+
+
+def _seconds_a_case(network: nn.Module, plan: Plan, case: Case) -> tuple[float, float]:
+    """To predict it, the second time; and to compute its metrics."""
+    image = read_image(case.image)
+    reference = case.indices(read_mask(case.mask, like=image), plan.class_values)
+    predictor = Predictor([TorchForward(network.eval(), plan.precision)], plan)
+    predictor.predict(image)
+    prediction = _seconds(lambda: predictor.predict(image))
+    beside = np.roll(reference, 3, axis=-1)
+    return prediction, _seconds(lambda: case_metrics(reference, beside, len(plan.class_values), image.spacing))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _peak_of_process() -> int:
+    """Bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 from ml_core.errors import DISK_FULL, MLError, is_full_disk
-from ml_core.prediction.package import to_json
-from ml_core.training.run import TrainingJob, run
+from ml_core.training.events import Event, Failed, to_line
+from ml_core.training.job import TrainingJob
+from ml_core.training.run import run
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,22 +28,21 @@ def main(path: Path, begun: float | None = None) -> int:
     sys.stdout = sys.stderr  # what a library prints must not look like an event
     stop = threading.Event()
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: Event) -> None:
         with lock:
-            out.write(json.dumps(to_json(event)) + "\n")
+            out.write(to_line(event) + "\n")
             out.flush()
 
     threading.Thread(target=_listen, args=(stop,), daemon=True).start()
     try:
         run(TrainingJob.read(path), on_event=on_event, should_stop=stop.is_set, begun=begun)
     except MLError as error:
-        on_event({"type": "error", "code": error.code, "reason": error.reason, "cure": error.cure})
+        on_event(Failed(error.code, error.reason, error.cure))
         return 2
     except Exception as error:
         if not is_full_disk(error):
             raise
-        reason = f"The disk is full ({error})."
-        on_event({"type": "error", "code": DISK_FULL, "reason": reason, "cure": "Make room and train again."})
+        on_event(Failed(DISK_FULL, f"The disk is full ({error}).", "Make room and train again."))
         return 2
     return 0
 

@@ -16,15 +16,17 @@ from torch import nn
 
 from ml_core.cases.patches import pad_to, with_neighbours
 from ml_core.cases.preprocessing import labels_to_network, network_shape, preprocess
-from ml_core.dataset.case import Case, label_indices, spread_order
+from ml_core.dataset.case import Case, spread_order
 from ml_core.io import Image, read_image, read_mask
 from ml_core.measures.metrics import overlap_metrics
+from ml_core.networks.catalogue import find
 from ml_core.networks.device import most_probable, pick_device
+from ml_core.planning.budget import COMPARING_SHARE, MIRRORING_SHARE, Budget, Deadline, Stage
 from ml_core.planning.plan import Plan
-from ml_core.prediction.package import Refinements
-from ml_core.prediction.postprocessing import Postprocessing, choose
+from ml_core.prediction.decisions import Decisions, MirroringDecision, PostprocessingDecision, Refinements
+from ml_core.prediction.postprocessing import choose
 from ml_core.prediction.predictor import WINDOW, Predictor
-from ml_core.prediction.runtimes import Forward, NotConvertibleError, OpenVinoForward, TorchForward, convert
+from ml_core.prediction.runtimes import Forward, NotConvertibleError, OpenVinoForward, Serving, TorchForward, convert
 from ml_core.prediction.runtimes import choose as choose_runtime
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,6 @@ WORTH_IT = 0.0003  # of mean Dice that mirroring must gain; small, since the sam
 MOSTLY = 2 / 3  # but on so many of the cases, since it multiplies the time of every prediction
 IN_FLOAT32 = 4  # times as long as one prediction takes a quick one beside its like in float32
 ROUNDS = 3  # of each runtime, to see which is quicker
-COMPARED, MIRRORED = 0.25, 0.9  # of the time are over when runtimes are compared, and when mirroring is measured
 PIECES = 8  # of a case that is too large to compare whole
 
 Runtime = tuple[str, dict[str, float]]  # its name, and the seconds of each
@@ -52,32 +53,27 @@ class Member:
 def refine(
     members: list[Member],
     plan: Plan,
-    *,
-    seconds: float,
-    a_case: float,
-    mirroring: bool,
+    budget: Budget,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Refinements, dict[str, Any]]:
+) -> Decisions:
     """Choose converted networks, mirroring and post-processing. Sets each member's `forward` and, where kept, `converted`.
 
-    `seconds`: about how long it may take, beside the conversion: fewer cases are looked at where they are slow, pieces of them
-    where even one is too slow (`a_case`: seconds of one prediction). Returns what is used and, for the package, the decisions with
-    their numbers.
+    The budget, which has its estimate, says how long it may take: fewer cases are looked at where they are slow, pieces of them where
+    even one is too slow.
     """
+    assert budget.estimate
+    seconds, of_all = budget.estimate.refining_seconds, len(members) * budget.estimate.seconds_a_case
     runtime = _fastest_runtime(members, plan)
-    start = (
-        time.monotonic()
-    )  # converting is not part of `seconds`: it would leave one case to everything that is measured
-    in_pieces = len(members) * IN_FLOAT32 * a_case > COMPARED * seconds
-    decisions: dict[str, Any] = {"serving": _agreeing(members, plan, runtime, start + COMPARED * seconds, in_pieces)}
+    # Converting is not part of the time: it would leave one case to everything that is measured.
+    deadline = budget.deadline_of(Stage.REFINING)
+    comparing, mirroring = deadline.part(COMPARING_SHARE), deadline.part(MIRRORING_SHARE)
+    serving = _agreeing(members, plan, runtime, comparing, IN_FLOAT32 * of_all > COMPARING_SHARE * seconds)
     on_progress(1, 3)
-    used, decisions["mirroring"] = _mirroring(members, plan, start + MIRRORED * seconds, mirroring)
+    mirrored = _mirroring(members, plan, mirroring, budget.estimate.mirroring)
     on_progress(2, 3)
-    refinements = Refinements(mirroring=used)
-    affordable = len(members) * a_case < seconds
-    chosen, decisions["postprocessing"] = _postprocessing(members, plan, refinements, start + seconds, affordable)
+    cleaned = _postprocessing(members, plan, Refinements(mirroring=mirrored.used), deadline, of_all < seconds)
     on_progress(3, 3)
-    return replace(refinements, postprocessing=chosen), decisions
+    return Decisions(serving, mirrored, cleaned)
 
 
 def _fastest_runtime(members: list[Member], plan: Plan) -> Runtime | None:
@@ -88,12 +84,11 @@ def _fastest_runtime(members: list[Member], plan: Plan) -> Runtime | None:
 
 
 def _agreeing(
-    members: list[Member], plan: Plan, fastest: Runtime | None, deadline: float, in_pieces: bool
-) -> dict[str, Any]:
+    members: list[Member], plan: Plan, fastest: Runtime | None, deadline: Deadline, in_pieces: bool
+) -> Serving:
     """The fastest runtime, where its label maps agree with float32's."""
     if fastest is None:
-        reason = f"PyTorch in {plan.precision}: the machine has a GPU."
-        return {"runtime": "torch", "precision": plan.precision, "reason": reason}
+        return Serving("torch", plan.precision, f"PyTorch in {plan.precision}: the machine has a GPU.")
     runtime, seconds = fastest
     decisions = []
     for member in members:
@@ -110,12 +105,12 @@ def _agreeing(
             whole, exactly = (partial(_indices_of, Predictor([way], plan)) for way in ways)
             decisions.append(choose_runtime(whole, exactly, _load(member.cases, plan, deadline), **settings))
     # The strictest decision is that of all networks of an ensemble.
-    decision = max(decisions, key=lambda item: (item["precision"] == "fp32", item["dice_difference"] or 0.0))
+    decision = max(decisions, key=lambda item: (item.precision == "fp32", item.dice_difference or 0.0))
     for member in members:
-        if decision["runtime"] == "torch":
+        if decision.runtime == "torch":
             member.converted = None
-            member.forward = TorchForward(member.network, decision["precision"])
-    return {**decision, "seconds": seconds}
+            member.forward = TorchForward(member.network, decision.precision)
+    return replace(decision, seconds=seconds)
 
 
 def _quickest(members: list[Member], plan: Plan) -> Runtime:
@@ -160,7 +155,9 @@ def _labels_of(forward: Forward, batch: NDArray[np.float32]) -> NDArray[np.uint8
     return most_probable(torch.from_numpy(forward(batch)))[0].to(torch.uint8).numpy()
 
 
-def _pieces(cases: list[Case], plan: Plan, deadline: float) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+def _pieces(
+    cases: list[Case], plan: Plan, deadline: Deadline
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
     """Of each case a few patches around places of its classes in turn: (1, C, *patch), and class positions (*patch)."""
     for image, reference in _load(cases, plan, deadline):
         images = preprocess(image, plan.preprocessing)
@@ -179,18 +176,17 @@ def _pieces(cases: list[Case], plan: Plan, deadline: float) -> Iterator[tuple[ND
 
 
 def _converted(network: nn.Module, plan: Plan) -> tuple[bytes, bytes]:
-    any_size = "img_size" not in plan.network  # UNETR is built for one
-    return convert(network, torch.zeros(1, plan.in_channels, *plan.patch), any_size=any_size)
+    example = torch.zeros(1, plan.in_channels, *plan.patch)
+    return convert(network, example, any_size=find(plan.architecture).takes_any_size)
 
 
-def _mirroring(members: list[Member], plan: Plan, deadline: float, affordable: bool) -> tuple[str, dict[str, Any]]:
+def _mirroring(members: list[Member], plan: Plan, deadline: Deadline, affordable: bool) -> MirroringDecision:
     asked = plan.test_time_augmentation
     options = ["flips"] if plan.configuration == "3d" else ["flips", "flips and turns"]
     if asked != "measured":
-        used = options[-1] if asked == "on" else "none"
-        return used, {"used": used, "reason": "You chose it."}
+        return MirroringDecision(options[-1] if asked == "on" else "none", "You chose it.")
     if not affordable:
-        return "none", {"used": "none", "reason": "Not measured: it would not fit into the time budget."}
+        return MirroringDecision("none", "Not measured: it would not fit into the time budget.")
     scores: dict[str, list[float]] = {option: [] for option in ["none", *options]}
     for member in members:
         for image, reference in _load(member.cases, plan, deadline):
@@ -204,36 +200,35 @@ def _mirroring(members: list[Member], plan: Plan, deadline: float, affordable: b
     used = best if gain >= WORTH_IT and better >= MOSTLY * cases else "none"
     change = f"{gain:+.4f} Dice, better on {better} of {cases} validation cases"
     reason = f"Averaging over mirrored copies: {change}." if used != "none" else f"It did not help enough: {change}."
-    return used, {"used": used, "dice": means, "cases": cases, "reason": reason}
+    return MirroringDecision(used, reason, means, cases)
 
 
 def _postprocessing(
-    members: list[Member], plan: Plan, refinements: Refinements, deadline: float, affordable: bool
-) -> tuple[Postprocessing | None, dict[str, Any]]:
+    members: list[Member], plan: Plan, refinements: Refinements, deadline: Deadline, affordable: bool
+) -> PostprocessingDecision:
     if plan.postprocessing == "off":
-        return None, {"used": None, "reason": "You chose it."}
+        return PostprocessingDecision(None, "You chose it.")
     if not affordable:
-        return None, {"used": None, "reason": "Not measured: it would not fit into the time budget."}
+        return PostprocessingDecision(None, "Not measured: it would not fit into the time budget.")
     pairs = (
         (Predictor([member.forward], plan, refinements).predict(image).indices, reference)
         for member in members
         for image, reference in _load(member.cases, plan, deadline)
     )  # one by one: a dataset's volumes do not fit into memory together
     chosen, report = choose(pairs, len(plan.class_values))
-    used = chosen.to_dict() if chosen.is_active else None
+    used = chosen if chosen.is_active else None
     reason = "It helped on the validation cases." if used else "Nothing of it helped on the validation cases."
-    return (chosen if used else None), {"used": used, "measured": report, "cases": report["cases"], "reason": reason}
+    return PostprocessingDecision(used, reason, report, report.cases)
 
 
-def _load(cases: list[Case], plan: Plan, deadline: float) -> Iterator[tuple[Image, NDArray[np.uint8]]]:
+def _load(cases: list[Case], plan: Plan, deadline: Deadline) -> Iterator[tuple[Image, NDArray[np.uint8]]]:
     """Evenly chosen ones, one by one, until the time is up; at least one."""
     for count, index in enumerate(spread_order(len(cases))):
-        if count and time.monotonic() > deadline:
+        if count and deadline.is_over():
             return
         case = cases[index]
         image = read_image(case.image)
-        values = read_mask(case.mask, like=image).values
-        yield image, label_indices(values, plan.class_values, case.name)
+        yield image, case.indices(read_mask(case.mask, like=image), plan.class_values)
 
 
 def _mean_dice(found: NDArray[np.uint8], reference: NDArray[np.uint8], plan: Plan) -> float:

@@ -1,89 +1,48 @@
-"""One whole training: cases in, events out, a model package at the end."""
+"""One whole training: a job in, events out, a model package at the end. Plan, prepare, train, refine and evaluate, package."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from ml_core.cases.store import StoredCase, open_store
 from ml_core.dataset.case import Case
-from ml_core.dataset.splits import Split
-from ml_core.errors import TrainingError, explained, is_out_of_memory
+from ml_core.dataset.splits import Split, StoredSplit
+from ml_core.errors import TrainingError, explained
 from ml_core.files import size_of
-from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.measures.results import Metrics
+from ml_core.planning.budget import Budget, Stage
 from ml_core.planning.plan import Machine, Plan
-from ml_core.planning.rules import DEFAULT_SECONDS, make_plan
-from ml_core.prediction.package import LEARNT_FROM, Package, Refinements, read_package, write_package
+from ml_core.planning.rules import make_plan
+from ml_core.prediction.decisions import Decisions, Refinements
+from ml_core.prediction.package import LEARNT_FROM, Package, read_package, write_package
 from ml_core.prediction.predictor import Predictor, network_of
+from ml_core.training.ensemble import Trained, parts_of, train_networks
 from ml_core.training.evaluation import caveats, evaluate
-from ml_core.training.preflight import check_disk, fit_into_memory, lower_batch
+from ml_core.training.events import Done, EstimateMade, OnEvent, PlanMade, Reporter, StoppedError, Stopping
+from ml_core.training.job import TrainingJob
+from ml_core.training.preflight import check_disk, fit_into_memory, lower_batch, rehearse
 from ml_core.training.refinement import Member, refine
-from ml_core.training.rehearsal import Estimate, rehearse
-from ml_core.training.split import as_document, order_to_read, same_again, split_job, unseen_classes
-from ml_core.training.state import load_weights, seconds_spent
-from ml_core.training.trainer import TrainResult, fit
-from ml_core.training.warm_start import read_warm_start
-
-PREPARING_SHARE, LEAST_PREPARING = 0.25, 0.1  # of the time budget, until the cases that are decoded by then have to do
-LATEST = 1.07  # of the time budget: no evaluation of a further case that would end later
+from ml_core.training.split import order_to_read, same_again, split_job, stored_split, unseen_classes
+from ml_core.training.state import epoch_of, load_weights, read_warm_start
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """What a training needs. `folder` gets checkpoints, pictures and model.zip; `store` the decoded samples (may be shared).
-
-    split: an earlier one to be reused, {"train": [case ids], "val": …, "test": …}. earlier_split: of an earlier attempt, perhaps with
-    folds; it is kept where that left a checkpoint. warm_start: a package to take weights from.
-    plan: of an earlier attempt; it is kept where that left a checkpoint, whatever this machine would plan. batch_limit: what
-    fitted into memory after all. salvage: train no more, package the best weights of the checkpoints. caveats: sentences that the
-    model's warnings begin with.
-    """
-
-    cases: list[Case]
-    classes: list[dict[str, Any]]
-    fingerprint: dict[str, Any]
-    hyperparameters: dict[str, Any]
-    folder: Path
-    store: Path
-    default_seconds: int = DEFAULT_SECONDS
-    facts: dict[str, Any] = field(default_factory=dict)
-    split: dict[str, Any] | None = None
-    earlier_split: dict[str, Any] | None = None
-    warm_start: Path | None = None
-    plan: dict[str, Any] = field(default_factory=dict)
-    batch_limit: int | None = None
-    salvage: bool = False
-    caveats: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path) -> TrainingJob:
-        values = json.loads(path.read_text())
-        cases = [Case.from_dict(item) for item in values.pop("cases")]
-        paths = {name: Path(values[name]) for name in ("folder", "store", "warm_start") if values.get(name)}
-        return cls(**{**values, "cases": cases, **paths})
-
-
-Event = Callable[[dict[str, Any]], None]
-
-
-class _StoppedError(Exception):
-    pass
-
-
-def run(job: TrainingJob, *, on_event: Event, should_stop: Callable[[], bool], begun: float | None = None) -> None:
-    """Plan, split, decode, train, refine, evaluate, package. The last event is `done`; failures are raised as MLError.
+def run(job: TrainingJob, *, on_event: OnEvent, should_stop: Callable[[], bool], begun: float | None = None) -> None:
+    """The last event is `Done`; failures are raised as MLError.
 
     `begun` (time.monotonic): since when the time budget counts; now, where it is left out.
     """
+    begun = time.monotonic() if begun is None else begun
     try:
-        _Run(job, on_event, should_stop, time.monotonic() if begun is None else begun).whole()
+        if job.salvage:
+            on_event(package_best(job, begun=begun))
+        else:
+            on_event(_run(job, Reporter(on_event, should_stop, job.caveats), begun))
     except (RuntimeError, MemoryError) as error:
         known = explained(error)
         if known is None:
@@ -91,310 +50,236 @@ def run(job: TrainingJob, *, on_event: Event, should_stop: Callable[[], bool], b
         raise known from error
 
 
-class _Run:
-    def __init__(self, job: TrainingJob, on_event: Event, should_stop: Callable[[], bool], begun: float) -> None:
-        self.job, self.emit, self.should_stop, self.begun = job, on_event, should_stop, begun
-        self.wanted = Hyperparameters.from_dict(job.hyperparameters)
-        self.warnings: list[str] = list(job.caveats)
-        self.machine = Machine.here()
-        self.plan = self._plan()
-        self.epochs = 0
-        self.split: dict[str, Any] = {}
-        self.best_epochs: list[int] = []
-        self.learnt_from: set[str] = set()
+def package_best(job: TrainingJob, *, begun: float | None = None) -> Done:
+    """Package the best weights that the checkpoints in the job's folder hold, of a training that was stopped or killed.
 
-    def _plan(self) -> Plan:
-        job = self.job
-        plan = make_plan(self.wanted, job.fingerprint, job.classes, self.machine, default_seconds=job.default_seconds)
-        if job.plan and self._goes_on():
-            plan = plan.continuing(Plan.from_dict(job.plan))
-        if job.batch_limit and job.batch_limit < plan.batch_size:
-            text = f"The batch was lowered from {plan.batch_size} to {job.batch_limit}, since memory ran out."
-            plan = lower_batch(plan, job.batch_limit, text)
-            self.warnings.append(text)
-        return plan
+    The job needs its plan, split, classes and fingerprint, and no cases. Nothing is measured any more.
+    Raises TrainingError where there are no weights.
+    """
+    reporter = Reporter(lambda event: None, lambda: False, job.caveats)
+    plan = _choose_plan(job, reporter)
+    known = job.folder / LEARNT_FROM
+    learnt_from = frozenset(json.loads(known.read_text())) if known.exists() else frozenset[str]()
+    budget = Budget(plan.time_budget_seconds, time.monotonic() if begun is None else begun)
+    planned = Planned(plan, [], job.split or StoredSplit(), budget, learnt_from)
+    trained = _trained_before(job, plan)
+    if trained is None:
+        raise TrainingError("no_weights", "No epoch was finished, so there are no weights to keep.", "Train again.")
+    return _package(job, planned, trained, Refined(), reporter)
 
-    def _goes_on(self) -> bool:
-        return any(self.job.folder.rglob("*.safetensors"))
 
-    def whole(self) -> None:
-        if self.job.salvage:
-            self.split, known = self.job.split or {}, self.job.folder / LEARNT_FROM
-            self.learnt_from = set(json.loads(known.read_text())) if known.exists() else set()
-            self._package(self._salvaged(), {}, {}, stopped=True)
-            return
-        self._preflight()
+def _run(job: TrainingJob, reporter: Reporter, begun: float) -> Done:
+    planned = _plan(job, reporter, begun)
+    trained: Trained | None
+    try:
+        prepared = _prepare(job, planned, reporter)
+        planned = replace(planned, learnt_from=planned.learnt_from | prepared.learnt_from, budget=prepared.budget)
+        parts = parts_of(planned.plan, job.cases, planned.splits, prepared.stored, job.folder)
+        trained = train_networks(planned.plan, parts, planned.budget, reporter, prepared.warm_start)
+    except StoppedError:
+        trained = None
+    if trained is None or trained.stopped:
+        reporter.tell(Stopping())
+    if trained is None or not trained.members:
+        # This attempt was stopped before its first epoch ended; an earlier one may have got further.
+        trained = _trained_before(job, trained.plan if trained else planned.plan)
+    if trained is None:
+        return Done(True, None, None, Decisions(), reporter.warnings)
+    refined = Refined()
+    if not trained.stopped:
         try:
-            splits = self._splits()
-            stored = self._decode(splits)
-            estimate = self._rehearse(splits, stored)
-            members, stopped = self._train(splits, stored, estimate)
-        except _StoppedError:
-            members, stopped = [], True
-        if stopped:
-            self.emit({"type": "stopping"})
-        if not members and any(self.job.folder.rglob("best.safetensors")):
-            members = self._salvaged()  # of an earlier attempt: this one was stopped before its first step
-        if not members:
-            self.emit({"type": "done", "stopped": True, "package": None, "metrics": {}, "decisions": {},
-                       "warnings": self.warnings})  # fmt: skip
-            return
-        metrics: dict[str, Any] = {}
-        decisions: dict[str, Any] = {}
-        if not stopped:
-            try:
-                decisions, metrics = self._finish(members, splits, estimate)
-            except _StoppedError:
-                stopped = True
-        self._package(members, metrics, decisions, stopped)
+            refined = _refine_and_evaluate(job, planned, trained, reporter)
+        except StoppedError:
+            trained = replace(trained, stopped=True)
+    return _package(job, planned, trained, refined, reporter)
 
-    def _preflight(self) -> None:
-        self.plan, lowered = fit_into_memory(self.plan, self.machine)
-        self.job.store.mkdir(parents=True, exist_ok=True)
-        check_disk(self.plan, self.job.cases, self.job.folder, self.job.store)
-        if lowered:
-            self._say(lowered)
 
-    def _say(self, text: str) -> None:
-        """Something that the reader should know now and later."""
-        self.warnings.append(text)
-        self.emit({"type": "note", "text": text})
+@dataclass(frozen=True)
+class Planned:
+    """What will be trained, on what, and in what time."""
 
-    def _splits(self) -> list[Split]:
-        """One, or one per fold."""
-        earlier = self.job.earlier_split if self._goes_on() else None
-        splits = same_again(self.job.cases, earlier) if earlier else None
-        splits = splits or split_job(self.job.cases, self.plan, self.wanted, self.job.split, self.job.store)
-        self.split = as_document(self.job.cases, splits)
-        self.learnt_from = {self.job.cases[index].mark for split in splits for index in split.train}
-        part = self.job.folder / f".{LEARNT_FROM}.part"  # for a salvage, which has no cases; whole or not at all
-        part.write_text(json.dumps(sorted(self.learnt_from)))
-        part.replace(self.job.folder / LEARNT_FROM)
-        self.emit(
-            {
-                "type": "plan",
-                "hyperparameters": self.plan.hyperparameters(),
-                "plan": self.plan.to_dict(),
-                "split": self.split,
-            }
+    plan: Plan
+    splits: list[Split]
+    """One, or one for each fold, by the positions of the job's cases."""
+    stored_split: StoredSplit
+    """The same by their ids."""
+    budget: Budget
+    learnt_from: frozenset[str]
+    """Marks (Case.mark) of the images that the networks, and the model they start from, learn from."""
+
+
+def _plan(job: TrainingJob, reporter: Reporter, begun: float) -> Planned:
+    """Raises MLError where the wishes do not fit the data, or the training does not fit onto this machine."""
+    plan, lowered = fit_into_memory(_choose_plan(job, reporter), Machine.here())
+    job.store.mkdir(parents=True, exist_ok=True)
+    check_disk(plan, job.cases, job.folder, job.store)
+    if lowered:
+        reporter.note(lowered)
+    earlier = job.earlier_split if job.has_checkpoints else None
+    splits = same_again(job.cases, earlier) if earlier else None
+    if splits is None:
+        splits = split_job(job.cases, plan, job.hyperparameters, job.split, job.store)
+    learnt_from = frozenset(job.cases[index].mark for split in splits for index in split.train)
+    part = job.folder / f".{LEARNT_FROM}.part"  # for `package_best`, which has no cases; whole or not at all
+    part.write_text(json.dumps(sorted(learnt_from)))
+    part.replace(job.folder / LEARNT_FROM)
+    stored = stored_split(job.cases, splits)
+    reporter.tell(PlanMade(plan, stored))
+    return Planned(plan, splits, stored, Budget(plan.time_budget_seconds, begun), learnt_from)
+
+
+def _choose_plan(job: TrainingJob, reporter: Reporter) -> Plan:
+    """That of an earlier attempt, where there is a checkpoint to go on from, or a new one."""
+    plan = make_plan(
+        job.hyperparameters, job.fingerprint, job.classes, Machine.here(), default_seconds=job.default_seconds
+    )
+    if job.plan and job.has_checkpoints:
+        plan = plan.continuing(job.plan)
+    if job.batch_limit and job.batch_limit < plan.batch_size:
+        text = f"The batch was lowered from {plan.batch_size} to {job.batch_limit}, since memory ran out."
+        plan = lower_batch(plan, job.batch_limit, text)
+        reporter.warn(text)
+    return plan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the training begins with."""
+
+    stored: dict[int, StoredCase]
+    """Decoded cases by their position among the job's; the test part is not among them."""
+    budget: Budget
+    """With the estimate."""
+    warm_start: dict[str, Tensor] | None
+    """Weights of an earlier model."""
+    learnt_from: frozenset[str]
+    """What that model learnt from."""
+
+
+def _prepare(job: TrainingJob, planned: Planned, reporter: Reporter) -> Prepared:
+    """Decode, measure, and read the model to start from. Raises StoppedError."""
+    stored = _decode(job, planned, reporter)
+    first = planned.splits[0]
+    held_out = sorted((job.cases[index] for index in first.held_out), key=lambda case: size_of(case.image))
+    estimate = rehearse(
+        planned.plan,
+        [stored[index] for index in first.train if index in stored],
+        [stored[index] for index in first.val if index in stored],
+        held_out[len(held_out) // 2],
+        n_test=len(held_out),
+        n_val=len(first.val),
+        networks=len(planned.splits) * planned.plan.seeds,
+    )
+    reporter.tell(EstimateMade(estimate))
+    budget = replace(planned.budget, estimate=estimate)
+    if job.warm_start is None:
+        return Prepared(stored, budget, None, frozenset())
+    marks = {job.cases[index].mark for split in planned.splits for index in split.held_out}
+    earlier = read_warm_start(job.warm_start, marks)
+    if earlier.caveat:
+        reporter.note(earlier.caveat)
+    return Prepared(stored, budget, earlier.weights, earlier.learnt_from)
+
+
+def _decode(job: TrainingJob, planned: Planned, reporter: Reporter) -> dict[int, StoredCase]:
+    """The cases to learn from and to validate on, by position; of very many as many as the time budget allows, spread evenly."""
+    order, least = order_to_read(planned.splits)
+    stored = open_store(
+        job.store,
+        [job.cases[index] for index in order],
+        planned.plan,
+        partial(reporter.progress, Stage.PREPARING, epochs=planned.plan.epochs),
+        deadline=planned.budget.deadline_of(Stage.PREPARING),
+        least=least,
+    )
+    found = dict(zip(order, stored, strict=False))
+    if len(found) < len(order):
+        reporter.note(
+            f"{len(found)} of the {len(order)} cases to learn from, spread evenly, could be read in the part of the time budget "
+            "that is kept for it, and the model learns from these. Allow more time for more of them."
         )
-        return splits
+    train = [found[index] for index in planned.splits[0].train if index in found]
+    if len(planned.splits) == 1 and (warning := unseen_classes(planned.plan, train)):
+        reporter.note(warning)
+    return found
 
-    def _decode(self, splits: list[Split]) -> dict[int, StoredCase]:
-        """The cases to learn from and to validate on, by position; of very many as many as the time budget allows, spread evenly."""
-        order, least = order_to_read(splits)
-        budget, until = self.plan.time_budget_seconds, None
-        if budget:
-            until = max(self.begun + PREPARING_SHARE * budget, time.monotonic() + LEAST_PREPARING * budget)
-        stored = open_store(
-            self.job.store,
-            [self.job.cases[index] for index in order],
-            self.plan,
-            lambda done, total: self._report("preparing", done, total),
-            until=until,
-            least=least,
-        )
-        found = dict(zip(order, stored, strict=False))
-        if len(found) < len(order):
-            self._say(
-                f"{len(found)} of the {len(order)} cases to learn from, spread evenly, could be read in the part of the time budget "
-                "that is kept for it, and the model learns from these. Allow more time for more of them."
-            )
-        train = [found[index] for index in splits[0].train if index in found]
-        if len(splits) == 1 and (warning := unseen_classes(self.plan, train)):
-            self._say(warning)
-        return found
 
-    def _rehearse(self, splits: list[Split], stored: dict[int, StoredCase]) -> Estimate:
-        first = splits[0]
-        held_out = sorted((self.job.cases[index] for index in first.held_out), key=lambda case: size_of(case.image))
-        estimate = rehearse(
-            self.plan,
-            [stored[index] for index in first.train if index in stored],
-            [stored[index] for index in first.val if index in stored],
-            held_out[len(held_out) // 2],
-            n_test=len(held_out),
-            n_val=len(first.val),
-            members=len(splits) * self.plan.seeds,
-        )
-        self.emit({"type": "estimate", **estimate.to_dict()})
-        return estimate
+def _trained_before(job: TrainingJob, plan: Plan) -> Trained | None:
+    """The networks with the best weights that the checkpoints hold; None where no epoch was finished."""
+    members, epochs = [], []
+    for path in sorted(job.folder.rglob("best.safetensors")):
+        network = network_of(plan)
+        network.load_state_dict(load_weights(path))
+        members.append(Member(network.eval(), []))
+        epochs.append(epoch_of(path))
+    return Trained(plan, members, sum(epochs), epochs[0], stopped=True) if members else None
 
-    def _train(
-        self, splits: list[Split], stored: dict[int, StoredCase], estimate: Estimate
-    ) -> tuple[list[Member], bool]:
-        """The trained networks, and whether somebody stopped it."""
-        warm = self._warm_start(splits)
-        seeds = [self.plan.seed + number for number in range(self.plan.seeds)]
-        runs = [(split, seed) for split in splits for seed in seeds]
-        members: list[Member] = []
-        end, short = estimate.end_of_training(self.plan.time_budget_seconds, self.begun)
-        self.warnings += [short] if short else []
-        for number, (split, seed) in enumerate(runs):
-            folder = self.job.folder if len(runs) == 1 else self.job.folder / f"member_{number}"
-            folder.mkdir(exist_ok=True)
-            if self.plan.torch_compile == "on" and number == 0:  # PyTorch remembers it for the others
-                self._report("compiling", 0, 1)
-            now = time.monotonic()
-            deadline = None if end is None else now + (end - now) / (len(runs) - number)
-            train, val = ([stored[index] for index in part if index in stored] for part in (split.train, split.val))
-            result = self._fit(train, val, folder, seed, self._as_part(number, len(runs)), deadline, warm)
-            self.epochs += result.epochs
-            self.best_epochs.append(result.best_epoch)
-            self.warnings += [text for text in result.warnings if text not in self.warnings]
-            if result.network is not None:
-                members.append(Member(result.network, [self.job.cases[index] for index in split.val]))
-            if result.stopped:
-                return members, True
-        return members, False
 
-    def _warm_start(self, splits: list[Split]) -> dict[str, Tensor] | None:
-        if not self.job.warm_start:
-            return None
-        held_out = {self.job.cases[index].mark for split in splits for index in split.held_out}
-        earlier = read_warm_start(self.job.warm_start, held_out)
-        if earlier.caveat:
-            self._say(earlier.caveat)
-        self.learnt_from |= earlier.learnt_from
-        return earlier.weights
+@dataclass(frozen=True)
+class Refined:
+    """What was measured after the training; nothing where it was stopped before."""
 
-    def _fit(
-        self,
-        train: list[StoredCase],
-        val: list[StoredCase],
-        folder: Path,
-        seed: int,
-        on_event: Event,
-        deadline: float | None,
-        warm: Any,
-    ) -> TrainResult:
-        """trainer.fit; where memory runs out in spite of all, on from the checkpoint with half the batch."""
-        given, before = deadline, seconds_spent(folder)  # fit takes off what the checkpoint says at its start
-        while True:
-            plan = self.plan.with_seed(seed)
-            try:
-                return fit(plan, train, val, folder, on_event=on_event, should_stop=self.should_stop, deadline=deadline,
-                           warm_start=warm)  # fmt: skip
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or plan.batch_size <= 2:
-                    raise
-            # Outside the except block: the error holds on to everything that filled the memory.
-            if given is not None:
-                deadline = given + seconds_spent(folder) - before  # what is added since is this very training's
-            batch = max(2, plan.batch_size // 2)
-            text = f"Memory ran out with a batch of {plan.batch_size}, so it goes on with {batch}."
-            self.plan = lower_batch(self.plan, batch, text)
-            self._say(text)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+    decisions: Decisions = field(default_factory=Decisions)
+    metrics: Metrics | None = None
 
-    def _salvaged(self) -> list[Member]:
-        """The networks with the best weights that the checkpoints hold."""
-        members = []
-        for path in sorted(self.job.folder.rglob("best.safetensors")):
-            network = network_of(self.plan)
-            weights, facts = load_weights(path)
-            network.load_state_dict(weights)
-            members.append(Member(network.eval(), []))
-            self.best_epochs.append(facts["epoch"])
-            self.epochs += facts["epoch"]
-        if not members:
-            raise TrainingError("no_weights", "No epoch was finished, so there are no weights to keep.", "Train again.")
-        return members
 
-    def _finish(
-        self, members: list[Member], splits: list[Split], estimate: Estimate
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        refinements, decisions = refine(
-            members,
-            self.plan,
-            seconds=estimate.refining_seconds,
-            a_case=estimate.seconds_a_case,
-            mirroring=estimate.mirroring,
-            on_progress=lambda done, total: self._report("refining", done, total),
-        )
-        pictures = self.job.folder / "cases"
-        pictures.mkdir(exist_ok=True)
-        predictors, cases = self._predictors(members, splits, refinements)
-        budget = self.plan.time_budget_seconds
-        metrics = evaluate(
-            predictors,
-            cases,
-            evaluated_on="test" if splits[0].test else "val",
-            pictures=pictures,
-            on_case=lambda done, total: self._report("evaluating", done, total),
-            deadline=self.begun + LATEST * budget if budget else None,
-        )
-        self.warnings += caveats(metrics, grouping=splits[0].grouping, folds=len(splits))
-        return decisions, metrics
+def _refine_and_evaluate(job: TrainingJob, planned: Planned, trained: Trained, reporter: Reporter) -> Refined:
+    """Raises StoppedError."""
+    report = partial(reporter.progress, epoch=trained.epochs, epochs=trained.epochs)
+    decisions = refine(trained.members, trained.plan, planned.budget, partial(report, Stage.REFINING))
+    pictures = job.folder / "cases"
+    pictures.mkdir(exist_ok=True)
+    predictors, cases = _predictors(job.cases, planned.splits, trained, decisions.refinements())
+    metrics = evaluate(
+        predictors,
+        cases,
+        evaluated_on="test" if planned.splits[0].test else "val",
+        pictures=pictures,
+        on_case=partial(report, Stage.EVALUATING),
+        deadline=planned.budget.deadline_of(Stage.EVALUATING),
+    )
+    reporter.warn(*caveats(metrics, grouping=planned.splits[0].grouping, folds=len(planned.splits)))
+    return Refined(decisions, metrics)
 
-    def _predictors(
-        self, members: list[Member], splits: list[Split], refinements: Refinements
-    ) -> tuple[list[Predictor], list[Case]]:
-        """The held-out cases, and who predicts each: the whole ensemble; of folds without a test part, the fold that left it out."""
-        if splits[0].test or len(splits) == 1:
-            splits, each = splits[:1], len(members)
-        else:
-            each = self.plan.seeds
-        predictors, cases = [], []
-        for number, split in enumerate(splits):
-            forwards = [member.forward for member in members[number * each : (number + 1) * each]]
-            held_out = [self.job.cases[index] for index in split.held_out]
-            predictors += [Predictor(forwards, self.plan, refinements)] * len(held_out)
-            cases += held_out
-        return predictors, cases
 
-    def _package(
-        self, members: list[Member], metrics: dict[str, Any], decisions: dict[str, Any], stopped: bool
-    ) -> None:
-        facts = {
-            **self.job.facts,
-            "epochs": self.epochs,
-            "best_epoch": self.best_epochs[0],
-            "seconds": round(time.monotonic() - self.begun, 1),
-            "warnings": self.warnings,
-        }
-        path = self.job.folder / "model.zip"
-        weights = [member.network.state_dict() for member in members]
-        converted = [member.converted for member in members if member.converted]
-        learnt_from = sorted(self.learnt_from) or None
-        write_package(path, Package(self.plan, weights, metrics, self.split, facts, decisions, converted, learnt_from))
-        read_package(path)  # done means: it loads
-        (self.job.folder / LEARNT_FROM).unlink(missing_ok=True)
-        self.emit(
-            {
-                "type": "done",
-                "stopped": stopped,
-                "package": str(path),
-                "metrics": metrics,
-                "decisions": decisions,
-                "warnings": self.warnings,
-            }
-        )
+def _predictors(
+    cases: list[Case], splits: list[Split], trained: Trained, refinements: Refinements
+) -> tuple[list[Predictor], list[Case]]:
+    """The held-out cases, and who predicts each: the whole ensemble; of folds without a test part, the fold that left it out."""
+    if splits[0].test or len(splits) == 1:
+        splits, each = splits[:1], len(trained.members)
+    else:
+        each = trained.plan.seeds
+    predictors, held_out = [], []
+    for number, split in enumerate(splits):
+        forwards = [member.forward for member in trained.members[number * each : (number + 1) * each]]
+        left_out = [cases[index] for index in split.held_out]
+        predictors += [Predictor(forwards, trained.plan, refinements)] * len(left_out)
+        held_out += left_out
+    return predictors, held_out
 
-    def _report(self, stage: str, done: int, total: int) -> None:
-        """Progress of what is not training. Raises _StoppedError where somebody wants an end."""
-        if self.should_stop():
-            raise _StoppedError
-        event = {"type": "progress", "stage": stage, "done": done, "total": total, "step": 0, "epoch": self.epochs,
-                 "epochs": self.epochs or self.plan.epochs, "fraction": 0.0 if stage in ("preparing", "compiling") else 1.0,
-                 "eta_seconds": None}  # fmt: skip
-        self.emit({**event, "prepared": done / total} if stage == "preparing" else event)
 
-    def _as_part(self, number: int, count: int) -> Event:
-        """The events of one of several networks: epochs go on counting, and its share of the whole is a part."""
-        before = self.epochs
-
-        def emit(event: dict[str, Any]) -> None:
-            if count > 1 and event["type"] in ("start", "epoch"):
-                event = {**event, "epoch": event["epoch"] + before}
-                if "curve" in event:
-                    event["curve"] = [{**point, "epoch": point["epoch"] + before} for point in event["curve"]]
-            elif count > 1 and event["type"] == "progress":
-                left = event["eta_seconds"] * (count - number)  # the others will take as long
-                event = {**event, "fraction": (number + event["fraction"]) / count, "eta_seconds": left,
-                         "epoch": event["epoch"] + before, "epochs": event["epochs"] + before,
-                         "network": number + 1, "networks": count}  # fmt: skip
-            self.emit(event)
-
-        return emit
+def _package(job: TrainingJob, planned: Planned, trained: Trained, refined: Refined, reporter: Reporter) -> Done:
+    """Write model.zip, and read it again: done means that it loads."""
+    facts = {
+        **job.facts,
+        "epochs": trained.epochs,
+        "best_epoch": trained.best_epoch,
+        "seconds": round(planned.budget.used(), 1),
+        "warnings": reporter.warnings,
+    }
+    path = job.folder / "model.zip"
+    package = Package(
+        plan=trained.plan,
+        members=[member.network.state_dict() for member in trained.members],
+        metrics=refined.metrics,
+        split=planned.stored_split,
+        facts=facts,
+        decisions=refined.decisions,
+        converted=[member.converted for member in trained.members if member.converted],
+        learnt_from=sorted(planned.learnt_from) or None,
+    )
+    write_package(path, package)
+    read_package(path)
+    (job.folder / LEARNT_FROM).unlink(missing_ok=True)
+    return Done(trained.stopped, str(path), refined.metrics, refined.decisions, reporter.warnings)

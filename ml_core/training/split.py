@@ -4,45 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.cases.store import StoredCase
 from ml_core.dataset.case import Case, spread_order
-from ml_core.dataset.near_duplicates import MOST_COMPARED, near_duplicate_groups, signature
-from ml_core.dataset.splits import Split, cross_validation, reuse_split, split_cases
+from ml_core.dataset.findings import MAX_COMPARED
+from ml_core.dataset.near_duplicates import near_duplicate_groups, signature
+from ml_core.dataset.splits import Fold, Name, Split, StoredSplit, cross_validation, reuse_split, split_cases
 from ml_core.errors import ConfigError, ImageError, TrainingError
 from ml_core.files import in_order, threads_for
 from ml_core.io import read_image
-from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Plan
+from ml_core.planning.request import TrainingRequest
 
 
 def split_job(
-    cases: list[Case], plan: Plan, wanted: Hyperparameters, stored: dict[str, Any] | None, folder: Path
+    cases: list[Case], plan: Plan, wanted: TrainingRequest, stored: StoredSplit | None, folder: Path
 ) -> list[Split]:
     """One split, or one per fold. A stored one is reused unless the user asked for another by its shares or folds; its test part
     stays locked even then, unless its share was asked for."""
     groups = [case.group for case in cases]
-    if stored is not None and plan.folds == 1 and wanted.validation_fraction is None and wanted.test_fraction is None:
+    if stored is not None and plan.folds == 1 and not wanted.asks_for("validation_fraction", "test_fraction"):
         return [reuse_split(stored, [case.id for case in cases], groups)]
     duplicates = duplicates_of(cases, folder)
-    test = _stored_test(cases, groups, duplicates, stored) if wanted.test_fraction is None else []
+    test = _stored_test(cases, groups, duplicates, stored) if not wanted.asks_for("test_fraction") else []
     rest = [position for position in range(len(cases)) if position not in set(test)]
     others = [groups[position] for position in rest]
-    common: dict[str, Any] = {
-        "seed": plan.seed,
-        "test_fraction": 0.0 if test else wanted.test_fraction,
-        "duplicates": [duplicates[position] for position in rest],
-    }
+    asked = plan.test_fraction if wanted.asks_for("test_fraction") else None
+    fraction, linked = 0.0 if test else asked, [duplicates[position] for position in rest]
     if plan.folds > 1:
-        splits = cross_validation(others, plan.folds, **common)
+        splits = cross_validation(others, plan.folds, seed=plan.seed, test_fraction=fraction, duplicates=linked)
     else:
-        splits = [split_cases(others, validation_fraction=plan.validation_fraction, **common)]
+        share = plan.validation_fraction
+        splits = [
+            split_cases(others, seed=plan.seed, validation_fraction=share, test_fraction=fraction, duplicates=linked)
+        ]
     if not test:
         return splits
     return [
@@ -53,17 +54,17 @@ def split_job(
 
 def duplicates_of(cases: list[Case], folder: Path) -> list[int]:
     """A number per case, equal for near-duplicates; all are different where there are too many to be compared."""
-    if len(cases) > MOST_COMPARED:
+    if len(cases) > MAX_COMPARED:
         return list(range(len(cases)))
     signatures = in_order(partial(_signature, folder=folder), cases, threads_for(case.image for case in cases))
     return near_duplicate_groups(list(signatures))
 
 
-def copies_held_out(cases: list[Case], split: dict[str, Any], folder: Path) -> str | None:
+def copies_held_out(cases: list[Case], split: StoredSplit, folder: Path) -> str | None:
     """A sentence where a split from elsewhere has a picture both to learn from and held out; None where it has not. The split names ids."""
-    groups = dict(zip((case.id for case in cases), duplicates_of(cases, folder), strict=True))
-    learnt_from = {groups[name] for name in split["train"]}
-    held_out = split.get("test") or split["val"]
+    groups: dict[Name, int] = dict(zip((case.id for case in cases), duplicates_of(cases, folder), strict=True))
+    learnt_from = {groups[name] for name in split.train}
+    held_out = split.test or split.val
     copies = [case.name for case in cases if case.id in set(held_out) and groups[case.id] in learnt_from]
     if not copies:
         return None
@@ -73,17 +74,10 @@ def copies_held_out(cases: list[Case], split: dict[str, Any], folder: Path) -> s
     )
 
 
-def as_document(cases: list[Case], splits: list[Split]) -> dict[str, Any]:
-    """{"train": [case ids], "val": …, "test": …, "grouping": …} of the first, and all of them as "folds" where there are several."""
-    ids = [case.id for case in cases]
-
-    def named(split: Split, *parts: str) -> dict[str, Any]:
-        return {part: [ids[index] for index in getattr(split, part)] for part in parts}
-
-    document = {**named(splits[0], "train", "val", "test"), "grouping": splits[0].grouping}
-    if len(splits) > 1:
-        document["folds"] = [named(split, "train", "val") for split in splits]
-    return document
+def stored_split(cases: list[Case], splits: list[Split]) -> StoredSplit:
+    """By the ids of the cases: the first split, and all of them as folds where there are several."""
+    stored = [split.to_names([case.id for case in cases]) for split in splits]
+    return stored[0] if len(stored) == 1 else replace(stored[0], folds=[Fold(one.train, one.val) for one in stored])
 
 
 def order_to_read(splits: list[Split]) -> tuple[list[int], int]:
@@ -97,26 +91,23 @@ def order_to_read(splits: list[Split]) -> tuple[list[int], int]:
     return list(dict.fromkeys([*needed, *spread])), len(needed)
 
 
-def same_again(cases: list[Case], document: dict[str, Any]) -> list[Split] | None:
-    """The splits that `as_document` wrote down, for a training that goes on; None where they are not of these very cases."""
-    positions = {case.id: position for position, case in enumerate(cases)}
-    test, grouping = document.get("test", []), str(document.get("grouping", ""))
+def same_again(cases: list[Case], stored: StoredSplit) -> list[Split] | None:
+    """The splits that `stored_split` was made of, for a training that goes on; None where they are not of these very cases."""
+    positions: dict[Name, int] = {case.id: position for position, case in enumerate(cases)}
     splits = []
-    for fold in document.get("folds") or [document]:
-        parts = [fold.get("train", []), fold.get("val", []), test]
+    for fold in stored.folds or [Fold(stored.train, stored.val)]:
+        parts = [fold.train, fold.val, stored.test]
         named = [name for part in parts for name in part]
         if len(named) != len(positions) or set(named) != set(positions):
             return None
-        train, val, locked = ([positions[name] for name in part] for part in parts)
-        splits.append(Split(train, val, locked, grouping))
+        train, val, test = ([positions[name] for name in part] for part in parts)
+        splits.append(Split(train, val, test, stored.grouping))
     return splits
 
 
-def _stored_test(
-    cases: list[Case], groups: list[str], duplicates: list[int], stored: dict[str, Any] | None
-) -> list[int]:
+def _stored_test(cases: list[Case], groups: list[str], duplicates: list[int], stored: StoredSplit | None) -> list[int]:
     """The locked test part of the dataset, with what belongs to it; empty where there is none, or too little beside it."""
-    if not stored or not stored.get("test"):
+    if stored is None or not stored.test:
         return []
     try:
         split = reuse_split(stored, [case.id for case in cases], groups, duplicates=duplicates)

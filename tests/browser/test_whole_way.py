@@ -72,7 +72,7 @@ def upload_a_dataset(page: Page) -> None:
 
 def look_at_the_dataset(page: Page) -> None:
     expect(page.get_by_role("heading", level=1)).to_contain_text("ready", timeout=WORK_MS)  # without a reload
-    samples = page.get_by_role("region", name="Samples")
+    samples = page.get_by_role("region", name="Images")
     thumbnails = samples.get_by_role("img", name=re.compile("with its mask over it"))
     expect(thumbnails).to_have_count(8)
     for thumbnail in thumbnails.all():
@@ -198,7 +198,7 @@ def test_a_volume_is_looked_through_slice_by_slice(page: Page, platform: Platfor
     dataset = platform.upload("Balls", drawings.nifti_dataset())
     assert dataset["status"] == "ready", dataset["error"]
     page.goto(f"/datasets/{dataset['id']}/")
-    page.get_by_role("region", name="Samples").get_by_role("link").first.click()
+    page.get_by_role("region", name="Images").get_by_role("link").first.click()
     viewer = page.get_by_role("region", name="Viewer")
     canvas = viewer.get_by_role("img", name=re.compile("with its mask over it"))
     slices = viewer.get_by_role("slider", name="Slice")

@@ -17,10 +17,10 @@ from PIL import Image as PILImage
 from datasets import thumbnails
 from datasets.models import Dataset, Sample
 from medseg_site.demo import png
-from medseg_site.shared.recovery.verify import find_problems
 from medseg_site.shared.storage import objects as storage
 from tests.datasets.test_check import ingest, objects, pairs
 from tests.datasets.test_versions import next_version
+from tests.problems import find_problems
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -24,10 +24,11 @@ from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.catalogue import declarations
 from medseg_site.shared.recovery.rebuild import rebuild
 from medseg_site.shared.recovery.sweep import collect
-from medseg_site.shared.recovery.verify import find_problems
 from medseg_site.tasks import remove_remains
 from tests.datasets.test_check import ingest, objects, pairs, picture, zipped
 from tests.e2e import drawings
+from tests.pages import text
+from tests.problems import find_problems
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -100,7 +101,7 @@ def test_what_changes_nothing_is_refused(user: Any, own_media: Path, files: Any)
     if files is None:
         with pytest.raises(MedSegError, match="Give a ZIP"):
             services.create_version(user=user, base=first)
-        with pytest.raises(MedSegError, match="no samples of these names: c9"):
+        with pytest.raises(MedSegError, match="no images with these names: c9"):
             services.create_version(user=user, base=first, leave_out=["c1", "c9"])
         return
     second = next_version(user, first, pairs(4))
@@ -274,7 +275,7 @@ def test_a_base_stays_while_a_version_is_made_from_it(user: Any, own_media: Path
     second = services.create_version(user=user, base=first, archive=zipped(others("new")))
     with pytest.raises(WrongStateError, match="newer version is being made"):
         services.delete_dataset(user=local_user(), dataset=first)
-    with pytest.raises(WrongStateError, match="ended well"):
+    with pytest.raises(WrongStateError, match="Only a ready dataset"):
         services.create_version(user=user, base=second, archive=zipped(others("newer")))
     check(second.pk)
     services.delete_dataset(user=local_user(), dataset=first)
@@ -349,7 +350,7 @@ def test_the_pages_lead_to_it(client: Any, user: Any, own_media: Path) -> None:
     assert page.status_code == 200
     assert ">c1</textarea>" in page.content.decode()
     second = next_version(user, first, leave_out=["c1"])
-    shown = client.get(second.get_absolute_url()).content.decode()
+    shown = text(client, second.get_absolute_url())
     assert "version 1: 1 left out, 2 unchanged" in shown
     assert "Versions" in shown
     assert client.get(reverse("datasets:version", args=[first.pk]), {"leave_out": "x"}).status_code == 200

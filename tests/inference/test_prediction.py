@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -19,11 +20,13 @@ from inference import batches, prediction
 from inference.models import InferenceBatch, InferenceResult
 from medseg_site.demo import draw_cells, png
 from medseg_site.shared.storage import objects as storage
+from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.splits import StoredSplit
 from ml_core.io import read_image, write_label_map
 from ml_core.networks.catalogue import build
-from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
 from ml_core.prediction.package import Package, write_package
 from ml_core.prediction.predictor import Predictor
@@ -32,7 +35,7 @@ from tests.factories import CompletedModelFactory, DatasetFactory
 
 pytestmark = pytest.mark.django_db
 
-CLASSES = [
+CLASSES: list[LabelClass] = [
     {"value": 0, "name": "background", "color": "#000000"},
     {"value": 255, "name": "cell", "color": "#ff0000"},
 ]
@@ -44,10 +47,10 @@ def model(tmp_path: Path, own_media: Path) -> SegmentationModel:
     path.write_bytes(png(draw_cells(np.random.default_rng(0))[0]))
     builder = FingerprintBuilder()
     builder.add(read_image(path), np.eye(160, dtype=int) * 255, {0: 160 * 159, 255: 160})
-    wanted = Hyperparameters(architecture="unet", encoder="mobilenet_v2")
+    wanted = TrainingRequest.from_json({"architecture": "unet", "encoder": "mobilenet_v2"})
     plan = make_plan(wanted, builder.result(), CLASSES, Machine(False, 2, False))
     network, _ = build("unet", encoder="mobilenet_v2", channels=1, classes=2)
-    write_package(tmp_path / "model.zip", Package(plan, [network.state_dict()], {}, {}, {}))
+    write_package(tmp_path / "model.zip", Package(plan, [network.state_dict()], None, StoredSplit(), {}))
     dataset = DatasetFactory.create()
     stored = storage.store_file(f"models/{tmp_path.name}/model.zip", tmp_path / "model.zip")
     return CompletedModelFactory.create(dataset=dataset, classes=CLASSES, s3_key=stored.key, checksum=stored.sha256)
@@ -68,9 +71,10 @@ def body(answer: Any) -> bytes:
 
 def test_a_picture_gets_a_png_in_the_dataset_s_values(api: APIClient, model: SegmentationModel) -> None:
     image = draw_cells(np.random.default_rng(5))[0]
-    row = send(api, model, "new.png", png(image[:100]))
+    row = send(api, model, "new.01.png", png(image[:100]))
     assert (row.status, row.error) == ("completed", None)
     shown = api.get(f"/api/v1/inferences/{row.pk}/").json()
+    assert api.get(shown["mask_url"])["Content-Disposition"].endswith('"new.01_labels.png"')
     mask = np.asarray(PILImage.open(io.BytesIO(body(api.get(shown["mask_url"])))))
     assert mask.shape == (100, 160)
     assert set(np.unique(mask)) <= {0, 255}
@@ -222,3 +226,21 @@ def test_a_model_without_weights_cannot_be_used(api: APIClient) -> None:
     image = SimpleUploadedFile("new.png", png(draw_cells(np.random.default_rng(8))[0]))
     answer = api.post("/api/v1/inferences/", {"model": model.pk, "image": image}, format="multipart")
     assert answer.status_code == 409
+
+
+def test_models_used_last_stay_warm_up_to_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> Any:
+        loaded.append(name)
+        return SimpleNamespace(nbytes=int(name))
+
+    monkeypatch.setattr(storage, "fetch", lambda key, checksum: key)
+    monkeypatch.setattr(Predictor, "load", load)
+    warm = prediction._WarmModels(10)
+    for size in (4, 5, 4, 3, 4, 5):  # 5 gave way to 3, since 4 was used after it
+        warm.get(SegmentationModel(s3_key=str(size), checksum=str(size)))
+    assert loaded == ["4", "5", "3", "5"]
+    for _ in range(2):
+        warm.get(SegmentationModel(s3_key="25", checksum="25"))
+    assert loaded[4:] == ["25"], "one that is larger than the cache is kept alone"

@@ -16,8 +16,10 @@ from medseg_site.shared.jobs.claim import claim as claim_row
 from medseg_site.shared.jobs.requests import request_cancel, requeue
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
-from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.dataset.splits import StoredSplit
 from ml_core.planning.plan import Machine
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
 from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import network_of
@@ -34,11 +36,13 @@ def cancelled_between_attempts(**values: Any) -> SegmentationModel:
     """Its worker died after two epochs, and it was cancelled while it waited for another."""
     model: SegmentationModel = ModelFactory.create(requested={"encoder": "plain-16", "patch_size": 32}, **values)
     assert model.dataset
-    wanted = Hyperparameters.from_dict(model.requested)
-    plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
+    wanted = TrainingRequest.from_json(model.requested)
+    plan = make_plan(
+        wanted, Fingerprint.from_json(model.dataset.fingerprint), model.dataset.class_dicts(), Machine.here()
+    )
     claim = claim_row(SegmentationModel, model.pk)
     assert claim
-    claim.update(plan=plan.to_dict(), split={"train": [1, 2], "val": [3], "test": [4]}, weights_due=True)
+    claim.update(plan=plan.to_json(), split=StoredSplit([1, 2], [3], [4]).to_json(), weights_due=True)
     Epoch.objects.create(model=model, epoch=2, val_dice=0.5, learning_rate=0.1, seconds=1, images_per_second=1)
     folder = scratch.training_folder(model.uuid)
     folder.mkdir(parents=True)
@@ -61,7 +65,7 @@ def test_a_training_cancelled_between_two_attempts_keeps_its_best_weights(
     model.refresh_from_db()
     assert (model.status, model.is_usable) == ("cancelled", True)
     package = read_package(storage.fetch(model.s3_key, model.checksum))
-    assert (package.facts["best_epoch"], package.split) == (2, model.split)
+    assert (package.facts["best_epoch"], package.split.to_json()) == (2, model.split)
     assert model.timeline[-1]["event"] == "weights kept"
     assert not model.are_weights_due
     assert sorted(scratch.training_folder(model.uuid).iterdir()) == before  # it can still be resumed
@@ -74,7 +78,7 @@ def test_the_page_waits_for_the_weights(client: Client) -> None:
     assert "are being packed" in text(client, model.get_absolute_url())
     assert "are being packed" in text(client, live, headers=HTMX)
     late_weights.keep_weights(model.pk)
-    assert "are kept and can be used" in text(client, live, headers=HTMX)
+    assert "the model can be used" in text(client, live, headers=HTMX)
     assert "are being packed" not in text(client, model.get_absolute_url())
 
 

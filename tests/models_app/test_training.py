@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,35 @@ from medseg_site.shared.jobs import claim as claims
 from medseg_site.shared.jobs.claim import claim as claim_row
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
-from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.dataset.splits import StoredSplit
+from ml_core.errors import DISK_FULL
+from ml_core.planning.budget import Estimate, Stage
 from ml_core.planning.plan import Machine
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
+from ml_core.prediction.decisions import Decisions
 from ml_core.prediction.package import read_package
 from ml_core.prediction.predictor import network_of
+from ml_core.training.events import (
+    CurvePoint,
+    Done,
+    EpochEnded,
+    EstimateMade,
+    Event,
+    Failed,
+    Note,
+    PlanMade,
+    Progress,
+    Started,
+    read_event,
+    to_line,
+)
 from ml_core.training.state import save_weights
 from models_app import training
 from models_app.late_weights import keep_weights
 from models_app.models import Epoch, SegmentationModel
-from models_app.training_process import TrainingProcess
+from models_app.training_process import TrainingFailedError, TrainingProcess
 from tests.factories import ModelFactory, SampleFactory
 from tests.pages import DECISIONS, ESTIMATE, METRICS
 
@@ -109,11 +129,13 @@ def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypat
     model = ModelFactory.create(requested={"encoder": "plain-16", "patch_size": 32, "epochs": 3})
     SampleFactory.create_batch(4, dataset=model.dataset)
     assert model.dataset
-    wanted = Hyperparameters.from_dict(model.requested)
-    plan = make_plan(wanted, model.dataset.fingerprint, model.dataset.class_dicts(), Machine.here())
-    split = {"train": [1, 2], "val": [3], "test": [4]}
+    wanted = TrainingRequest.from_json(model.requested)
+    plan = make_plan(
+        wanted, Fingerprint.from_json(model.dataset.fingerprint), model.dataset.class_dicts(), Machine.here()
+    )
+    split = StoredSplit([1, 2], [3], [4]).to_json()
     SegmentationModel.objects.filter(pk=model.pk).update(
-        plan=plan.to_dict(), split=split, weights_due=True, cancel_requested=True
+        plan=plan.to_json(), split=split, weights_due=True, cancel_requested=True
     )
     folder = scratch.training_folder(model.uuid)
     folder.mkdir(parents=True)
@@ -125,7 +147,7 @@ def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypat
     model.refresh_from_db()
     assert (model.status, model.is_usable, model.are_weights_due) == ("cancelled", True, False)
     package = read_package(storage.fetch(model.s3_key, model.checksum))
-    assert (package.facts["best_epoch"], package.split) == (2, split)
+    assert (package.facts["best_epoch"], package.split.to_json()) == (2, split)
 
 
 def test_a_cancel_before_the_first_step_of_all_leaves_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,12 +165,47 @@ def test_a_curve_is_that_of_the_checkpoint_whatever_came_to_be_written_before(tm
     model = ModelFactory.create()
     claim = claim_row(SegmentationModel, model.pk)
     assert claim
-    point = {"train_loss": 1.0, "val_loss": 1.0, "val_dice": None, "val_iou": None}
-    point |= {"learning_rate": 0.1, "seconds": 1.0, "images_per_second": 2.0}
+    curve = [CurvePoint(number, 1.0, 1.0, math.nan, math.nan, 0.1, 1.0, 2.0) for number in (1, 2, 3, 4)]
     for number in (1, 2, 9):
-        Epoch.objects.create(model=model, epoch=number, **{**point, "train_loss": 7.0})
+        Epoch.objects.create(model=model, **{**curve[0].to_json(), "epoch": number, "train_loss": 7.0})
     process = TrainingProcess.__new__(TrainingProcess)  # without the process
     process.job = claim
-    curve = [{"epoch": number, **point} for number in (1, 2, 3, 4)]
-    process._handle({"type": "start", "epoch": 4, "curve": curve})
+    process._handle(Started(4, curve))
     assert list(model.epochs.values_list("epoch", "train_loss")) == [(1, 7.0), (2, 7.0), (3, 1.0), (4, 1.0)]
+
+
+def test_what_the_process_tells_is_kept_in_the_row() -> None:
+    model = ModelFactory.create(requested={"encoder": "plain-16", "patch_size": 32})
+    assert model.dataset
+    wanted = TrainingRequest.from_json(model.requested)
+    fingerprint = Fingerprint.from_json(model.dataset.fingerprint)
+    plan = make_plan(wanted, fingerprint, model.dataset.class_dicts(), Machine(False, 2, False))
+    claim = claim_row(SegmentationModel, model.pk)
+    assert claim
+    process = TrainingProcess.__new__(TrainingProcess)  # without the process
+    process.job, process.warnings, process.on_epoch = claim, [], lambda: None
+    point = CurvePoint(1, 0.5, 0.4, math.nan, math.nan, 0.1, 1.0, 2.0)
+    done = Done(False, "/model.zip", None, Decisions(), ["Small."])
+    told: list[Event] = [
+        PlanMade(plan, StoredSplit([1, 2], [3])),
+        EstimateMade(Estimate.from_json(ESTIMATE)),
+        EpochEnded(point),
+        Note("Small."),
+        Progress(Stage.TRAINING, 8, 2, 3, 0.5, 1.5, steps=24),
+    ]
+    assert [process._handle(read_event(to_line(event))) for event in told] == [None] * 5
+    assert process._handle(done) is done
+    model.refresh_from_db()
+    assert (model.plan, model.hyperparameters) == (plan.to_json(), plan.hyperparameters())
+    assert model.split == StoredSplit([1, 2], [3]).to_json()
+    assert (model.estimate, model.warnings, process.seconds_a_step) == (ESTIMATE, ["Small."], 0.5)
+    assert list(model.epochs.values_list("epoch", "train_loss", "val_loss", "val_dice")) == [(1, 0.5, 0.4, None)]
+    assert isinstance(process.progress, Progress)
+    assert process.progress.step == 8
+
+
+@pytest.mark.parametrize(("code", "error"), [("diverged", TrainingFailedError), (DISK_FULL, OSError)])
+def test_a_failure_is_told_and_a_full_disk_is_an_outage(code: str, error: type[Exception]) -> None:
+    process = TrainingProcess.__new__(TrainingProcess)
+    with pytest.raises(error, match="It does not go"):
+        process._handle(Failed(code, "It does not go.", "Try otherwise."))

@@ -25,11 +25,13 @@ from inference.models import InferenceBatch, InferenceResult
 from inference.services import create_batch, create_inference
 from medseg_site.demo import draw_cells, png
 from medseg_site.shared.jobs import claim
+from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.splits import StoredSplit
 from ml_core.io import read_image
 from ml_core.networks.catalogue import build
-from ml_core.planning.hyperparameters import Hyperparameters
 from ml_core.planning.plan import Machine
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
 from ml_core.prediction.package import Package, write_package
 from models_app import training
@@ -65,6 +67,7 @@ def s3_media(s3_endpoint: str, settings: Any, own_media: Path, tmp_path: Path) -
     }
     options |= {"signature_version": "s3v4", "file_overwrite": True, "default_acl": None, "querystring_auth": True}
     settings.S3_BUCKET_NAME, settings.AWS_ENDPOINT_URL, settings.CACHE_DIR = BUCKET, s3_endpoint, tmp_path / "cache"
+    settings.AWS_ACCESS_KEY_ID = settings.AWS_SECRET_ACCESS_KEY = "t"
     default = {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": options}
     settings.STORAGES = {**settings.STORAGES, "default": default}
     yield bucket
@@ -150,12 +153,15 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     image, labels = cell(0)
     (folder / "image.png").write_bytes(png(image))
     builder.add(read_image(folder / "image.png"), labels, {0: int((labels == 0).sum()), 255: int((labels > 0).sum())})
-    wanted = Hyperparameters(architecture="unet", encoder="mobilenet_v2")
-    classes = [{"value": 0, "name": "ground", "color": "#000000"}, {"value": 255, "name": "cell", "color": "#ff0000"}]
+    wanted = TrainingRequest.from_json({"architecture": "unet", "encoder": "mobilenet_v2"})
+    classes: list[LabelClass] = [
+        {"value": 0, "name": "ground", "color": "#000000"},
+        {"value": 255, "name": "cell", "color": "#ff0000"},
+    ]
     plan = make_plan(wanted, builder.result(), classes, Machine(False, 2, False))
     network, _ = build("unet", encoder="mobilenet_v2", channels=1, classes=2)
-    write_package(folder / "model.zip", Package(plan, [network.state_dict()], {}, {}, {}))
-    return folder / "model.zip", plan.to_dict()
+    write_package(folder / "model.zip", Package(plan, [network.state_dict()], None, StoredSplit(), {}))
+    return folder / "model.zip", plan.to_json()
 
 
 def trained(user: Any, name: str, of: Dataset, package: tuple[Path, dict[str, Any]], folder: Path) -> SegmentationModel:

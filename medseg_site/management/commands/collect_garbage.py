@@ -8,7 +8,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from medseg_site.shared.recovery.sweep import LEAST_HOURS, collect
+from medseg_site.shared.base.text import count_of
+from medseg_site.shared.recovery.sweep import MIN_HOURS, collect
 from medseg_site.shared.storage.objects import ObjectInfo
 
 
@@ -17,8 +18,8 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--delete", action="store_true", help="Delete them. Without it nothing is changed.")
-        text = f"Leave what is younger alone: an upload may be in progress (default {LEAST_HOURS:g})."
-        parser.add_argument("--older-than-hours", type=float, default=LEAST_HOURS, metavar="N", help=text)
+        text = f"Leave what is younger alone: an upload may be in progress (default {MIN_HOURS:g})."
+        parser.add_argument("--older-than-hours", type=float, default=MIN_HOURS, metavar="N", help=text)
 
     def handle(self, *args: Any, delete: bool, older_than_hours: float, **options: Any) -> None:
         if not older_than_hours >= 0:
@@ -30,12 +31,12 @@ class Command(BaseCommand):
                 bar.update(owners)
 
             def on_object(item: ObjectInfo) -> None:
-                bar.write(f"{item.key} ({item.size} bytes)", file=self.stdout)
+                bar.write(f"{item.key} ({count_of(item.size, 'byte')})", file=self.stdout)
 
             report = collect(delete=delete, older_than_hours=older_than_hours, on_object=on_object, on_step=on_step)
         what = "Deleted" if delete else "Would delete (--delete does it)"
         self.stdout.write(
-            f"{what}: {report.count} objects, {report.bytes / 2**20:.1f} MB. "
+            f"{what}: {count_of(report.count, 'object')}, {report.bytes / 2**20:.1f} MB. "
             f"Left alone as younger than {older_than_hours:g} hours: {report.too_young}."
         )
         if report.unknown:

@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
+from medseg_site.shared.base.text import count_of
 from medseg_site.shared.catalogue.declarations import stored_models
 from medseg_site.shared.recovery.verify import verify
 
@@ -42,9 +43,9 @@ class Command(BaseCommand):
                 end = "Mended." if problem.mended else problem.cure
                 self.stdout.write(f"{problem.key} ({problem.table} {problem.row}): {problem.detail} {end}")
             self.stdout.write(
-                f"{report.rows} rows, {report.objects} objects, {report.bytes_read / 2**20:.1f} MB read; "
-                f"{len(report.open_problems)} problems, {len(report.problems) - len(report.open_problems)} mended; "
-                f"{report.orphans} objects of no row ({report.orphan_bytes / 2**20:.1f} MB)."
+                f"{count_of(report.rows, 'row')}, {count_of(report.objects, 'object')}, {report.bytes_read / 2**20:.1f} MB read; "
+                f"{count_of(len(report.open_problems), 'problem')}, {len(report.problems) - len(report.open_problems)} mended; "
+                f"{count_of(report.orphans, 'object')} of no row ({report.orphan_bytes / 2**20:.1f} MB)."
             )
         if report.open_problems:
-            raise CommandError(f"{len(report.open_problems)} problems are left.")
+            raise CommandError(f"{count_of(len(report.open_problems), 'problem')} left.")

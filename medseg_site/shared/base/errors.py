@@ -22,3 +22,9 @@ class WrongStateError(MedSegError):
 
     def __init__(self, detail: str) -> None:
         super().__init__("wrong_state", detail, http_status=409)
+
+
+def refuse_if(reason: str | None) -> None:
+    """Raise WrongStateError where there is a reason, such as a service's `why_not_deletable` gives it to pages too."""
+    if reason:
+        raise WrongStateError(reason)

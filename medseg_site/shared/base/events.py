@@ -1,6 +1,6 @@
-"""Job events to Redis, and from there to WebSockets and to requests that wait. Nothing here is the truth: rows are.
+"""Events of jobs, sent through Redis to WebSockets and to requests that wait.
 
-So a Redis that is down costs liveliness, never a job.
+The rows hold the truth. While Redis is down, pages are less lively, and no job is lost.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def group_name(kind: str, pk: int) -> str:
 def publish(kind: str, pk: int, message: dict[str, Any]) -> None:
     """Send `message` to everyone who watches this row.
 
-    The same as the channel layer's `group_send`, which would open an event loop and a connection for each message.
+    It does what the channel layer's `group_send` does, without an event loop and a connection for each message.
     """
     try:
         event = _message_format().serialize({"type": "job.event", "message": message})

@@ -1,6 +1,6 @@
-"""Errors that pass by themselves: storage, database or broker that do not answer for a while, a disk that is full.
+"""Outages: storage, database or broker do not answer for a while, or a disk is full.
 
-Work that meets one is tried again, later each time; a request is answered with 503 and the reason.
+Work that meets one is tried again after a pause. A request that meets one is answered with 503 and the reason.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from kombu.exceptions import OperationalError as BrokerError
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 90.0
-LEAST_FREE = 2**20  # bytes
+MIN_FREE_BYTES = 2**20
 
 
 def reason_of(error: BaseException) -> str | None:
-    """What is away, in a sentence for the user; None for every other error, which trying again would not mend."""
+    """One sentence for the user that names the outage. None for every other error, where trying again would not help."""
     seen: BaseException | None = error
     while seen is not None:
         if text := _reason(seen):
@@ -55,17 +55,17 @@ def _reason(error: BaseException) -> str | None:
 
 
 def _origin(error: BaseException) -> str:
-    """The module of the driver's own error."""
+    """The module of the database driver's own error."""
     return type(error.__cause__).__module__
 
 
 def _is_disk_full() -> bool:
-    """SQLite calls it an I/O error, or a file that it cannot open, where not even its index of the WAL has room."""
-    return shutil.disk_usage(settings.DATA_DIR).free < LEAST_FREE
+    """Whether the disk has no room. SQLite reports that as an I/O error, or as a file that it cannot open."""
+    return shutil.disk_usage(settings.DATA_DIR).free < MIN_FREE_BYTES
 
 
 def patiently(work: Callable[[], T]) -> T:
-    """Call `work` again and again while the database does not answer, for a minute and a half at most."""
+    """Call `work` until the database answers, for PATIENCE_SECONDS at most."""
     deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Names that users give."""
+"""Texts that users give (names, numbers as digits), and texts that count things."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import unicodedata
 from pathlib import PurePosixPath
 
 from medseg_site.shared.base.errors import MedSegError
+
+MAX_WHOLE_NUMBER = 2**63 - 1  # of the database's largest column of numbers
 
 
 def clean_name(name: str, *, maximum: int = 200) -> str:
@@ -23,3 +25,19 @@ def clean_file_name(name: str | None) -> str:
     last = PurePosixPath((name or "").replace("\\", "/")).name
     cleaned = "".join(char for char in last if unicodedata.category(char)[0] != "C").strip()
     return cleaned[-200:] or "unnamed"
+
+
+def whole_number(text: str, *, minimum: int = 0, maximum: int = MAX_WHOLE_NUMBER) -> int | None:
+    """The number that ASCII digits say; None for every other text, and for a number outside of the limits.
+
+    `isdigit` alone is true of "²", which `int` refuses, and `int` refuses texts of more than 4,300 digits too.
+    """
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(MAX_WHOLE_NUMBER)):
+        return None
+    number = int(text)
+    return number if minimum <= number <= maximum else None
+
+
+def count_of(number: int, one: str, many: str = "") -> str:
+    """Such as "1 image", "3 images" or "12,000 images". `many`: the plural, where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"

@@ -1,6 +1,6 @@
-"""What storage holds of each table: the apps declare it on their models, and whoever walks storage reads it from here.
+"""What storage holds of each table. The apps declare it on their models as `STORED`.
 
-Manifests, `rebuild_catalog`, `verify_storage` and `collect_garbage` know no app; they know these declarations.
+Manifests, `rebuild_catalog`, `verify_storage` and `collect_garbage` know no app. They read these declarations.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def declared(model: Any) -> Stored:
 
 
 def stored_models() -> list[Any]:
-    """Every model whose rows own a prefix, those that others point to first."""
+    """Every model whose rows own a prefix. A model comes before those that point to it."""
     wanted: list[Any] = [model for model in apps.get_models() if declared(model).collection]
     ordered: list[Any] = []
     while wanted:
@@ -74,13 +74,13 @@ def models_told_in_full() -> list[Any]:
 
 
 def unreserved(model: Any) -> Iterator[tuple[int, list[storage.ObjectInfo]]]:
-    """Of a reserving model's own collection: (owners looked at, objects of those without a row), some owners at a time.
+    """(number of owners looked at, objects of those without a row) of a reserving model's collection, chunk by chunk.
 
-    No manifest tells of what is on its way, so a lost database leaves all of it behind.
+    No manifest names what is on its way, so a lost database leaves all of it without a row.
     """
     for some in storage.owners_in_chunks(declared(model).reserves):
         ids = [owner for name in some if (owner := owner_of(name))]
-        # Asked after the walk: a row that was written meanwhile counts.
+        # The rows are read after the walk, so that a row which was written meanwhile counts.
         rows = {str(owner) for owner in model._default_manager.filter(uuid__in=ids).values_list("uuid", flat=True)}
         yield len(some), [item for name, objects in some.items() if name not in rows for item in objects]
 
@@ -105,7 +105,7 @@ def prefix_of(row: StoredRow) -> str:
 
 
 def objects_of(row: StoredRow) -> Iterator[tuple[str, str]]:
-    """(key, SHA-256 or "") of every object that the row and its parts name; once where parts that follow one another share it."""
+    """(key, SHA-256 or "") of every object that the row and its parts name. Neighbouring parts that share an object name it once."""
     yield from _named(row)
     for name, part, _ in parts_of(type(row)):
         if declared(part).objects:
@@ -123,7 +123,7 @@ def _named(row: Any) -> Iterator[tuple[str, str]]:
 
 
 def owner_of(name: str) -> uuid.UUID | None:
-    """The uuid that a folder is named by; None for a folder that is not one of this program's."""
+    """The uuid in a folder's name; None for a folder that this program did not make."""
     try:
         owner = uuid.UUID(name)
     except ValueError:
@@ -132,7 +132,7 @@ def owner_of(name: str) -> uuid.UUID | None:
 
 
 def named_by_any(keys: list[str]) -> set[str]:
-    """Those of the keys that some row names, wherever its own prefix is."""
+    """The keys among `keys` that any row of any table names."""
     named: set[str] = set()
     wanted = set(keys)
     for model in apps.get_models():

@@ -1,7 +1,7 @@
-"""manifest.json beside the objects of every row: all that the row and its parts say, so that storage alone is enough.
+"""manifest.json beside the objects of every row: all that the row and its parts say, so that storage alone restores them.
 
-Written from the model's columns, whichever they are. A row that is being worked on is written as queued: that is what it
-has to be again when nothing but storage is left. Left out is what only means something to a running process.
+It is written from the model's columns. A row that is being worked on is written as queued, for that is what it becomes when
+only storage is left. Columns that mean something to a running process only are left out.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import gzip
 import json
 import logging
 import uuid as uuids
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import partial
+from threading import Lock
 from typing import Any
 
+from cachetools import LRUCache
 from django.conf import settings
 from django.db import models, transaction
 from django.utils import timezone
@@ -32,9 +33,9 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 NAME = "manifest.json"
-# Of processes, not of the row: who holds it, and when its message was sent.
+# Who holds the row, and when its message was sent: true of processes, not of the row.
 LEFT_OUT = {"claim_token", "heartbeat_at", "due_at", "sent_at", "called_at", "interruptions"}
-TIMES_LOOKED_AT = 5
+MAX_REWRITES = 5
 PARALLEL = 16
 
 Document = dict[str, Any]
@@ -46,7 +47,7 @@ class ManifestError(Exception):
 
 # --- What a manifest says -----------------------------------------------------------------------------------------------
 def document_of(row: StoredRow) -> Document:
-    """Everything that the row and its parts say. Parts that lie apart are named with their number."""
+    """Everything that the row and its parts say. Parts in a file of their own are named with their number."""
     model = type(row)
     columns = {column.name: _plain(row, column) for column in written_columns(model)}
     if row.is_working:
@@ -77,13 +78,14 @@ def _plain(row: Any, column: Any) -> Any:
     value = getattr(row, column.attname)
     if column.is_relation:
         return None if value is None else _reference(row, column)
-    if isinstance(value, date):  # of which a datetime is one; DjangoJSONEncoder would cut the microseconds off
+    # A datetime is a date. DjangoJSONEncoder would cut its microseconds off.
+    if isinstance(value, date):
         return value.isoformat()
     return str(value) if isinstance(value, uuids.UUID) else value
 
 
 def _reference(row: Any, column: Any) -> Any:
-    """A user by name, a row by its uuid (its number is there to be read), with all of its columns where it is told in full."""
+    """A reference to a user is the name. To a row it is the uuid, with the number for people, or all columns where it is told in full."""
     if points_to_user(column):
         # The whole user, who is then known to all rows that share this one.
         return getattr(row, column.name).get_username()
@@ -91,7 +93,8 @@ def _reference(row: Any, column: Any) -> Any:
         return _in_full(row, column)
     if column.is_cached(row):
         value = getattr(row, column.name).uuid
-    else:  # this one column: a model's own are large
+    else:
+        # Only this column: other columns may be large.
         keys = column.related_model._default_manager.filter(pk=getattr(row, column.attname))
         value = keys.values_list("uuid", flat=True).get()
     return {"id": getattr(row, column.attname), "uuid": str(value)}
@@ -113,7 +116,8 @@ def points_to_user(column: Any) -> bool:
 
 
 # --- Writing ------------------------------------------------------------------------------------------------------------
-_last_written: OrderedDict[str, str] = OrderedDict()  # key → text, to spare a second write of the same
+_last_written: LRUCache[str, str] = LRUCache(100)  # key → text, to spare a second write of the same
+_last_written_lock = Lock()
 
 
 def store(row: StoredRow) -> None:
@@ -123,19 +127,18 @@ def store(row: StoredRow) -> None:
 
 def _write(key: str, text: str) -> None:
     storage.store_bytes(key, text.encode())
-    _last_written[key] = text
-    while len(_last_written) > 100:
-        _last_written.popitem(last=False)
+    with _last_written_lock:
+        _last_written[key] = text
 
 
 def store_apart(row: StoredRow) -> None:
-    """Write the parts that lie apart, line by line, however many they are."""
+    """Write the parts that have a file of their own, line by line, so that memory does not grow with their number."""
     for name, part, owner in parts_of(type(row)):
         if not declared(part).apart:
             continue
         with scratch.scratch_folder("parts") as folder:
             path = folder / apart_file(name)
-            # mtime=0: the same rows give the same bytes
+            # With mtime=0 the same rows give the same bytes.
             with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=3, mtime=0) as out:
                 for line in lines_apart(row, name, owner):
                     out.write(line.encode() + b"\n")
@@ -148,10 +151,10 @@ def lines_apart(row: StoredRow, name: str, owner: str) -> Iterator[str]:
 
 
 def store_done(row: StoredRow, columns: dict[str, Any], *, is_fresh: bool = False) -> dict[str, Any]:
-    """Write the manifest of a row as it will be when it is finished with `columns`, before it is.
+    """Write the manifest of a row as it will be once it is finished with `columns`. Returns the columns to finish it with.
 
-    is_fresh: the row in memory is as it is in the database but for `columns` and a wish to cancel; it is not read again.
-    Returns the columns to finish it with. Nothing is written for a row that was deleted: its finish will find that out.
+    is_fresh: the row in memory differs from the database by `columns` and a wish to cancel only; it is not read again.
+    Nothing is written for a deleted row; `finish` will raise for it.
     """
     columns = {"finished_at": timezone.now(), **columns}
     future = copy.copy(row) if is_fresh else _fresh(type(row), row.pk)
@@ -164,16 +167,18 @@ def store_done(row: StoredRow, columns: dict[str, Any], *, is_fresh: bool = Fals
 
 
 def refresh(model: type[StoredRow], owner: uuids.UUID, *, anew: bool = False) -> None:
-    """Write the manifest of a row as it is in the database, and again until it stayed so: others may change it meanwhile.
+    """Write the manifest of a row as it is in the database. It is written again if the row changed meanwhile.
 
-    anew: whatever this process believes to lie there.
+    anew: also if this process has written the same text before.
     """
     key = storage.object_key(declared(model).collection, owner, NAME)
-    lies_there = None if anew else _last_written.get(key)
-    for _ in range(TIMES_LOOKED_AT):
+    with _last_written_lock:
+        lies_there = None if anew else _last_written.get(key)
+    for _ in range(MAX_REWRITES):
         row = model._default_manager.filter(uuid=owner).first()
         if row is None:
-            storage.delete_object(key)  # deleted meanwhile: a manifest would bring it back
+            # The row was deleted: a manifest would bring it back.
+            storage.delete_object(key)
             return
         text = json.dumps(document_of(row), indent=1, ensure_ascii=False)
         if text == lies_there:
@@ -183,13 +188,13 @@ def refresh(model: type[StoredRow], owner: uuids.UUID, *, anew: bool = False) ->
 
 
 def restore(model: type[StoredRow], owners: Iterable[uuids.UUID]) -> None:
-    """Write the manifests of those that live, whatever lies there."""
+    """Write the manifests of the rows that exist, whatever is stored there."""
     for owner in owners:
         refresh(model, owner, anew=True)
 
 
 def rewrite(row: StoredRow) -> None:
-    """Write all of it again, whatever this process believes to lie there."""
+    """Write the manifest and its parts again, whatever is stored there."""
     store_apart(row)
     store(row)
 
@@ -199,17 +204,17 @@ def _fresh(model: type[StoredRow], pk: int) -> Any:
 
 
 def keep_up(row: StoredRow) -> None:
-    """Once the present change is committed, let the manifest say it too. Storage that is down is no error: it is tried again."""
+    """Write the manifest once the present change is committed. Storage that is down is no error: a worker tries again."""
     transaction.on_commit(partial(_surely, type(row), row.pk, row.uuid))
 
 
 def keep_new(row: StoredRow) -> None:
-    """The same for a row that was just created, which is taken as it is in memory. Call it before the message is sent."""
+    """The same for a row that was just created: it is written as it is in memory. Call it before the message is sent."""
     transaction.on_commit(partial(_surely, type(row), row.pk, row.uuid, partial(store, row)))
 
 
 def store_many(rows: Iterable[StoredRow]) -> None:
-    """The manifests of many new rows, side by side where storage is far away."""
+    """Write the manifests of many new rows, in parallel where storage is remote."""
     if not storage.is_remote():
         for row in rows:
             _surely(type(row), row.pk, row.uuid, partial(store, row))
@@ -250,7 +255,7 @@ def read(key: str) -> Document:
 
 
 def read_apart(key: str) -> Iterator[Document]:
-    """The rows of a part that lies apart. Raises ManifestError, also half-way."""
+    """The rows of a part that has a file of its own. Raises ManifestError, also half-way."""
     try:
         with storage.open_stream(key) as raw, gzip.open(raw) as lines:
             for line in lines:
@@ -262,7 +267,7 @@ def read_apart(key: str) -> Iterator[Document]:
 
 
 def differences(row: StoredRow, document: Document) -> list[str]:
-    """Names of what the manifest says otherwise than the row. Of a row that is not at rest only its identity is compared."""
+    """Names of the columns and parts that differ between manifest and row. Of an active row only the identity is compared."""
     true = document_of(row)
     said = {**document, "row": {name: _existing(row, name, value) for name, value in document["row"].items()}}
     if row.is_active:
@@ -278,7 +283,7 @@ def differences(row: StoredRow, document: Document) -> list[str]:
 
 
 def _existing(row: StoredRow, name: str, value: Any) -> Any:
-    """A reference to a row that was deleted since counts as none: deleting one row does not rewrite a thousand manifests."""
+    """A reference to a deleted row counts as none, since deleting one row does not rewrite a thousand manifests."""
     if isinstance(value, dict) and "uuid" in value:
         column = next((column for column in row._meta.concrete_fields if column.name == name), None)
         if column is not None and column.is_relation:

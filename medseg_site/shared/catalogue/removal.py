@@ -1,8 +1,9 @@
-"""How objects go with their row: the manifest first, while the row can still stay; the rest surely, whatever fails meanwhile.
+"""How a row is deleted together with its objects.
 
-A manifest that outlived its row would bring it back (`rebuild_catalog`). So it goes first: storage that does not answer then
-refuses the whole deletion. But it goes before the transaction: one that waited for storage would keep everybody from writing.
-What is left after the commit belongs to nobody; it is removed at once, or as soon as storage answers again.
+The manifest goes first, since `rebuild_catalog` would restore a row whose manifest is left. Storage that does not answer thus
+refuses the whole deletion. It goes before the transaction begins: a transaction that waits for storage would keep everybody
+else from writing. After the commit the other objects belong to nobody. They are removed at once, or by a worker as soon as
+storage answers.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ FEW = 10
 
 @contextmanager
 def deletion(doomed: dict[type[StoredRow], list[uuid.UUID]]) -> Iterator[None]:
-    """The transaction that removes the rows of these uuids. Where it ends with an error, those that live get their manifests again.
+    """The transaction that deletes the rows of these uuids. If it fails, the rows that stay get their manifests back.
 
-    What forbids the deletion is to be looked at before, and once more inside. Not to be used within another transaction.
+    The caller checks before it, and again inside, whether the rows may be deleted. Do not use it inside a transaction.
     """
     try:
         for model, owners in doomed.items():
@@ -46,7 +47,7 @@ def deletion(doomed: dict[type[StoredRow], list[uuid.UUID]]) -> Iterator[None]:
 
 
 def _give_back(model: type[StoredRow], owners: list[uuid.UUID], error: BaseException) -> None:
-    """At once where they are few and nothing is away; else a worker does it, for the user waits to be told."""
+    """Write the manifests back: at once where they are few and storage answers, else by a worker, since a user waits."""
     if len(owners) <= FEW and outages.reason_of(error) is None:
         try:
             manifests.restore(model, owners)
@@ -60,9 +61,9 @@ def _give_back(model: type[StoredRow], owners: list[uuid.UUID], error: BaseExcep
 def remove_on_commit(
     model: type[StoredRow], owners: list[uuid.UUID], work: Callable[[], object], *, later: bool = False
 ) -> None:
-    """After the commit do `work`, which removes the objects of these owners; where it fails, a worker does until it succeeds.
+    """After the commit call `work`, which removes the objects of these owners. If it fails, a worker tries until it succeeds.
 
-    later: they are so many that a request should not wait for it.
+    later: there are so many that a request must not wait for it.
     """
     transaction.on_commit(partial(_remove, model, owners, work, later), robust=True)
 

@@ -25,7 +25,7 @@ from django.utils import timezone
 
 from medseg_site.shared.base import events, outages
 from medseg_site.shared.jobs.endings import announce, cancelled_columns, end_attempt
-from medseg_site.shared.jobs.log import MOST_EVENTS, JobLog, add_to_timeline, timeline_entry, worker_name
+from medseg_site.shared.jobs.log import MAX_EVENTS, JobLog, add_to_timeline, timeline_entry, worker_name
 from medseg_site.shared.jobs.row import Job
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Claim(Generic[J]):
         """Timeline and log as `finish` will write them. The manifest, which is stored before the row is done, needs them."""
         timeline = self._mine.values_list("timeline", flat=True).first() or []
         end = timeline_entry(self.row.WORDS.done, attempt=self.row.attempt)
-        return {"timeline": [*timeline, end][-MOST_EVENTS:], "log": self.log.text()}
+        return {"timeline": [*timeline, end][-MAX_EVENTS:], "log": self.log.text()}
 
     def fail(self, reason: str, **columns: Any) -> None:
         """Failed, with the reason. A row that was deleted or given to another worker meanwhile is left as it is."""

@@ -1,4 +1,4 @@
-"""What a job tells its reader: the timeline of what happened to its row, and the last lines that its workers logged."""
+"""What a job tells people: the timeline of its row, and the last lines that its workers logged. No code reads either."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 from django.db.models import QuerySet
 from django.utils import timezone
 
-MOST_EVENTS = 100
-MOST_LINES = 1_000
-MOST_CHARACTERS = 500  # of a line
+MAX_EVENTS = 100
+MAX_LINES = 1_000
+MAX_CHARACTERS = 500  # of a line
+# Loggers of libraries, whose lines are no help to a user.
 NOT_OURS = ("amqp", "asyncio", "botocore", "celery", "channels", "django", "kombu", "redis", "s3transfer", "urllib3")
 
 
 def worker_name() -> str:
-    """Which process of which machine does the work."""
+    """The machine and the process that do the work."""
     return f"{socket.gethostname()} ({os.getpid()})"
 
 
@@ -32,24 +33,25 @@ def first_timeline() -> list[dict[str, Any]]:
 
 
 def add_to_timeline(rows: QuerySet[Any], event: str, **facts: Any) -> None:
-    """Append to the timeline of the one row. Call it in a transaction that has written the row: it then holds its lock."""
+    """Append to the timeline of one row. Call it in a transaction that has written the row, and so holds its lock."""
     timeline = rows.values_list("timeline", flat=True).first()
     if timeline is not None:
-        rows.update(timeline=[*timeline, timeline_entry(event, **facts)][-MOST_EVENTS:])
+        rows.update(timeline=[*timeline, timeline_entry(event, **facts)][-MAX_EVENTS:])
 
 
 class JobLog(logging.Handler):
-    """Collects what this process logs while it works on one row. A process works on one row at a time."""
+    """Collects the lines that this process logs while it works on a row. A process works on one row at a time."""
 
     def __init__(self, earlier: str) -> None:
         super().__init__(logging.INFO)
-        self.lines: deque[str] = deque(earlier.splitlines(), maxlen=MOST_LINES)
+        self.lines: deque[str] = deque(earlier.splitlines(), maxlen=MAX_LINES)
         self.changed = False
 
     def attach(self) -> None:
         root = logging.getLogger()
         for handler in root.handlers[:]:
-            if isinstance(handler, JobLog):  # of a row that was lost: nobody ended it
+            # It is left from a row whose claim was lost.
+            if isinstance(handler, JobLog):
                 root.removeHandler(handler)
         root.addHandler(self)
 
@@ -65,9 +67,9 @@ class JobLog(logging.Handler):
 
     def add(self, text: str, level: str = "INFO") -> None:
         at = timezone.now().strftime("%Y-%m-%d %H:%M:%S")
-        # A database's text has no NUL character, and a line has no line break.
+        # Postgres takes no NUL character in a text.
         lines = text.replace("\0", "").splitlines() or [""]
-        self.lines.extend(f"{at} {level:<7} {line[:MOST_CHARACTERS]}" for line in lines)
+        self.lines.extend(f"{at} {level:<7} {line[:MAX_CHARACTERS]}" for line in lines)
         self.changed = True
 
     def text(self) -> str:

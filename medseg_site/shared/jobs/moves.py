@@ -1,6 +1,7 @@
-"""Triggers that refuse every move of a job which its life does not know, whoever asks for it: the last guard behind jobs.py.
+"""Database triggers that refuse every illegal change of a status, whoever makes it.
 
-They are made after every `migrate`, not by a migration: SQLite drops a table's triggers whenever a later migration rebuilds it.
+They are made after every `migrate`, not by a migration: SQLite drops the triggers of a table when a later migration
+rebuilds it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from medseg_site.shared.jobs.row import Job, JobWords
 
 
 def moves(words: JobWords) -> set[tuple[str, str]]:
-    """(from, to) of every legal move. What is done stays done."""
+    """(from, to) of every legal change. A row that is done stays done."""
     ended = [word for word in (words.failed, words.cancelled) if word]
     found = {(words.queued, words.working), (words.working, words.queued), (words.working, words.done)}
     found |= {(words.working, word) for word in ended} | {(word, words.queued) for word in ended}

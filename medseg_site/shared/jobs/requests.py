@@ -31,10 +31,19 @@ def request_cancel(row: Job) -> None:
     row.refresh_from_db()
 
 
+def why_not_requeueable(row: Job) -> str | None:
+    """Why a row cannot be started again now; None where it can."""
+    ended = _ended_without_result(row)
+    return None if row.status in ended else f"It is {row.status}. Only {' or '.join(ended)} ones can be started again."
+
+
+def _ended_without_result(row: Job) -> list[str]:
+    return [word for word in (row.WORDS.failed, row.WORDS.cancelled) if word]
+
+
 def requeue(row: Job, **columns: Any) -> None:
     """Put an ended row (failed or cancelled) back into the queue, and send its message on commit. Raises WrongStateError."""
     words, now = row.WORDS, timezone.now()
-    ended = [word for word in (words.failed, words.cancelled) if word]
     fresh = {
         "status": words.queued,
         "error": None,
@@ -48,9 +57,9 @@ def requeue(row: Job, **columns: Any) -> None:
     }
     mine = type(row)._default_manager.filter(pk=row.pk)
     with transaction.atomic():
-        if not mine.filter(status__in=ended).update(**{**fresh, **columns}):
+        if not mine.filter(status__in=_ended_without_result(row)).update(**{**fresh, **columns}):
             row.refresh_from_db(fields=["status"])
-            raise WrongStateError(f"It is {row.status}. Only {' or '.join(ended)} ones can be started again.")
+            raise WrongStateError(why_not_requeueable(row) or "It changed a moment ago. Try again.")
         add_to_timeline(mine, "queued", detail="Started again by hand.")
         announce(row, words.queued)
         send_on_commit(row)

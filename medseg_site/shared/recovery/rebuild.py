@@ -1,6 +1,6 @@
-"""The database again from storage alone: every manifest becomes the row, with its parts, that it was written from.
+"""Makes the database again from storage alone: every manifest becomes the row, with its parts, that it was written from.
 
-Rows that are there already stay as they are, so it can be run as often as one likes, also on a database that lost only some.
+Rows that exist stay as they are, so it can be run again, also on a database that lost only some rows.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from medseg_site.shared.catalogue.manifests import Document, ManifestError
 from medseg_site.shared.jobs.row import Job
 from medseg_site.shared.storage import objects as storage
 
-READ_AT_ONCE = 64  # manifests, side by side: from S3 each is a round trip
+# Manifests that are read in parallel, since each is a round trip to S3.
+READ_AT_ONCE = 64
 INSERT_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class Remark:
-    """What a person should know of one owner of objects: why it was not restored or what of it is not as it was, and the cure."""
+    """Why one prefix was not restored, or not as it was, and the cure."""
 
     prefix: str
     reason: str
@@ -51,9 +52,11 @@ class Remark:
 
 @dataclass
 class Report:
-    restored: Counter[str] = field(default_factory=Counter)  # by table
+    """Rows by table, and remarks. `queued` counts the restored rows that go on."""
+
+    restored: Counter[str] = field(default_factory=Counter)
     present: Counter[str] = field(default_factory=Counter)
-    queued: Counter[str] = field(default_factory=Counter)  # of the restored ones: those that go on
+    queued: Counter[str] = field(default_factory=Counter)
     skipped: list[Remark] = field(default_factory=list)
     notes: list[Remark] = field(default_factory=list)
 
@@ -65,7 +68,7 @@ class SkippedError(Exception):
 
 
 def rebuild(*, dry_run: bool = False, on_step: Callable[[str], None] = lambda table: None) -> Report:
-    """Restore what is missing. `on_step(table)` is called after each manifest. With `dry_run` nothing is written."""
+    """Restore the rows that are missing. `on_step(table)` is called after each manifest. With `dry_run` nothing is written."""
     builder = _Builder(dry_run)
     for model in stored_models():
         builder.restore_table(model, on_step)
@@ -77,7 +80,7 @@ def rebuild(*, dry_run: bool = False, on_step: Callable[[str], None] = lambda ta
 
 
 def _only_lends(prefix: str) -> bool:
-    """Whether its row was deleted and all that lies there belongs to others by now: samples that later versions share."""
+    """Whether the row was deleted and later versions own all objects that are left."""
     if storage.size_of(f"{prefix}/{manifests.NAME}") is not None:
         return False
     keys = [item.key for item in storage.objects_below(prefix)]
@@ -88,7 +91,8 @@ class _Builder:
     def __init__(self, dry_run: bool) -> None:
         self.dry_run = dry_run
         self.report = Report()
-        self.known: dict[Any, dict[uuid.UUID, int]] = {}  # table → uuid → id, of rows that are there or would be
+        # Table → uuid → number, of rows that exist or would exist after a real run.
+        self.known: dict[Any, dict[uuid.UUID, int]] = {}
         self.users: dict[str, Any] = {}
 
     def restore_table(self, model: type[Job], on_step: Callable[[str], None]) -> None:
@@ -174,7 +178,8 @@ class _Builder:
             self.report.notes.append(
                 Remark(prefix, f"its {column.name} could not be restored, so it is without one", f"See {place}.")
             )
-        return None  # deleted, as in the database that was
+        # It was deleted before the database was lost.
+        return None
 
     def _told_in_full(self, prefix: str, target: Any, said: Document) -> int | None:
         """The row that this manifest tells all of: the one that is there, or made again. None in a dry run."""
@@ -202,7 +207,7 @@ class _Builder:
         if name not in self.users:
             user = get_user_model()._default_manager.filter(username=name).first()
             if user is None and not self.dry_run:
-                # As the platform makes its own user; others get a password from an administrator.
+                # The platform's own user is made as always. Others get a password from an administrator.
                 is_own = name == "local" and settings.MEDSEG_SINGLE_USER
                 user = local_user() if is_own else get_user_model().objects.create_user(name)
             self.users[name] = user.pk if user else None
@@ -242,7 +247,7 @@ def _parts(row: Job, part: Any, owner: str, documents: Iterable[Document]) -> It
 
 
 def _documents(row: Job, prefix: str, said: Any) -> Iterator[Document]:
-    """The parts that a manifest holds or speaks of. Those that lie apart were written when the row was finished."""
+    """The parts that a manifest holds or names. Parts in a file of their own were written when the row was finished."""
     if isinstance(said, list):
         yield from said
     elif row.status == row.WORDS.done:
@@ -260,7 +265,7 @@ def _chunks(items: Iterator[models.Model]) -> Iterator[list[models.Model]]:
 
 
 def _read_all(collection: str) -> Iterator[tuple[str, Document | ManifestError]]:
-    """(prefix, its manifest or what is wrong with it) of every owner of objects, in the order of their names."""
+    """(prefix, its manifest or what is wrong with it) of every prefix in a collection, sorted."""
     folders = storage.owners_of(collection)
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(folders), READ_AT_ONCE):
@@ -276,7 +281,7 @@ def _read(prefix: str) -> Document | ManifestError:
 
 
 def _reset_sequences() -> None:
-    """Rows came with their numbers, which Postgres' counters do not notice (SQLite's do)."""
+    """Set Postgres' counters behind the numbers that the rows came with. SQLite does it by itself."""
     tables = [table for model in stored_models() for table in (model, *(part for _, part, _ in parts_of(model)))]
     tables += models_told_in_full()
     with connection.cursor() as cursor:

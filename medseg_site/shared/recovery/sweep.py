@@ -1,4 +1,4 @@
-"""Objects that no row owns: what killed uploads, lost claims and interrupted deletions left behind."""
+"""Finds and removes objects that no row owns. Killed uploads, lost claims and interrupted deletions leave such objects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from medseg_site.shared.jobs.row import Job
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage.objects import ObjectInfo
 
-LEAST_HOURS = 24.0  # an object is stored before its row: an upload in progress has none yet
+# An object is stored before its row, so a young object may belong to an upload in progress.
+MIN_HOURS = 24.0
 
 
 @dataclass
@@ -31,17 +32,21 @@ class Report:
     count: int = 0
     bytes: int = 0
     too_young: int = 0
-    unknown: list[str] = field(default_factory=list)  # first parts of keys that this program does not make
+    # First parts of keys that this program does not make.
+    unknown: list[str] = field(default_factory=list)
 
 
 def collect(
     *,
     delete: bool = False,
-    older_than_hours: float = LEAST_HOURS,
+    older_than_hours: float = MIN_HOURS,
     on_object: Callable[[ObjectInfo], None] = lambda item: None,
     on_step: Callable[[str, int], None] = lambda collection, owners: None,
 ) -> Report:
-    """Find (and with `delete` remove) what no row owns. `on_object` is called for each; `on_step` as owners are looked at."""
+    """Find the objects that no row owns, and remove them with `delete`.
+
+    `on_object` is called for each; `on_step(collection, owners)` after each chunk of owners.
+    """
     report = Report()
     known = {declared(model).collection for model in stored_models()}
     known |= {declared(model).reserves for model in reserving_models()}
@@ -66,15 +71,16 @@ def collect(
 
 
 def remove_remains(model: type[Job], owners: list[uuid.UUID]) -> None:
-    """What lies below the prefixes of deleted rows, but for what other rows name (versions of a dataset share objects)."""
+    """Remove the objects below the prefixes of deleted rows, except those that other rows name: versions of a dataset share objects."""
     gone = set(owners) - set(model._default_manager.filter(uuid__in=owners).values_list("uuid", flat=True))
     prefixes = [storage.object_key(declared(model).collection, owner) for owner in sorted(gone)]
     keys = [item.key for prefix in prefixes for item in storage.objects_below(prefix)]
-    storage.delete_objects(set(keys) - named_by_any(keys))  # asked of all at once: it reads whole tables
+    # One question for all keys, since it reads whole tables.
+    storage.delete_objects(set(keys) - named_by_any(keys))
 
 
 def _garbage(model: type[Job]) -> Iterator[tuple[int, list[ObjectInfo]]]:
-    """(owners looked at, their objects that no row owns), some owners at a time."""
+    """(number of owners looked at, their objects that no row owns), chunk by chunk."""
     for some in storage.owners_in_chunks(declared(model).collection):
         ids = [owner for name in some if (owner := owner_of(name))]
         # Asked after the walk: a row that was written meanwhile counts.
@@ -86,14 +92,15 @@ def _garbage(model: type[Job]) -> Iterator[tuple[int, list[ObjectInfo]]]:
                 some.pop(name, None)
         for name, objects in some.items():
             loose += _not_owned(rows[name], objects) if name in rows else objects
-        named = named_by_any([item.key for item in loose]) if loose else set()  # another row may share an object
-        # Manifests go first: one that is left alone would be restored as a row.
+        # Another row may name an object of this prefix.
+        named = named_by_any([item.key for item in loose]) if loose else set()
+        # Manifests go first: `rebuild_catalog` would make a row of one that is left alone.
         loose.sort(key=lambda item: not item.key.endswith(f"/{manifests.NAME}"))
         yield len(ids), [item for item in loose if item.key not in named]
 
 
 def _not_owned(row: Job, objects: list[ObjectInfo]) -> list[ObjectInfo]:
-    """Objects below a row's prefix that are none of its own. Work in progress names its objects only at its end."""
+    """Objects below a row's prefix that the row does not own. An active row names its objects at its end only."""
     if row.is_active:
         return [item for item in objects if item.key.endswith(".part")]
     stored, prefix = declared(type(row)), prefix_of(row)

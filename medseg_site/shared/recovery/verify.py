@@ -1,6 +1,6 @@
-"""Does storage hold what the rows say, unchanged, and do the manifests say what the rows say?
+"""Compares rows, objects and manifests: does storage hold what the rows name, unchanged, and do the manifests agree?
 
-`verify` is also the invariant that tests of killed processes check: no problem may be left once everything has come to rest.
+Tests that kill processes use `verify` as their invariant: once all work has ended, there must be no problem.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Report:
     rows: int = 0
     objects: int = 0
     bytes_read: int = 0
-    orphans: int = 0  # objects that no row owns: `collect_garbage` sweeps them
+    # Objects that no row owns. `collect_garbage` removes them.
+    orphans: int = 0
     orphan_bytes: int = 0
     problems: list[Problem] = field(default_factory=list)
 
@@ -75,9 +76,9 @@ def verify(
 ) -> Report:
     """Look at every row, object and manifest.
 
-    quick: objects have to be there and not be empty; their checksums are not computed.
-    repair: write manifests again that are missing or do not say what their row says.
-    on_step(table, rows): called as rows have been looked at.
+    quick: only check that objects exist and are not empty; compute no checksums.
+    repair: write manifests again that are missing or differ from their row.
+    on_step(table, rows): called after each chunk of rows.
     """
     report = Report()
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
@@ -93,10 +94,10 @@ def verify(
 
 
 def mend_recent_manifests(*, since_seconds: float | None = None) -> int:
-    """Write the manifests again that a kill between a row's change and its manifest left behind; how many.
+    """Write manifests again that are missing or old since a process was killed between a row's change and its manifest.
 
-    Of rows that are not done (what is done has its manifest before): those that were queued or ended since then, the newest
-    RECENT_ROWS of each table.
+    Looks at the newest RECENT_ROWS of each table that are not done and were queued or ended in the last `since_seconds`. A row
+    that is done had its manifest before. Returns how many manifests were written.
     """
     now, mended = timezone.now(), 0
     for model in stored_models():
@@ -104,7 +105,7 @@ def mend_recent_manifests(*, since_seconds: float | None = None) -> int:
         if since_seconds is not None:
             since = now - timedelta(seconds=since_seconds)
             rows = rows.filter(Q(due_at__gte=since) | Q(finished_at__gte=since))
-        # The youngest are left for the next time: their manifests may be on their way.
+        # The youngest rows wait for the next pass: their manifests may be on their way.
         settled = now - timedelta(seconds=SETTLED_SECONDS)
         rows = rows.filter(Q(finished_at=None, due_at__lt=settled) | Q(finished_at__lt=settled))
         for row in rows.order_by("-due_at")[:RECENT_ROWS].iterator(chunk_size=20):  # their logs may be long
@@ -114,12 +115,8 @@ def mend_recent_manifests(*, since_seconds: float | None = None) -> int:
     return mended
 
 
-def find_problems(*, quick: bool = False) -> list[Problem]:
-    return verify(quick=quick).open_problems
-
-
 def _with_objects(model: type[Job], report: Report) -> Iterator[list[tuple[Job, list[ObjectInfo]]]]:
-    """Rows with the objects below their prefix, some at a time; objects without a row are counted."""
+    """Chunks of rows with the objects below their prefix. Objects without a row are counted in the report."""
     seen: set[uuid.UUID] = set()
     for some in storage.owners_in_chunks(declared(model).collection):
         owners = {owner: objects for name, objects in some.items() if (owner := owner_of(name))}
@@ -154,11 +151,13 @@ def _verify_row(
         return
     now = type(row)._default_manager.filter(pk=row.pk).first()
     if now is None:
-        return  # deleted meanwhile
-    if _state(now) != _state(row):  # it went on meanwhile: look again at what it is now
+        # It was deleted meanwhile.
+        return
+    # The row changed meanwhile: look at what it is now.
+    if _state(now) != _state(row):
         sizes = {item.key: item.size for item in storage.objects_below(prefix_of(now))}
         found = list(_object_problems(now, sizes, report, pool, quick=quick))
-    # Manifests follow their rows by a moment, so what one says is looked at again in any case.
+    # A manifest is written a moment after its row, so it is read again in any case.
     found = [problem for problem in found if problem.code not in MENDABLE] + list(_manifest_problems(now))
     if repair and any(problem.code in MENDABLE for problem in found):
         manifests.rewrite(now)
@@ -175,7 +174,7 @@ def _object_problems(
     table, pk = row._meta.db_table, row.pk
 
     def look(named: tuple[str, str]) -> tuple[str, int, str]:
-        """(key, bytes read, what is wrong: "" for nothing)"""
+        """(key, bytes read, code of the problem or "")"""
         key, checksum = named
         size = sizes[key] if key in sizes else storage.size_of(key)  # another row's prefix, or younger than the walk
         if size is None:
@@ -195,7 +194,7 @@ def _object_problems(
         for key, read, wrong in pool.map(look, some):
             report.bytes_read += read
             if wrong:
-                yield Problem(wrong, table, pk, key, *_told(wrong))
+                yield Problem(wrong, table, pk, key, *_detail_and_cure(wrong))
 
 
 def _hashed(key: str) -> tuple[str, int]:
@@ -207,7 +206,7 @@ def _hashed(key: str) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _told(wrong: str) -> tuple[str, str]:
+def _detail_and_cure(wrong: str) -> tuple[str, str]:
     cure = "Put it back from a backup of the storage; without one, delete the row and upload or train again."
     return {
         "missing_object": ("The row names it, but it is not in storage.", cure),

@@ -1,8 +1,8 @@
-"""What a machine keeps of storage to be quick: copies of remote objects, and decoded samples. Both may vanish at any time.
+"""Two caches on this machine's disk: copies of remote objects, and decoded samples. Both may vanish at any time.
 
-Both are bounded by bytes; what was not used for longest goes first. Several processes share them without talking to one
-another: files appear whole (a rename), and what is in use is told by the file system (a second link, a lock), which also
-knows when the user of it was killed.
+Each is bounded by bytes, and the least recently used files go first. Several processes share a cache without a server: a
+file appears whole, by a rename. A second link or a lock says that a file is in use, so the system lets go of it when its
+user is killed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from django.conf import settings
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 60  # a path that was just handed out stays; who needs it for longer links it
-SHARE_BETWEEN_TRIMS = 64  # of the limit: how much a process adds before it looks at the whole cache again
+# A path that was just handed out stays that long. A caller that needs the file for longer links it.
+GRACE_SECONDS = 60
+# A process looks at the whole cache again after it has added this part (1/64) of the limit.
+TRIMS_PER_LIMIT = 64
 DAY = 24 * 3600
 
-_added_bytes: float = float("inf")  # since the last look at the cache; a new process looks at once
+# Since the last look at the cache. A new process looks at once.
+_added_bytes: float = float("inf")
 
 
 # --- Copies of remote objects ---------------------------------------------------------------------------------------------
@@ -34,10 +37,11 @@ def objects_folder() -> Path:
 
 
 def copy_of(name: str, download: Callable[[Path], None]) -> Path:
-    """The file called `name` (which says what is in it: it starts with a checksum), downloaded where it is not there yet."""
+    """The file `name`, downloaded unless it is there. The name begins with a checksum, so it stands for the content."""
     path = objects_folder() / name[:2] / name
     with suppress(FileNotFoundError):
-        os.utime(path)  # used now
+        # The time of change is the time of the last use.
+        os.utime(path)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{uuid.uuid4().hex}.part")
@@ -52,7 +56,7 @@ def copy_of(name: str, download: Callable[[Path], None]) -> Path:
 
 
 def link(path: Path, target: Path) -> None:
-    """Make `target` another name of a cached file, so that it stays however the cache is trimmed."""
+    """Make `target` a second name of a cached file. The file then stays until `target` is removed, too."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, target)
@@ -60,14 +64,15 @@ def link(path: Path, target: Path) -> None:
         pass
     except FileNotFoundError:
         raise
-    except OSError:  # the folders are on two disks, or the disk knows no links
+    except OSError:
+        # The folders are on two disks, or the file system has no links.
         part = target.with_name(f".{uuid.uuid4().hex}.part")
         shutil.copyfile(path, part)
         os.replace(part, target)
 
 
 def forget(checksums: Iterable[str]) -> None:
-    """Remove this machine's copies of deleted objects, however many: each folder is read once."""
+    """Remove this machine's copies of deleted objects. Each folder is read once, however many there are."""
     wanted = set(checksums)
     for folder in {checksum[:2] for checksum in wanted}:
         for path in (objects_folder() / folder).glob("*"):
@@ -78,13 +83,13 @@ def forget(checksums: Iterable[str]) -> None:
 def _note_added(size: int) -> None:
     global _added_bytes
     _added_bytes += size
-    if _added_bytes > settings.MEDSEG_OBJECT_CACHE_BYTES / SHARE_BETWEEN_TRIMS:
+    if _added_bytes > settings.MEDSEG_OBJECT_CACHE_BYTES / TRIMS_PER_LIMIT:
         trim_objects()
         _added_bytes = 0
 
 
 def trim_objects() -> None:
-    """Keep the copies below MEDSEG_OBJECT_CACHE_MB. What a job has linked stays: removing it here would free nothing."""
+    """Keep the copies below MEDSEG_OBJECT_CACHE_MB. A file that a job has linked stays: removing it here would free nothing."""
     with _alone(objects_folder() / ".trim") as alone:
         if not alone:
             return
@@ -93,7 +98,8 @@ def trim_objects() -> None:
             with suppress(FileNotFoundError):
                 stat = path.stat()
                 if path.name.endswith(".part"):
-                    if now - stat.st_mtime > DAY:  # of a killed process
+                    # A killed process left it.
+                    if now - stat.st_mtime > DAY:
                         path.unlink()
                     continue
                 files.append((stat.st_mtime, stat.st_size, stat.st_nlink, path))
@@ -108,19 +114,20 @@ def trim_objects() -> None:
 
 # --- Decoded samples --------------------------------------------------------------------------------------------------------
 def decoded_folder(owner: uuid.UUID) -> Path:
-    """Where the decoded samples of a dataset are kept on this machine for trainings to read."""
+    """The folder of a dataset's decoded samples on this machine. Trainings read them."""
     return Path(settings.CACHE_DIR) / "decoded" / str(owner)
 
 
 @contextmanager
 def decoded_in_use(owner: uuid.UUID) -> Iterator[Path]:
-    """The folder of decoded samples, which nobody trims meanwhile; at the end this one looks whether all are too large."""
+    """The folder of decoded samples, locked against trimming. Before and after, the whole cache is trimmed to its limit."""
     folder = decoded_folder(owner)
     lock = _lock_file(folder)
     lock.parent.mkdir(parents=True, exist_ok=True)
     trim_decoded(keep=folder)
     with lock.open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_SH)  # let go by the system when this process ends, however it does
+        # The system releases the lock when this process ends, also when it is killed.
+        fcntl.flock(held, fcntl.LOCK_SH)
         os.utime(lock)
         folder.mkdir(exist_ok=True)
         try:
@@ -131,7 +138,7 @@ def decoded_in_use(owner: uuid.UUID) -> Iterator[Path]:
 
 
 def trim_decoded(keep: Path | None = None) -> None:
-    """Keep all decoded samples below MEDSEG_DECODED_CACHE_MB, a dataset at a time, never one in use; `keep` goes last."""
+    """Keep the decoded samples below MEDSEG_DECODED_CACHE_MB. A dataset in use is never removed, and `keep` goes last."""
     found = []
     root = Path(settings.CACHE_DIR) / "decoded"
     for folder in (path for path in root.glob("*") if path.is_dir()):
@@ -145,7 +152,7 @@ def trim_decoded(keep: Path | None = None) -> None:
             break
         with _alone(_lock_file(folder)) as alone:
             if alone:
-                log.info("the decoded samples in %s give way to newer ones", folder.name)
+                log.info("the decoded samples in %s are removed to make room", folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
                 excess -= size
 
@@ -161,7 +168,7 @@ def _lock_file(folder: Path) -> Path:
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[bool]:
-    """Whether nobody else holds the lock; if so, it is held inside."""
+    """True, and the lock is held inside, unless another process holds it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as held:
         try:

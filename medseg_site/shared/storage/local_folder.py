@@ -15,7 +15,7 @@ CHUNK = 2**20
 
 
 class AtomicFileSystemStorage(FileSystemStorage):
-    """A local folder in which an object is either whole or not there. Saving to an existing key replaces it."""
+    """A local folder in which an object is either whole or not there. Saving under an existing key replaces the object."""
 
     def get_available_name(self, name: str, max_length: int | None = None) -> str:
         return name
@@ -26,14 +26,16 @@ class AtomicFileSystemStorage(FileSystemStorage):
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
         try:
             if hasattr(content, "temporary_file_path"):
-                shutil.move(content.temporary_file_path(), part)  # an upload on disk: a rename, not a second copy
+                # The upload is on the disk already: this is a rename, not a second copy.
+                shutil.move(content.temporary_file_path(), part)
             else:
                 with part.open("wb") as out:
                     for chunk in content.chunks(CHUNK):
                         out.write(chunk)
             if _is_synced(name):
+                # Else a row could say that the object is whole after the machine lost its power.
                 with part.open("rb") as written:
-                    os.fsync(written)  # the machine may lose its power, and a row say that the object is whole
+                    os.fsync(written)
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)
@@ -41,5 +43,7 @@ class AtomicFileSystemStorage(FileSystemStorage):
 
 
 def _is_synced(name: str) -> bool:
-    """Not the thousands of samples, which `settle` waits for all at once, nor the manifests of inferences, which can be written again."""
+    """Whether the disk is waited for. Not for samples, for which `settle` waits all at once, nor for manifests of inferences,
+    which can be written again.
+    """
     return "/samples/" not in name and not (name.startswith("inferences/") and name.endswith(".json"))

@@ -1,6 +1,6 @@
-"""Objects: their keys, how they are stored whole or not at all, and the local cache of those that live elsewhere.
+"""Objects in storage: their keys, and how they are stored, read, listed and removed, in a local folder or in a bucket.
 
-User file names never become part of a key; they live in columns and manifests.
+The names of users' files never become part of a key. They are kept in columns and manifests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from django.core.files.storage import FileSystemStorage, default_storage, storag
 from medseg_site.shared.storage import cache, remote
 
 CHUNK = 2**20
-OWNERS_AT_ONCE, OBJECTS_AT_ONCE = 200, 20_000  # of a walk over all that there is
+# A walk over all objects holds so many in memory.
+OWNERS_AT_ONCE, OBJECTS_AT_ONCE = 200, 20_000
 
 
 class StorageCorruptError(Exception):
@@ -52,12 +53,12 @@ def bucket_name() -> str:
 
 
 def object_key(collection: str, owner: uuid.UUID, *parts: str) -> str:
-    """`datasets/<uuid>/archive.zip`: the only place where keys are made. `collection`: datasets, models, inferences, batches."""
+    """A key such as `datasets/<uuid>/archive.zip`. Keys are made here only. `collection`: datasets, models, inferences, batches."""
     return "/".join([collection, str(owner), *parts])
 
 
 def sha256_of(source: IO[bytes]) -> tuple[str, int]:
-    """Checksum (hex) and size in bytes of an open file, read in chunks from its start; leaves it at its start."""
+    """SHA-256 (hex) and size in bytes of an open file. It is read in chunks from its start, and left at its start."""
     digest, size = hashlib.sha256(), 0
     source.seek(0)
     while chunk := source.read(CHUNK):
@@ -70,7 +71,8 @@ def sha256_of(source: IO[bytes]) -> tuple[str, int]:
 def is_zip(upload: File[Any]) -> bool:
     try:
         return upload.file is not None and zipfile.is_zipfile(upload.file)
-    except zipfile.BadZipFile:  # an end record that speaks of several disks
+    except zipfile.BadZipFile:
+        # Its end record names several disks.
         return False
 
 
@@ -82,9 +84,11 @@ def store_upload(key: str, upload: File[Any]) -> StoredObject:
     return StoredObject(key, size, sha256)
 
 
-def store_file(key: str, path: Path) -> StoredObject:
+def store_file(key: str, path: Path, *, sha256: str = "") -> StoredObject:
+    """sha256: of the bytes that the file must have, where they were hashed on their way into it; it is not read twice then."""
     with path.open("rb") as source:
-        sha256, size = sha256_of(source)
+        sha256 = sha256 or sha256_of(source)[0]
+        size = os.fstat(source.fileno()).st_size
         default_storage.save(key, File(source, name=path.name))
     return StoredObject(key, size, sha256)
 
@@ -99,7 +103,7 @@ def store_json(key: str, document: dict[str, Any]) -> StoredObject:
 
 
 def settle() -> None:
-    """Wait until all that was stored in the local folder is on its disk, before a row says so."""
+    """Wait until everything that was stored in the local folder is on the disk. Call it before a row says that it is there."""
     if not is_remote():
         os.sync()
 
@@ -110,12 +114,12 @@ def open_object(key: str) -> IO[bytes]:
 
 
 def open_stream(key: str) -> IO[bytes]:
-    """To be read once from its start to its end: from S3 as it comes. Raises FileNotFoundError."""
+    """The object as a stream that is read once, from start to end. Raises FileNotFoundError."""
     return remote.open_whole(key) if is_remote() else open_object(key)
 
 
 def open_range(key: str, start: int, end: int) -> IO[bytes]:
-    """The bytes from `start` up to (not with) `end`, read as they are asked for. Raises FileNotFoundError."""
+    """A stream of the bytes from `start` up to, but without, `end`. Raises FileNotFoundError."""
     if not is_remote():
         file = open_object(key)
         file.seek(start)
@@ -147,7 +151,7 @@ def delete_object(key: str) -> None:
 
 
 def delete_objects(keys: Iterable[str]) -> None:
-    """Remove many, and in the local folder what is empty after it."""
+    """Remove many objects, and the folders that are empty after that."""
     if is_remote():
         remote.delete_keys(keys)
         return
@@ -157,7 +161,7 @@ def delete_objects(keys: Iterable[str]) -> None:
 
 
 def delete_prefix(prefix: str) -> None:
-    """Remove every object below a key prefix, the manifest first: what a killed process leaves of it must not come back."""
+    """Remove every object below a key prefix. The manifest goes first: without it, `rebuild_catalog` restores no row from the rest."""
     prefix = prefix.rstrip("/")
     delete_object(f"{prefix}/manifest.json")
     if not is_remote():
@@ -167,10 +171,11 @@ def delete_prefix(prefix: str) -> None:
 
 
 def remove_emptied_folders(key: str) -> None:
-    """Those of a deleted object in the local folder, up to its owner's."""
+    """Remove the folders of a deleted object that are empty now, up to its owner's folder."""
     while not is_remote() and key.count("/") > 1:
         key = key.rpartition("/")[0]
-        with suppress(OSError):  # not empty
+        # An error says that the folder is not empty.
+        with suppress(OSError):
             os.rmdir(default_storage.path(key))
 
 
@@ -190,13 +195,13 @@ class ObjectInfo:
 
 
 def collections() -> list[str]:
-    """The first parts of all keys that there are, whoever made them."""
+    """The first parts of all keys, also of those that this program did not make."""
     folders, files = default_storage.listdir("")
     return sorted({*folders, *files} - {""})
 
 
 def owners_of(collection: str) -> list[str]:
-    """The second parts of a collection's keys (folders only), in order."""
+    """The second parts of a collection's keys (folders only), sorted."""
     try:
         return sorted(name for name in default_storage.listdir(collection)[0] if name)
     except FileNotFoundError:
@@ -204,13 +209,13 @@ def owners_of(collection: str) -> list[str]:
 
 
 def objects_by_owner(collection: str) -> Iterator[tuple[str, list[ObjectInfo]]]:
-    """(second part of the key, its objects), owner by owner, so that memory does not grow with their number."""
+    """(second part of the key, its objects), owner by owner, so that memory does not grow with the number of owners."""
     for owner, objects in groupby(objects_below(collection), key=lambda item: item.key.split("/")[1]):
         yield owner, list(objects)
 
 
 def owners_in_chunks(collection: str) -> Iterator[dict[str, list[ObjectInfo]]]:
-    """The same some owners at a time, fewer where each has many objects: a chunk is what is held in memory."""
+    """The same in chunks of some owners, fewer where each has many objects. One chunk is held in memory."""
     some: dict[str, list[ObjectInfo]] = {}
     count = 0
     for owner, objects in objects_by_owner(collection):
@@ -230,7 +235,7 @@ def objects_below(prefix: str) -> Iterator[ObjectInfo]:
 
 
 def size_of(key: str) -> int | None:
-    """In bytes; None where there is no such object."""
+    """Size in bytes; None where there is no such object."""
     try:
         return remote.size_of(key) if is_remote() else default_storage.size(key)
     except FileNotFoundError:
@@ -240,7 +245,8 @@ def size_of(key: str) -> int | None:
 def _walk_local(prefix: str) -> Iterator[ObjectInfo]:
     try:
         entries = sorted(os.scandir(default_storage.path(prefix)), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile
+    except (FileNotFoundError, NotADirectoryError):
+        # It was deleted meanwhile.
         return
     for entry in entries:
         key = f"{prefix}/{entry.name}"
@@ -255,9 +261,9 @@ def _walk_local(prefix: str) -> Iterator[ObjectInfo]:
 
 
 def fetch(key: str, sha256: str | None = None) -> Path:
-    """A local file with the object's bytes: the file itself in a local folder, else a copy in the cache, named by its content.
+    """A local file with the object's bytes: the object itself in the local folder, else a copy in this machine's cache.
 
-    The copy stays at least a minute; who needs it for longer takes `fetch_into`.
+    The copy stays for a minute at least. A caller that needs it for longer takes `fetch_into`.
     Raises FileNotFoundError when there is no such object, StorageCorruptError when its checksum is not `sha256`.
     """
     if not is_remote():
@@ -273,13 +279,14 @@ def fetch(key: str, sha256: str | None = None) -> Path:
 
 
 def fetch_into(folder: Path, key: str, sha256: str) -> Path:
-    """As `fetch`, but a file that stays while `folder` does, however full the cache becomes."""
+    """As `fetch`, but the file stays as long as `folder` does, however full the cache becomes."""
     target = folder / f"{sha256}-{key.rpartition('/')[2]}"
     while is_remote() and not target.exists():
         try:
             cache.link(fetch(key, sha256), target)
         except FileNotFoundError:
-            remote.tag_of(key)  # gone from storage: raises; else only from the cache, a moment ago
+            # Raises where the object is gone from storage. Else only the copy was trimmed a moment ago: fetch again.
+            remote.tag_of(key)
     return target if is_remote() else fetch(key, sha256)
 
 
@@ -294,6 +301,6 @@ def _download(key: str, sha256: str | None, tag: str | None, target: Path) -> No
 
 
 def forget_copies(checksums: Iterable[str]) -> None:
-    """Remove this machine's copies of deleted objects; those of other machines go when theirs is trimmed."""
+    """Remove this machine's copies of deleted objects. Copies of other machines go when their cache is trimmed."""
     if is_remote():
         cache.forget(checksums)

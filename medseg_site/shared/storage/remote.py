@@ -47,7 +47,7 @@ def _missing_is_file_not_found(key: str) -> Iterator[None]:
 
 
 def tag_of(key: str) -> str:
-    """What an object's content is known by. Raises FileNotFoundError, as all here that name one object."""
+    """The ETag of an object. Raises FileNotFoundError, as every function here that names one object."""
     with _missing_is_file_not_found(key):
         return str(_whole(_bucket().Object(key).e_tag))
 
@@ -58,7 +58,7 @@ def size_of(key: str) -> int:
 
 
 def open_whole(key: str, tag: str | None = None) -> IO[bytes]:
-    """Read as it comes, not by way of memory or disk; with `tag` only if the object is still that one."""
+    """The object as a stream from S3. With `tag`, only if the object still has this ETag."""
     with _missing_is_file_not_found(key):
         answer = _bucket().Object(key).get(**({"IfMatch": tag} if tag else {}))
     return _body(answer)
@@ -71,13 +71,13 @@ def open_range(key: str, start: int, end: int) -> IO[bytes]:
 
 
 def _body(answer: dict[str, Any]) -> IO[bytes]:
-    """botocore holds the body against its length, which says nothing where the connection was cut within the head."""
+    """The body of an answer as a stream. botocore compares the body with its length; here the head is checked to have one."""
     _whole(answer.get("ContentLength"))
     return io.BufferedReader(_Checked(answer["Body"]), BUFFER)
 
 
 class _Checked(io.RawIOBase):
-    """A body that is always read through botocore's check of its length: in a `with`, botocore hands out the stream below that."""
+    """A body that is always read through botocore's check of its length. In a `with`, botocore itself would leave the check out."""
 
     def __init__(self, body: Any) -> None:
         self._body = body
@@ -96,14 +96,14 @@ class _Checked(io.RawIOBase):
 
 
 def _whole(header: Any) -> Any:
-    """Python takes a head that ends too early for a whole one, so a field that is always there may be missing."""
+    """The field of an answer's head. Python accepts a head that was cut off, so a field that S3 always sends may be missing."""
     if header is None:
         raise IncompleteReadError(actual_bytes=0, expected_bytes="an answer with its whole head")
     return header
 
 
 def below(prefix: str) -> Any:
-    """The objects whose keys begin so, in the order of their keys."""
+    """The objects whose keys begin with `prefix`, sorted by key."""
     return _bucket().objects.filter(Prefix=prefix)
 
 
@@ -113,7 +113,7 @@ def delete_below(prefix: str) -> None:
 
 
 def _refuse_errors(answer: dict[str, Any]) -> None:
-    """S3 answers 200 also where it could not delete some of them. Raises ClientError."""
+    """S3 answers 200 even if it could not delete some of the objects. Raises ClientError for those."""
     for error in answer.get("Errors", ()):
         raise ClientError(
             {"Error": {"Code": error.get("Code", ""), "Message": error.get("Message", "")},
@@ -123,7 +123,7 @@ def _refuse_errors(answer: dict[str, Any]) -> None:
 
 
 def delete_keys(keys: Iterable[str]) -> None:
-    """A thousand a request, as many as S3 takes."""
+    """Remove objects, a thousand in each request, which is S3's limit."""
     left = iter(keys)
     while some := [{"Key": key} for key in islice(left, 1000)]:
         answer = _bucket().delete_objects(Delete={"Objects": some, "Quiet": True})
@@ -133,7 +133,8 @@ def delete_keys(keys: Iterable[str]) -> None:
 def signed_url(key: str, *, name: str, content_type: str) -> str | None:
     """An address of the bucket itself that gives the object for an hour; None where clients might not reach the bucket."""
     if settings.AWS_ENDPOINT_URL and not settings.AWS_PUBLIC_ENDPOINT_URL:
-        return None  # a host inside a private network is of no use to a browser
+        # A browser cannot reach a host inside a private network.
+        return None
     answer = {
         "ResponseContentType": content_type,
         "ResponseContentDisposition": content_disposition_header(True, name),

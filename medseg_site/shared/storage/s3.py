@@ -1,7 +1,7 @@
-"""The bucket: django-storages' S3 storage, with small objects in one request each.
+"""The bucket as Django's storage: the one of django-storages, with small objects in one request each.
 
-The library starts threads for each upload, which only large ones are worth, and keeps fewer connections than manifests of a
-batch are written at once.
+The library starts threads for every upload, which pays for large objects only, and keeps fewer connections than a batch
+writes manifests at once.
 """
 
 from __future__ import annotations

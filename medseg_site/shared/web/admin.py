@@ -1,4 +1,4 @@
-"""The admin of rows that are jobs: nothing is added by hand, machine columns are read-only, deletions go through services."""
+"""The admin of job rows: nothing is added by hand, columns of the program are read-only, deletions go through services."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from django.template.response import TemplateResponse
 from django.utils.html import format_html
 
 from medseg_site.shared.base.errors import MedSegError
+from medseg_site.shared.base.text import count_of
 from medseg_site.shared.catalogue import manifests
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ JOB_FIELDS = (
 
 
 class JobAdmin(ModelAdmin):
-    """Subclasses give `fieldsets`, `editable_fields`, and `delete_row`, the service that removes a row with its objects."""
+    """Subclasses set `fieldsets` and `editable_fields`, and define `delete_row`."""
 
     editable_fields: tuple[str, ...] = ()
     actions: tuple[str, ...] = ("delete_selected",)
@@ -58,7 +59,7 @@ class JobAdmin(ModelAdmin):
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        """Without anything to change there is nothing to save."""
+        """Hide the buttons that save where nothing can be changed."""
         buttons = {} if self.editable_fields else {"show_save": False, "show_save_and_continue": False}
         return super().change_view(request, object_id, form_url, {**buttons, **(extra_context or {})})
 
@@ -80,7 +81,7 @@ class JobAdmin(ModelAdmin):
     def get_deleted_objects(
         self, objs: Any, request: HttpRequest
     ) -> tuple[list[str], dict[str, int], set[str], list[str]]:
-        """What the question before a deletion lists. Parts (samples, epochs) are not named one by one: there may be 100,000."""
+        """What the question before a deletion lists. Parts (samples, epochs) are not listed, since there may be 100,000."""
         names = [f"{row} with all its parts and files in storage" for row in objs]
         return names, {str(self.opts.verbose_name_plural): len(names)}, set(), []
 
@@ -89,11 +90,12 @@ class JobAdmin(ModelAdmin):
         manifests.keep_up(form.instance)
 
     def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
-        """Django calls it before the deletion, which may be refused; see delete_model."""
+        """Nothing is logged yet: Django calls it before the deletion, which may be refused. See delete_model."""
         return []
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
-        before: Any = [copy.copy(obj)]  # which keeps its number
+        # A deleted object loses its number; the copy keeps it.
+        before: Any = [copy.copy(obj)]
         self.delete_row(request.user, obj)
         super().log_deletions(request, before)
 
@@ -105,12 +107,12 @@ class JobAdmin(ModelAdmin):
             except MedSegError as error:
                 refused.append(f"{row}: {error.detail}")
         if refused:
-            deleted = f"{len(rows) - len(refused)} of {len(rows)} were deleted."
+            deleted = f"Deleted: {len(rows) - len(refused)} of {len(rows)}."
             raise MedSegError("refused", " ".join([*refused, deleted]))
 
     def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
         try:
-            # Not super().delete_view, whose transaction would keep everybody from writing while storage is asked.
+            # super().delete_view has a transaction, which would keep everybody from writing while storage is asked.
             within: Any = self
             answer: HttpResponse = within._delete_view(request, object_id, extra_context)
             return answer
@@ -120,7 +122,7 @@ class JobAdmin(ModelAdmin):
 
     @admin.action(description="Delete with all files", permissions=["delete"])
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> TemplateResponse | None:
-        """Those that may go; of each of the others it says why not."""
+        """Delete the rows that may go, and say of each other row why it stays."""
         try:
             return delete_after_question(self, request, queryset)
         except MedSegError as error:
@@ -128,7 +130,7 @@ class JobAdmin(ModelAdmin):
             return None
 
     def on_each(self, request: HttpRequest, rows: QuerySet[Any], done: str, service: Callable[[Any], object]) -> None:
-        """Call a service for every row; say how many were done, and of each refused one why."""
+        """Call a service for every row. Say how many succeeded, and why each other one was refused."""
         count = 0
         for row in rows:
             try:
@@ -148,7 +150,7 @@ class JobAdmin(ModelAdmin):
         lines = row.log.splitlines()
         if not lines:
             return "–"
-        return format_html("<details><summary>{} lines</summary><pre>{}</pre></details>", len(lines), row.log)
+        return _folded(count_of(len(lines), "line"), row.log)
 
     @admin.display(description="on the pages")
     def page(self, row: Any) -> str:
@@ -156,7 +158,7 @@ class JobAdmin(ModelAdmin):
 
 
 class ReadOnlyAdmin(ModelAdmin):
-    """Rows that belong to another one: to look at."""
+    """Rows that belong to another row. They can be looked at only."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -178,8 +180,12 @@ def picture(url: str, size: int = 56) -> str:
 
 
 def json_block(value: Any) -> str:
-    """Folded JSON, for columns that only a machine writes."""
+    """A column of JSON, folded."""
     if not value:
         return "–"
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    return format_html("<details><summary>{} entries</summary><pre>{}</pre></details>", len(value), text[:200_000])
+    return _folded(count_of(len(value), "entry", "entries"), text[:200_000])
+
+
+def _folded(summary: str, text: str) -> str:
+    return format_html("<details><summary>{}</summary><pre>{}</pre></details>", summary, text)

@@ -1,4 +1,4 @@
-"""What every API view shares: errors, pages of a list, and `Prefer: wait`."""
+"""What every API view shares: errors, rows named by their id, pages of a list, and `Prefer: wait`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from django.core.exceptions import ObjectDoesNotExist, RequestDataTooBig, SuspiciousOperation
+from django.db.models import Model, QuerySet
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
 from drf_standardized_errors.handler import ExceptionHandler as StandardizedExceptionHandler
 from rest_framework import status
 from rest_framework.exceptions import APIException, ErrorDetail, NotFound, ParseError, ValidationError
 from rest_framework.pagination import PageNumberPagination
 from rest_framework.parsers import JSONParser as PlainJSONParser
+from rest_framework.relations import PrimaryKeyRelatedField
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
@@ -36,7 +40,7 @@ class Pagination(PageNumberPagination):
 
 
 class JSONParser(PlainJSONParser):
-    """The library's, which lets the error of a text such as 100,000 times "[" through."""
+    """The library's parser, which lets the RecursionError of 100,000 brackets through."""
 
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
@@ -48,7 +52,7 @@ class JSONParser(PlainJSONParser):
 
 
 class ExceptionHandler(StandardizedExceptionHandler):
-    """Gives a domain error its status and code; everything else is the library's."""
+    """Gives a domain error its status and code. The library handles everything else."""
 
     def convert_known_exceptions(self, exc: Exception) -> Exception:
         if isinstance(exc, MedSegError):
@@ -59,7 +63,8 @@ class ExceptionHandler(StandardizedExceptionHandler):
         if isinstance(exc, RequestDataTooBig):
             text = "A text in the request is larger than 5 MB. Send files as files (multipart), and shorter texts."
             return _api_error(text, "too_large", status.HTTP_413_REQUEST_ENTITY_TOO_LARGE)
-        if isinstance(exc, SuspiciousOperation):  # more fields or files in a form than any of ours has
+        # A form with more fields or files than any of ours has.
+        if isinstance(exc, SuspiciousOperation):
             return ParseError(f"{exc} Send only the fields that this address takes.")
         if isinstance(exc, ObjectDoesNotExist):
             return NotFound("It was deleted in the meantime.")
@@ -75,21 +80,40 @@ def _api_error(detail: str, code: str, http_status: int) -> APIException:
     return answer
 
 
+@extend_schema_field(OpenApiTypes.INT)
+class VisibleRowField(PrimaryKeyRelatedField[Any]):
+    """The id of a row of `table` that the user may see."""
+
+    def __init__(self, table: type[Model], **options: Any) -> None:
+        self.table: Any = table
+        super().__init__(**options)
+
+    def get_queryset(self) -> QuerySet[Any]:
+        rows: QuerySet[Any] = self.table.objects.visible_to(self.context["request"].user)
+        return rows
+
+    def to_internal_value(self, data: Any) -> Any:
+        try:
+            return super().to_internal_value(data)
+        except OverflowError:  # the number 1e400
+            self.fail("incorrect_type", data_type=type(data).__name__)
+
+
 def answer_page(paginator: Any, rows: Any, request: Request, serializer: type[BaseSerializer[Any]]) -> Response:
-    """One page of a list that is not the view's own (a dataset's samples, a model's epochs)."""
+    """One page of a list inside another resource, such as a dataset's samples or a model's epochs."""
     page = paginator.paginate_queryset(rows, request)
     answer: Response = paginator.get_paginated_response(serializer(page, many=True, context={"request": request}).data)
     return answer
 
 
 def wait_seconds(request: Request) -> float:
-    """N of the header `Prefer: wait=N`, 0 without it, at most a minute."""
-    found = re.search(r"\bwait\s*=\s*(\d{1,6})", request.headers.get("Prefer", ""))
+    """Seconds of the header `Prefer: wait=N`; 0 without it, MAX_WAIT_SECONDS at most."""
+    found = re.search(r"\bwait\s*=\s*([0-9]{1,6})", request.headers.get("Prefer", ""))
     return float(min(int(found[1]), MAX_WAIT_SECONDS)) if found else 0.0
 
 
 def wait_for_end(row: Job, seconds: float) -> None:
-    """Return as soon as the job has ended or `seconds` have passed, with the row's columns fresh."""
+    """Return when the job has ended or `seconds` have passed. The row's columns are fresh then."""
     deadline = time.monotonic() + seconds
     row.refresh_from_db()
     while row.is_active and (left := deadline - time.monotonic()) > 0:

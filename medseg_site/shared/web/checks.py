@@ -1,4 +1,4 @@
-"""System checks (`manage.py check`) that explain a wrong set-up: what is wrong, and the variable that mends it."""
+"""System checks (`manage.py check`): what is wrong with the set-up, and which variable to set."""
 
 from __future__ import annotations
 

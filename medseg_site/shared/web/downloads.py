@@ -24,11 +24,11 @@ from medseg_site.shared.storage import remote
 
 SENT_AT_ONCE = 2**18  # bytes
 KEPT_BY_BROWSERS = "private, max-age=3600"
-RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class _PieceByPiece(StreamingHttpResponse):
-    """Also under ASGI, where Django would read all of a plain iterator into memory first."""
+    """A response that is sent piece by piece under ASGI, too, where Django would read a plain iterator into memory first."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         parts = iter(self)
@@ -48,9 +48,9 @@ ZipEntry = tuple[str, Iterable[bytes]]  # name in the archive, its bytes
 
 
 def zip_response(entries: Iterable[ZipEntry], *, name: str) -> HttpResponseBase:
-    """A ZIP that is made while it is sent: nothing of it is kept, and the first bytes go out at once. It has no length.
+    """A ZIP that is made while it is sent: nothing is kept, and the first bytes go out at once. It has no length.
 
-    What goes wrong on the way ends the connection, which every client takes for a failed download.
+    An error on the way ends the connection, so every client sees a failed download.
     """
     response = _PieceByPiece(_zipped(entries), content_type="application/zip")
     response["Content-Disposition"] = content_disposition_header(True, name)
@@ -67,7 +67,7 @@ def _zipped(entries: Iterable[ZipEntry]) -> Iterator[bytes]:
             yield from archive.file()
         yield from archive.finalize()
 
-    # Small ones are joined: each has to be passed from a thread to the event loop.
+    # Small pieces are joined, since each is passed from a thread to the event loop.
     waiting = bytearray()
     for piece in pieces():
         waiting += piece
@@ -78,7 +78,7 @@ def _zipped(entries: Iterable[ZipEntry]) -> Iterator[bytes]:
 
 
 def pieces_of(key: str) -> Iterator[bytes]:
-    """The bytes of an object, opened when the first is asked for."""
+    """The bytes of an object. It is opened when the first piece is asked for."""
     with storage.open_stream(key) as source:
         while piece := source.read(storage.CHUNK):
             yield piece
@@ -87,9 +87,9 @@ def pieces_of(key: str) -> Iterator[bytes]:
 def object_response(
     request: HttpRequest, key: str, *, content_type: str, name: str, sha256: str = "", download: bool = False
 ) -> HttpResponseBase:
-    """A stored object: streamed (a part of it where a Range is asked for), or for a download sent from S3 itself.
+    """A stored object as a stream, or the part of it that a Range names. A download may be redirected to S3 itself.
 
-    Only downloads are redirected: what scripts of the pages fetch has to come from the pages' own address.
+    Only downloads are redirected: what scripts fetch has to come from the address of the pages.
     """
     try:
         size = storage.size_of(key)
@@ -106,7 +106,7 @@ def object_response(
 
 
 def part_response(key: str, start: int, size: int, *, content_type: str, name: str) -> HttpResponseBase:
-    """A small file that lies in an object among others: `size` bytes from `start`."""
+    """A small file inside a larger object: `size` bytes from `start`."""
     try:
         with storage.open_range(key, start, start + size) as source:
             content = source.read()
@@ -148,9 +148,9 @@ def _streamed(
 
 
 def _asked_range(request: HttpRequest, size: int, tag: str | None) -> tuple[int, int] | None:
-    """(first, last) byte of the one range that is asked for, first > last where there is no such; None: send all of it.
+    """(first, last) byte of the range that is asked for; first > last if the object has no such bytes. None: send all of it.
 
-    Several ranges, other units and nonsense are answered with all of it, as RFC 9110 allows.
+    Several ranges, other units and nonsense are answered with the whole object, as RFC 9110 allows.
     """
     found = RANGE.fullmatch(request.headers.get("Range", "").replace(" ", ""))
     condition = request.headers.get("If-Range")
@@ -159,7 +159,8 @@ def _asked_range(request: HttpRequest, size: int, tag: str | None) -> tuple[int,
     first, last = found.groups()
     if not first and not last:
         return None
-    if not first:  # the last so many bytes
+    # `bytes=-500` names the last 500 bytes.
+    if not first:
         return (max(0, size - int(last)), size - 1) if int(last) else (1, 0)
     if last and int(last) < int(first):
         return None

@@ -1,4 +1,4 @@
-"""What a request is answered with when nothing else caught its error: an outage is named (503), anything else is a 500."""
+"""Answers requests whose error nothing else caught: 503 with the reason for an outage, 500 for anything else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS_TO_TRY_AGAIN = 15
 
 
 def failure(request: HttpRequest) -> HttpResponse:
-    """Django's handler500. No database is asked here: it may be what is away."""
+    """Django's handler500. It asks no database, since the database may be the outage."""
     error = sys.exc_info()[1]
     reason = outages.reason_of(error) if error else None
     if reason is None:
@@ -26,7 +26,7 @@ def failure(request: HttpRequest) -> HttpResponse:
 
 
 def outage(path: str, reason: str) -> HttpResponse:
-    """503 with the reason, as JSON or as a page."""
+    """503 with the reason, as JSON for the API and as a page otherwise."""
     headers = {"Retry-After": str(SECONDS_TO_TRY_AGAIN)}
     if path.startswith("/api/"):
         detail = {"code": "unavailable", "detail": f"{reason} Try again in a moment.", "attr": None}

@@ -1,7 +1,8 @@
-"""How many requests are worked on at once. Under ASGI each has a thread and a database connection of its own: hundreds of
-them at once are slower than the same ones a few at a time, and on SQLite they wait for each other's locks until one gives up.
+"""Limits how many requests are worked on at once.
 
-The others wait for their turn, bodies already received. Those that would wait too long are told when to come again.
+Under ASGI each request has a thread and a database connection of its own. Hundreds at once are slower than the same requests
+a few at a time, and on SQLite they wait for each other's locks until one gives up. The others wait for their turn; their
+bodies have been received. A request that would wait too long is told when to come again.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ from django.conf import settings
 from django.db import connection
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
-LONGEST_WAIT = 30.0  # seconds; a client has given up by then, or asks again
-MOST_WAITING = 2_000  # threads that only wait
-COME_AGAIN = 5  # seconds, for Retry-After
+# By then a client has given up, or asks again.
+MAX_WAIT_SECONDS = 30.0
+MAX_WAITING = 2_000  # threads
+RETRY_AFTER_SECONDS = 5
 NEVER_WAIT = {"/healthz", "/readyz"}
 
 
 class Gate:
-    """First come, first served: a place that gets free is handed to who has waited longest."""
+    """First come, first served: a free place goes to the request that has waited longest."""
 
-    def __init__(self, places: int, longest_wait: float = LONGEST_WAIT, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(self, places: int, longest_wait: float = MAX_WAIT_SECONDS, most_waiting: int = MAX_WAITING) -> None:
         self._free, self._longest_wait, self._most_waiting = places, longest_wait, most_waiting
         self._waiting: deque[threading.Event] = deque()
         self._lock = threading.Lock()
         self._mine = threading.local()
 
     def enter(self) -> bool:
-        """Take a place, soon or never."""
+        """Take a place. False where none becomes free in time."""
         with self._lock:
             if self._free and not self._waiting:
                 self._free -= 1
@@ -61,7 +63,7 @@ class Gate:
 
     @contextmanager
     def left_meanwhile(self) -> Iterator[None]:
-        """Around a wait for something that other requests or workers do: it holds neither a place nor a connection."""
+        """Give up place and database connection during a wait for something that other requests or workers do."""
         if not getattr(self._mine, "place", False):
             yield
             return
@@ -74,7 +76,7 @@ class Gate:
             self._come_back()
 
     def _come_back(self) -> None:
-        """Before all others, however long it takes: it has its answer and is not sent away any more."""
+        """Take a place before all others, however long it takes: this request has its answer and is not sent away any more."""
         with self._lock:
             if self._free:
                 self._free -= 1
@@ -103,8 +105,8 @@ class GateMiddleware:
 
 
 def _refusal() -> JsonResponse:
-    detail = f"The platform has more requests than it can answer now. Ask again in {COME_AGAIN} seconds."
+    detail = f"The platform has more requests than it can answer now. Ask again in {RETRY_AFTER_SECONDS} seconds."
     error = {"code": "throttled", "detail": detail, "attr": None}
     answer = JsonResponse({"type": "client_error", "errors": [error]}, status=429)
-    answer["Retry-After"] = str(COME_AGAIN)
+    answer["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return answer

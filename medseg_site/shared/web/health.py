@@ -1,4 +1,4 @@
-"""Is the process alive, and can it do its work?"""
+"""`/healthz` (the process is alive) and `/readyz` (database, storage and broker answer)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_storage() -> None:
 
 
 def check_broker() -> None:
-    """Redis, and the broker of the messages where it is another one."""
+    """Redis, and the message broker where it is another server."""
     events.redis_client().ping()
     if settings.CELERY_BROKER_URL != settings.REDIS_URL:
         with current_app.connection_for_write(connect_timeout=3) as broker:
@@ -62,7 +62,7 @@ def healthz(request: HttpRequest) -> JsonResponse:
 
 
 def readyz(request: HttpRequest) -> JsonResponse:
-    """200 when database, storage and broker answer; 503 naming those that do not."""
+    """200 when database, storage and broker answer; else 503, which names those that do not."""
     parts = answers()
     ready = all(answer == "ok" for answer in parts.values())
     return JsonResponse({"status": "ready" if ready else "not ready", "parts": parts}, status=200 if ready else 503)

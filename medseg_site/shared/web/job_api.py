@@ -1,4 +1,4 @@
-"""What the API shows of every row that is a job: its log."""
+"""The log of a job in the API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class JobLogMixin:
     @extend_schema(responses={(200, "text/plain"): OpenApiTypes.STR})
     @action(detail=True, filterset_class=None, search_fields=[], ordering_fields=[])
     def log(self: Any, request: Request, pk: str) -> HttpResponse:
-        """The last 1,000 lines that the workers of this job logged, as a text file; empty before a worker has it."""
+        """The last 1,000 lines that the workers of this job logged, as a text file. It is empty until a worker takes the job."""
         row = self.get_object()
         headers = {"Content-Disposition": f'attachment; filename="{row.KIND}-{row.pk}.log"'}
         return HttpResponse(

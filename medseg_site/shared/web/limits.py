@@ -1,6 +1,6 @@
-"""Refuses a request body that is too large before any of it is kept, and one that the disk has no room for.
+"""Refuses a request body that is too large, or that the disk has no room for.
 
-Django spools every body to the disk first; until then no view and none of Django's handlers of errors is asked.
+Django writes every body to the disk before it calls a view or an error handler, so this is ASGI middleware around Django.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import Any
 from django.http import HttpResponse, JsonResponse
 
 from medseg_site.shared.base import outages
+from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.web import failures
 
 log = logging.getLogger(__name__)
 
 
 class UploadLimit:
-    """ASGI middleware: answers 413 when the declared length is over `max_bytes`, and cuts off bodies that lie about it.
+    """Answers 413 when the declared length is over `max_bytes`, and cuts off a body that is longer than it declared.
 
-    503 where the disk is full.
+    Answers 503 when the disk is full.
     """
 
     def __init__(self, app: Any, max_bytes: int) -> None:
@@ -29,7 +30,7 @@ class UploadLimit:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         headers = dict(scope.get("headers", []))
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self.max_bytes:
+        if length.isdigit() and whole_number(length.decode(), maximum=self.max_bytes) is None:
             await _answer(send, self._refusal())
             return
         received, started = 0, False
@@ -38,7 +39,7 @@ class UploadLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            # Without a length the size shows only while reading; a disconnect makes Django drop what it has.
+            # Without a length the size is known only while reading. A disconnect makes Django drop the body.
             return {"type": "http.disconnect"} if received > self.max_bytes else message
 
         async def noting_send(message: Any) -> None:
@@ -65,7 +66,7 @@ class UploadLimit:
 
 
 async def _answer(send: Any, response: HttpResponse) -> None:
-    """The connection ends with it: the rest of the body is not read."""
+    """Send an answer and close the connection, since the rest of the body is not read."""
     headers = {**response.headers, "Content-Length": str(len(response.content)), "Connection": "close"}
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": response.status_code, "headers": encoded})

@@ -1,4 +1,4 @@
-"""What the OpenAPI document needs to be told: the single user, `Idempotency-Key`, and the errors beyond the library's."""
+"""Additions to the OpenAPI document: the single user, `Idempotency-Key`, and two errors that the library does not know."""
 
 from __future__ import annotations
 

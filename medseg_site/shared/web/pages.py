@@ -1,4 +1,4 @@
-"""What the pages share: pages of a list, services whose refusals become messages, and the end of a live part."""
+"""What the HTML pages share: pages of a list, refusals as messages, and the end of a live part."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from medseg_site.shared.web.paging import KeyPaginator
 
 
 def page_of(request: HttpRequest, rows: QuerySet[Any] | list[Any], size: int) -> Page[Any]:
-    """The page that `?page=` names; the nearest one where there is no such page."""
+    """The page of a list that `?page=` names, or the nearest one."""
     return KeyPaginator(rows, size).get_page(request.GET.get("page"))
 
 
 def tell(request: HttpRequest, done: str, service: Callable[[], object]) -> bool:
-    """Call a service; its success or its refusal becomes a message on the next page. True when it was done."""
+    """Call a service and put its success or its refusal on the next page as a message. True when it succeeded."""
     try:
         service()
     except MedSegError as error:
@@ -34,12 +34,12 @@ def tell(request: HttpRequest, done: str, service: Callable[[], object]) -> bool
 
 
 def is_live(request: HttpRequest) -> bool:
-    """True for the requests of a page's own live parts."""
+    """Whether the request comes from a live part of a page."""
     return bool(getattr(request, "htmx", False))
 
 
 def end_live_part(response: HttpResponse, text: str, kind: str) -> HttpResponseBase:
-    """Put a whole page, now that its job has ended, in place of the content that the live part stands in, with a toast."""
+    """Replace the page around a live part by `response`, now that the job has ended, and show a toast."""
     response = reswap(reselect(retarget(response, "#content"), "#content"), "outerHTML")
     return trigger_client_event(response, "medseg:toast", {"text": text, "kind": kind})
 
@@ -51,7 +51,7 @@ def end_text(row: Job) -> tuple[str, str]:
 
 
 def to_page(row: Any) -> HttpResponse:
-    """To the page of a row (303: a reload must not repeat the change)."""
+    """Redirect to the page of a row, with 303, so that a reload does not repeat the change."""
     response = redirect(row)
     response.status_code = 303
     return response

@@ -1,17 +1,16 @@
-"""Pages of long lists: which rows a page has is found on an index alone, and only those rows are read.
+"""Pages of long lists. An index alone says which rows a page has, and only those rows are read.
 
-With OFFSET and LIMIT a database reads, and sorts, whole rows that it then throws away; here it does so with keys only. A long list is
-counted every some seconds: its total may be that old, its rows never are.
+With OFFSET and LIMIT a database reads and sorts whole rows that it then throws away; here it does so with keys only. The total
+of a long list is counted every few seconds, so it may be that old. The rows are always current.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cachetools import TTLCache
 from django.core.exceptions import EmptyResultSet
 from django.core.paginator import Page, Paginator
 from django.db.models import Count, Model, OuterRef, QuerySet, Subquery
@@ -24,16 +23,17 @@ else:
     _Paginator = Paginator  # it takes a type in its stubs only
 
 
-MANY = 10_000  # rows; counting them takes longer than reading a page of them
+# Counting so many rows takes longer than reading a page of them.
+MANY = 10_000
 SECONDS_KNOWN = 10.0
 MOST_KNOWN = 1_000  # lists
 
 
 class _Counts:
-    """How many rows long lists had some seconds ago: who leafs through one has it counted once, and not for each page."""
+    """The totals of long lists, kept for some seconds: a person who leafs through one has it counted once, not for each page."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[Any, ...], tuple[float, int]] = OrderedDict()
+        self._known: TTLCache[tuple[Any, ...], int] = TTLCache(MOST_KNOWN, SECONDS_KNOWN)
         self._lock = threading.Lock()
 
     def of(self, rows: QuerySet[Any]) -> int:
@@ -42,16 +42,13 @@ class _Counts:
         except EmptyResultSet:
             return 0
         with self._lock:
-            until, count = self._known.get(query, (0.0, 0))
-        if time.monotonic() < until:
-            return count
+            known = self._known.get(query)
+        if known is not None:
+            return known
         count = rows.count()
-        with self._lock:
-            self._known.pop(query, None)
-            if count > MANY:
-                self._known[query] = (time.monotonic() + SECONDS_KNOWN, count)
-            while len(self._known) > MOST_KNOWN:
-                self._known.popitem(last=False)
+        if count > MANY:
+            with self._lock:
+                self._known[query] = count
         return count
 
 
@@ -85,16 +82,16 @@ def _rows_between(rows: Any, start: int, end: int) -> Sequence[Any]:
 
 
 def counted(rows: QuerySet[Any], count: int, *, numbered_by: str = "") -> QuerySet[Any]:
-    """Tell the paginator how many rows these are, and which column numbers them from 0 in their order without a gap.
+    """Tell the paginator how many rows there are, and which column numbers them from 0 without a gap, in their order.
 
-    To be called last: what is filtered afterwards knows nothing of it.
+    Call it last: a queryset that is filtered afterwards loses it.
     """
     rows.known_count, rows.numbered_by = count, numbered_by  # type: ignore[attr-defined]  # a queryset takes them along
     return rows
 
 
-def count_of(table: type[Model], parent: str, **conditions: Any) -> Coalesce:
-    """The number of rows of `table` that belong to a row, for annotate(): counted for the rows of a page only."""
+def related_count(table: type[Model], parent: str, **conditions: Any) -> Coalesce:
+    """The number of rows of `table` that belong to a row, for annotate(). It is counted for the rows of one page only."""
     rows = table._default_manager.filter(**{parent: OuterRef("pk")}, **conditions)
     counts = rows.order_by().values(parent).annotate(number=Count("*")).values("number")
     return Coalesce(Subquery(counts), 0)

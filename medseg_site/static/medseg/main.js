@@ -1,10 +1,12 @@
 // Starts the page's modules, also in what htmx brings later, and keeps live parts from disturbing who reads.
 import { mountCurves } from "./curves.js";
-import { mountDrop, mountUpload } from "./upload.js";
+import { attribute, find } from "./page.js";
 import { mountReliability } from "./reliability.js";
 import { mountTrainForm } from "./train_form.js";
+import { mountDrop, mountUpload } from "./upload.js";
 import { mountViewer } from "./viewer.js";
 
+/** @type {Record<string, (element: any) => void>} Each module says itself what element it wants. */
 const MODULES = {
   curves: mountCurves,
   drop: mountDrop,
@@ -16,17 +18,20 @@ const MODULES = {
 
 const mounted = new WeakSet();
 
+/** @param {Node} root */
 function mountAll(root) {
+  if (!(root instanceof Element || root instanceof Document)) return;
   const found = [...root.querySelectorAll("[data-module]")];
   if (root instanceof Element && root.matches("[data-module]")) found.unshift(root);
   for (const element of found) {
     if (mounted.has(element)) continue;
     mounted.add(element);
     // Not `element.dataset.module`: a form that has a field called "dataset" hides that property.
-    MODULES[element.getAttribute("data-module")](element);
+    MODULES[attribute(element, "data-module")](element);
   }
 }
 
+/** @param {{ text: string, kind: string }} detail */
 function showToast({ text, kind }) {
   const toast = document.createElement("div");
   toast.className = "toast show";
@@ -44,10 +49,11 @@ function showToast({ text, kind }) {
   close.addEventListener("click", () => toast.remove());
   body.append(words, close);
   toast.append(body);
-  document.getElementById("toasts").append(toast);
+  find(document, "#toasts", HTMLElement).append(toast);
   setTimeout(() => toast.remove(), 12000);
 }
 
+/** @param {Event} event */
 function pictureIsMissing(event) {
   const image = event.target;
   if (!(image instanceof HTMLImageElement) || !image.dataset.fallback) return;
@@ -63,8 +69,10 @@ document.body.addEventListener("medseg:toast", (event) => showToast(event.detail
 document.body.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.target?.id === "content" && document.querySelector(".modal.show")) event.detail.shouldSwap = false;
 });
-const offline = document.getElementById("offline");
-document.body.addEventListener("htmx:sendError", () => (offline.hidden = false));
+const offline = find(document, "#offline", HTMLElement);
+document.body.addEventListener("htmx:sendError", () => {
+  offline.hidden = false;
+});
 document.body.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.successful) offline.hidden = true;
 });

@@ -1,19 +1,24 @@
 // Sends one large file in parts: several at once, again after an error, and only what is missing after a break of any length.
 // The parts go where the platform's signed addresses point: to S3, or to the platform itself.
+import { earlierUpload, forgetUpload, rememberUpload } from "./earlier_upload.js";
+import { errorsOf, Refused } from "./refused.js";
+
+/** @import { Upload } from "./earlier_upload.js" */
+
 const PARALLEL = 4;
 const MOST_TRIES = 5; // of one part that is answered with an error; a lost connection is waited for without end
 const LONGEST_WAIT = 30;
 const SPEED_SECONDS = 10;
-const MEMORY = "medseg-upload|";
 
-/** What the server or the store will not take, with the server's own words. */
-export class Refused extends Error {
-  constructor(errors, status) {
-    super(errors[0].detail);
-    this.errors = errors;
-    this.status = status;
-  }
-}
+/**
+ * @typedef {object} Progress
+ * @property {number} loaded  bytes that have arrived
+ * @property {number} size  bytes
+ * @property {number} speed  bytes per second; 0 while it is not known
+ * @property {number | null} left  seconds
+ * @property {string} note  why it does not go on
+ * @property {boolean} paused
+ */
 
 class Interrupted extends Error {}
 class Paused extends Error {}
@@ -23,52 +28,19 @@ const LOST = "No connection. Waiting for it; the upload goes on by itself.";
 const LOST_STORE = "No connection to the file store at HOST. The upload goes on by itself once there is one.";
 const BUSY = "The server cannot take it just now. The upload goes on by itself.";
 
-async function errorsOf(answer) {
-  const document = await answer.json().catch(() => null);
-  return document?.errors || [{ attr: null, detail: `The server answered with status ${answer.status}. Try again.` }];
-}
-
-/** What this browser remembers of an unfinished upload of the same file, as the server sees it now; null when there is none. */
-export async function earlierUpload(api, identity) {
-  const id = localStorage.getItem(MEMORY + identity);
-  if (!id) return null;
-  const get = (path) => fetch(`${api}${id}/${path}`, { headers: { Accept: "application/json" } });
-  const answer = await get("");
-  if (answer.status === 404) forgetUpload(identity);
-  if (answer.status === 404) return null;
-  if (!answer.ok) throw new Refused(await errorsOf(answer), answer.status);
-  const upload = await answer.json();
-  if (["aborted", "used"].includes(upload.state)) return null;
-  if (upload.state !== "open") return { ...upload, arrived: new Map(), share: 1 };
-  const listed = await get("parts/");
-  if (listed.status === 409) forgetUpload(identity); // its parts are gone
-  if (listed.status === 409) return null;
-  if (!listed.ok) throw new Refused(await errorsOf(listed), listed.status);
-  const { parts } = await listed.json();
-  const arrived = new Map(parts.map((part) => [part.PartNumber, part]));
-  return { ...upload, arrived, share: parts.reduce((sum, part) => sum + part.Size, 0) / upload.size };
-}
-
-export function forgetUpload(identity) {
-  localStorage.removeItem(MEMORY + identity);
-}
-
-/** True when the file ends as a ZIP does: known before gigabytes are sent. */
-export async function endsAsZip(file) {
-  const tail = new Uint8Array(await file.slice(Math.max(0, file.size - 65557)).arrayBuffer());
-  for (let at = tail.length - 22; at >= 0; at--) {
-    if (tail[at] === 0x50 && tail[at + 1] === 0x4b && tail[at + 2] === 5 && tail[at + 3] === 6) return true;
-  }
-  return false;
-}
-
-/** Where a page is not served over TLS, browsers have no digest: then the server alone computes checksums. */
+/**
+ * Where a page is not served over TLS, browsers have no digest: then the server alone computes checksums.
+ * @param {Blob} blob
+ */
 async function sha256(blob) {
   let bytes = null;
   try {
     bytes = await blob.arrayBuffer();
   } catch {
-    throw new Refused([{ attr: null, detail: "The file cannot be read any more: it was changed, moved or deleted. Choose it again." }], 0);
+    throw new Refused(
+      [{ attr: null, detail: "The file cannot be read any more: it was changed, moved or deleted. Choose it again." }],
+      0,
+    );
   }
   if (!globalThis.crypto?.subtle) return "";
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
@@ -76,15 +48,34 @@ async function sha256(blob) {
 }
 
 export class PartsUpload {
-  /** `identity` names the file in this browser's memory; `onChange(state)` is told {loaded, size, speed, left, note, paused}. */
+  /**
+   * @param {object} options
+   * @param {string} options.api
+   * @param {Blob} options.file
+   * @param {string} options.fileName
+   * @param {string} options.identity  names the file in this browser's memory
+   * @param {string} options.purpose
+   * @param {string} options.csrf
+   * @param {(state: Progress) => void} options.onChange
+   */
   constructor({ api, file, fileName, identity, purpose, csrf, onChange }) {
-    Object.assign(this, { api, file, fileName, identity, purpose, csrf, onChange });
+    this.api = api;
+    this.file = file;
+    this.fileName = fileName;
+    this.identity = identity;
+    this.purpose = purpose;
+    this.csrf = csrf;
+    this.onChange = onChange;
+    /** @type {string | null} */
     this.id = null;
     this.isPaused = false;
     this.note = "";
     this.done = 0; // bytes that are known to be there
     this.sent = 0; // bytes that went over the line, for the speed
-    this.flying = new Map(); // part number → its request, and the bytes of it that are on their way
+    // Part number → its request, and the bytes of it that are on their way.
+    /** @type {Map<number, { request: XMLHttpRequest, loaded: number }>} */
+    this.flying = new Map();
+    /** @type {[seconds: number, sent: number][]} */
     this.samples = [];
     this.cancelled = false;
     this.wake = () => {};
@@ -92,20 +83,15 @@ export class PartsUpload {
 
   /** Resolves with the upload's id when the file is whole on the server. Throws Refused or Stopped. */
   async run() {
-    let upload = await this.again(() => this.#earlier());
-    if (!upload) {
-      const body = { file_name: this.fileName, size: this.file.size, purpose: this.purpose };
-      upload = { ...(await this.again(() => this.ask("POST", this.api, body))), arrived: new Map() };
-      localStorage.setItem(MEMORY + this.identity, upload.id);
-    }
-    this.id = upload.id;
-    if (upload.state !== "open") return upload.id;
-    this.upload = upload;
-    const queue = Array.from({ length: upload.part_count }, (_, index) => index + 1);
-    this.timer = setInterval(() => this.tell(), 500);
+    const upload = (await this.again(() => this.#earlier())) ?? (await this.#begin());
+    const { id, state, part_count: count } = upload;
+    this.id = id;
+    if (state !== "open") return id;
+    const queue = Array.from({ length: count }, (_, index) => index + 1);
+    const timer = setInterval(() => this.tell(), 500);
     try {
-      await Promise.all(Array.from({ length: PARALLEL }, () => this.work(queue)));
-      await this.again(() => this.ask("POST", `${this.api}${upload.id}/complete/`, {}));
+      await Promise.all(Array.from({ length: PARALLEL }, () => this.work(upload, queue)));
+      await this.again(() => this.ask("POST", `${this.api}${id}/complete/`, {}));
     } catch (error) {
       this.halt(); // one part is refused: the others need not go on
       const isGone = error instanceof Refused && [404, 409].includes(error.status);
@@ -113,9 +99,17 @@ export class PartsUpload {
       const anew = "The server does not have the earlier parts any more. Press the button again to send the file anew.";
       throw isGone ? new Refused([{ attr: null, detail: anew }], error.status) : error;
     } finally {
-      clearInterval(this.timer);
+      clearInterval(timer);
     }
-    return upload.id;
+    return id;
+  }
+
+  /** @returns {Promise<Upload>} */
+  async #begin() {
+    const body = { file_name: this.fileName, size: this.file.size, purpose: this.purpose };
+    const upload = await this.again(() => this.ask("POST", this.api, body));
+    rememberUpload(this.identity, upload.id);
+    return { ...upload, arrived: new Map() };
   }
 
   async #earlier() {
@@ -126,14 +120,21 @@ export class PartsUpload {
     }
   }
 
-  async work(queue) {
+  /**
+   * @param {Upload} upload
+   * @param {number[]} queue  part numbers
+   */
+  async work(upload, queue) {
     for (let number = queue.shift(); number !== undefined; number = queue.shift()) {
-      await this.again(() => this.sendPart(number));
+      await this.again(() => this.sendPart(upload, number));
     }
   }
 
-  async sendPart(number) {
-    const { id, part_size: size, arrived } = this.upload;
+  /**
+   * @param {Upload} upload
+   * @param {number} number
+   */
+  async sendPart({ id, part_size: size, arrived }, number) {
     const blob = this.file.slice((number - 1) * size, number * size);
     const checksum = await sha256(blob);
     const there = arrived.get(number);
@@ -147,14 +148,22 @@ export class PartsUpload {
     this.tell();
   }
 
+  /**
+   * @param {number} number
+   * @param {URL} url
+   * @param {Blob} blob
+   * @returns {Promise<void>}
+   */
   put(number, url, blob) {
     this.check();
     return new Promise((resolve, reject) => {
       const request = new XMLHttpRequest(); // fetch does not say how much has been sent
       const flight = { request, loaded: 0 };
-      const end = (settle, value) => {
-        this.flying.delete(number);
-        settle(value);
+      const land = () => this.flying.delete(number);
+      /** @param {Error} error */
+      const fail = (error) => {
+        land();
+        reject(error);
       };
       request.open("PUT", url);
       if (url.origin === location.origin) {
@@ -167,19 +176,27 @@ export class PartsUpload {
       });
       request.addEventListener("load", async () => {
         const { status } = request;
-        if (status >= 200 && status < 300) return end(resolve);
+        if (status >= 200 && status < 300) {
+          land();
+          return resolve();
+        }
         const answer = new Response(request.responseText || null, { status: Math.max(200, status) });
-        end(reject, new Refused(await errorsOf(answer), status));
+        fail(new Refused(await errorsOf(answer), status));
       });
       const lost = url.origin === location.origin || !navigator.onLine ? LOST : LOST_STORE.replace("HOST", url.host);
-      request.addEventListener("error", () => end(reject, new Interrupted(lost)));
-      request.addEventListener("abort", () => end(reject, this.cancelled ? new Stopped() : new Paused()));
+      request.addEventListener("error", () => fail(new Interrupted(lost)));
+      request.addEventListener("abort", () => fail(this.cancelled ? new Stopped() : new Paused()));
       this.flying.set(number, flight);
       request.send(blob);
     });
   }
 
-  /** JSON from and to the platform. */
+  /**
+   * JSON from and to the platform.
+   * @param {string} method
+   * @param {string} path
+   * @param {object} [body]
+   */
   async ask(method, path, body) {
     this.check();
     const headers = { Accept: "application/json", "Content-Type": "application/json", "X-CSRFToken": this.csrf };
@@ -193,7 +210,11 @@ export class PartsUpload {
     return answer.status === 204 ? null : answer.json();
   }
 
-  /** Do something until it is done: waits for the connection, for a busy server, and while paused. */
+  /**
+   * Do something until it is done: waits for the connection, for a busy server, and while paused.
+   * @template T
+   * @param {() => Promise<T>} step
+   */
   async again(step) {
     for (let round = 0, tries = 0; ; round++) {
       try {
@@ -207,8 +228,12 @@ export class PartsUpload {
           round = 0;
           continue;
         }
-        if (error instanceof Refused && !this.mayPass(error, (tries += 1))) throw error;
-        if (!(error instanceof Refused || error instanceof Interrupted)) throw error;
+        if (error instanceof Refused) {
+          tries += 1;
+          if (!this.mayPass(error, tries)) throw error;
+        } else if (!(error instanceof Interrupted)) {
+          throw error;
+        }
         this.note = error instanceof Interrupted ? error.message : BUSY;
         this.tell();
         await this.wait(Math.min(LONGEST_WAIT, 2 ** round) * (0.75 + Math.random() / 2));
@@ -216,7 +241,11 @@ export class PartsUpload {
     }
   }
 
-  /** Whether an answer may be another one next time: a busy server, an address that has expired, a part that was damaged. */
+  /**
+   * Whether an answer may be another one next time: a busy server, an address that has expired, a part that was damaged.
+   * @param {Refused} error
+   * @param {number} tries
+   */
   mayPass({ status, errors }, tries) {
     if (status === 507) return false; // a full disk stays full
     if (status >= 500 || status === 429 || status === 408) return true;
@@ -229,11 +258,15 @@ export class PartsUpload {
     if (this.isPaused) throw new Paused();
   }
 
-  /** For so many seconds (null: until resumed), or until something has changed. */
+  /**
+   * For so many seconds (null: until resumed), or until something has changed.
+   * @param {number | null} seconds
+   * @returns {Promise<void>}
+   */
   wait(seconds) {
     return new Promise((resolve) => {
       const before = this.wake;
-      const timer = seconds === null ? null : setTimeout(resolve, seconds * 1000);
+      const timer = seconds === null ? undefined : setTimeout(resolve, seconds * 1000);
       const go = () => {
         clearTimeout(timer);
         resolve();

@@ -1,12 +1,32 @@
 // Keeps choices together that go together, and puts what is wrong with the plan beside its field. (The server checks it again.)
+import { attribute, find, readJson } from "./page.js";
+
 const NOT_HERE = " (does not fit)";
 
-export function mountTrainForm(form) {
-  const { architectures, dimensions } = JSON.parse(document.getElementById("train-choices").textContent);
-  const { architecture, configuration, dataset, encoder } = form.elements;
-  const names = new Map([architecture, configuration, encoder].flatMap((field) => [...field.options].map((option) => [option, option.textContent])));
+/**
+ * @typedef {object} Choices
+ * @property {Record<string, { dimensions: number, encoders: string[] }>} architectures
+ * @property {Record<string, number>} dimensions  of each dataset
+ */
 
-  /** What does not fit is shown, but cannot be chosen; a choice that no longer fits is taken back. */
+/** @param {HTMLFormElement} form */
+export function mountTrainForm(form) {
+  /** @type {Choices} */
+  const { architectures, dimensions } = readJson("train-choices");
+  const [architecture, configuration, dataset, encoder] = ["architecture", "configuration", "dataset", "encoder"].map(
+    (name) => find(form, `[name=${name}]`, HTMLSelectElement),
+  );
+  const names = new Map(
+    [architecture, configuration, encoder].flatMap((field) =>
+      [...field.options].map((option) => [option, option.textContent]),
+    ),
+  );
+
+  /**
+   * What does not fit is shown, but cannot be chosen; a choice that no longer fits is taken back.
+   * @param {HTMLSelectElement} field
+   * @param {(value: string) => boolean} fits
+   */
   function narrow(field, fits) {
     for (const option of field.options) {
       option.disabled = Boolean(option.value) && !fits(option.value);
@@ -21,25 +41,34 @@ export function mountTrainForm(form) {
     const wanted = configuration.value ? (configuration.value === "3d" ? 3 : 2) : isFlat ? 2 : null;
     narrow(architecture, (value) => !wanted || architectures[value].dimensions === wanted);
     const chosen = architecture.value ? [architecture.value] : Object.keys(architectures);
-    const possible = new Set(chosen.filter((name) => !wanted || architectures[name].dimensions === wanted).flatMap((name) => architectures[name].encoders));
+    const possible = new Set(
+      chosen
+        .filter((name) => !wanted || architectures[name].dimensions === wanted)
+        .flatMap((name) => architectures[name].encoders),
+    );
     narrow(encoder, (value) => possible.has(value));
   }
 
   function showErrors() {
-    const source = form.querySelector("#plan-errors");
-    if (!source) return;
-    const errors = JSON.parse(source.textContent);
-    for (const field of form.querySelectorAll("#advanced [name]")) {
+    if (!form.querySelector("#plan-errors")) return;
+    /** @type {Record<string, string>} */
+    const errors = readJson("plan-errors");
+    /** @type {NodeListOf<HTMLInputElement | HTMLSelectElement>} */
+    const fields = form.querySelectorAll("#advanced [name]");
+    for (const field of fields) {
       const text = errors[field.name] || "";
       const note = document.getElementById(`${field.id}_error`) || addNote(field);
       note.textContent = text;
       note.classList.toggle("d-block", Boolean(text));
       field.classList.toggle("is-invalid", Boolean(text));
       field.toggleAttribute("aria-invalid", Boolean(text));
-      if (text) for (let group = field.closest("details"); group; group = group.parentElement.closest("details")) group.open = true;
+      if (text)
+        for (let group = field.closest("details"); group; group = group.parentElement?.closest("details") ?? null)
+          group.open = true;
     }
   }
 
+  /** @param {HTMLElement} field */
   function addNote(field) {
     const note = document.createElement("div");
     note.className = "invalid-feedback";
@@ -51,10 +80,11 @@ export function mountTrainForm(form) {
   form.addEventListener("change", narrowAll);
   form.addEventListener("htmx:afterSwap", showErrors);
   form.addEventListener("click", (event) => {
-    const link = event.target.closest("[data-field]");
+    const link = event.target instanceof Element ? event.target.closest("[data-field]") : null;
     if (!link) return;
     event.preventDefault();
-    form.elements[link.dataset.field]?.focus();
+    const field = form.elements.namedItem(attribute(link, "data-field"));
+    if (field instanceof HTMLElement) field.focus();
   });
   narrowAll();
 }

@@ -1,7 +1,11 @@
 // The image viewer: everything the pages know of it is `mountViewer` and the JSON beside it, so that another one can take its place.
+import { attribute, find, messageOf, readJson } from "./page.js";
 import { SliceSource } from "./viewer_slices.js";
 import { Stage } from "./viewer_stage.js";
 
+/** @import { Class, Pane } from "./viewer_stage.js" */
+
+/** @type {Record<string, Omit<Pane, "canvas">>} */
 const PANES = {
   overlay: { image: true, labels: "blend" },
   image: { image: true, labels: null },
@@ -9,31 +13,58 @@ const PANES = {
 };
 
 /**
- * `root` holds the controls and canvases of templates/partials/viewer.html. The JSON of the element `data-config` names:
- * `base` (address with image/ and labels/ below it), `shape` ([H, W] or [D, H, W]), `classes` ([{value, name, color}];
- * the first is background), `name`, `certainty` (whether there is certainty/ as well).
+ * What the JSON says that `data-config` names.
+ * @typedef {object} Config
+ * @property {string} base  address with image/ and labels/ below it
+ * @property {number[]} shape  [H, W] or [D, H, W]
+ * @property {Omit<Class, "shown">[]} classes  the first is background
+ * @property {string} name
+ * @property {boolean} [certainty]  whether there is certainty/ as well
  */
+
+/** @param {HTMLElement} root  holds the controls and canvases of templates/partials/viewer.html */
 export function mountViewer(root) {
-  const config = JSON.parse(document.getElementById(root.dataset.config).textContent);
-  new Viewer(root, config).start();
+  new Viewer(root, readJson(attribute(root, "data-config"))).start();
 }
 
 class Viewer {
-  constructor(root, { base, shape, classes }) {
+  /**
+   * @param {HTMLElement} root
+   * @param {Config} config
+   */
+  constructor(root, { base, shape, classes, certainty }) {
+    const [height, width] = shape.slice(-2);
     this.root = root;
+    this.hasCertainty = Boolean(certainty);
     this.count = shape.length === 3 ? shape[0] : 1;
     this.index = Math.floor(this.count / 2);
     this.classes = classes.map((item, at) => ({ ...item, shown: at > 0 }));
     this.source = new SliceSource(base, this.count);
-    const panes = [...root.querySelectorAll("[data-pane]")].map((canvas) => ({ canvas, ...PANES[canvas.dataset.pane] }));
-    this.stage = new Stage(panes, [shape.at(-1), shape.at(-2)]);
-    this.part = (name) => root.querySelector(`[data-${name}]`);
-    root.style.setProperty("--image-ratio", `${shape.at(-1)} / ${shape.at(-2)}`);
-    root.style.setProperty("--image-ratio-number", shape.at(-1) / shape.at(-2));
+    /** @type {NodeListOf<HTMLCanvasElement>} */
+    const canvases = root.querySelectorAll("[data-pane]");
+    const panes = [...canvases].map((canvas) => ({ canvas, ...PANES[attribute(canvas, "data-pane")] }));
+    this.stage = new Stage(panes, width, height);
+    this.unsure = false;
+    root.style.setProperty("--image-ratio", `${width} / ${height}`);
+    root.style.setProperty("--image-ratio-number", String(width / height));
+  }
+
+  /** @param {string} name  of the attribute data-<name> */
+  part(name) {
+    return find(this.root, `[data-${name}]`, HTMLElement);
+  }
+
+  /** @param {string} name */
+  input(name) {
+    return find(this.root, `[data-${name}]`, HTMLInputElement);
+  }
+
+  /** @param {string} name */
+  button(name) {
+    return find(this.root, `[data-${name}]`, HTMLButtonElement);
   }
 
   start() {
-    this.unsure = false;
     this.connectControls();
     this.connectLegend();
     this.connectKeys();
@@ -41,12 +72,12 @@ class Viewer {
     this.show(this.index);
   }
 
+  /** @param {number} index */
   async show(index) {
     this.index = Math.min(this.count - 1, Math.max(0, index));
     const wanted = this.index;
-    const slider = this.part("slice");
-    if (slider) {
-      slider.value = wanted;
+    if (this.count > 1) {
+      this.input("slice").value = String(wanted);
       this.part("slice-text").textContent = `${wanted + 1} / ${this.count}`;
     }
     this.root.setAttribute("aria-busy", "true");
@@ -58,33 +89,40 @@ class Viewer {
       if (this.unsure) await this.showUnsure(wanted);
       this.source.prefetch(wanted);
     } catch (error) {
-      if (wanted === this.index && error.name !== "AbortError") this.say(`The picture could not be loaded. ${error.message}`);
+      const isAborted = error instanceof DOMException && error.name === "AbortError";
+      if (wanted === this.index && !isAborted) this.say(`The picture could not be loaded. ${messageOf(error)}`);
     } finally {
       if (wanted === this.index) this.root.removeAttribute("aria-busy");
     }
   }
 
+  /** @param {string} text */
   say(text) {
     this.part("viewer-problem").textContent = text;
     this.part("viewer-problem").hidden = !text;
   }
 
   connectControls() {
-    const opacity = this.part("opacity");
+    const opacity = this.input("opacity");
     opacity.addEventListener("input", () => {
       this.stage.opacity = Number(opacity.value) / 100;
       this.part("opacity-text").textContent = `${opacity.value} %`;
       this.stage.draw();
     });
     this.stage.opacity = Number(opacity.value) / 100;
-    for (const mode of this.root.querySelectorAll("[data-mode]")) {
+    /** @type {NodeListOf<HTMLInputElement>} */
+    const modes = this.root.querySelectorAll("[data-mode]");
+    for (const mode of modes) {
       mode.addEventListener("change", () => {
         this.root.dataset.shown = mode.value;
         this.stage.draw();
       });
     }
-    this.part("slice")?.addEventListener("input", (event) => this.show(Number(event.target.value)));
-    this.part("unsure")?.addEventListener("click", () => this.toggleUnsure());
+    if (this.count > 1) {
+      const slider = this.input("slice");
+      slider.addEventListener("input", () => this.show(Number(slider.value)));
+    }
+    if (this.hasCertainty) this.part("unsure").addEventListener("click", () => this.toggleUnsure());
     this.part("blink").addEventListener("click", () => this.blink());
     this.part("zoom-in").addEventListener("click", () => this.zoomMiddle(1.5));
     this.part("zoom-out").addEventListener("click", () => this.zoomMiddle(1 / 1.5));
@@ -92,12 +130,15 @@ class Viewer {
   }
 
   connectLegend() {
-    for (const box of this.root.querySelectorAll("[data-class]")) {
+    /** @type {NodeListOf<HTMLInputElement>} */
+    const boxes = this.root.querySelectorAll("[data-class]");
+    for (const box of boxes) {
+      const item = this.classes[Number(box.dataset.class)];
       box.addEventListener("change", () => {
-        this.classes[Number(box.dataset.class)].shown = box.checked;
+        item.shown = box.checked;
         this.stage.setClasses(this.classes);
       });
-      box.checked = this.classes[Number(box.dataset.class)].shown;
+      box.checked = item.shown;
     }
   }
 
@@ -115,21 +156,30 @@ class Viewer {
     try {
       await this.showUnsure(this.index);
     } catch (error) {
-      this.say(`The map of certainty could not be loaded. ${error.message}`);
+      this.say(`The map of certainty could not be loaded. ${messageOf(error)}`);
     }
   }
 
+  /** @param {number} index */
   async showUnsure(index) {
     const map = await this.source.certainty(index);
     if (this.unsure && index === this.index) this.stage.setCertainty(map);
   }
 
+  /** @param {number} factor */
   zoomMiddle(factor) {
     const canvas = this.stage.panes.map((pane) => pane.canvas).find((item) => item.clientWidth);
+    if (!canvas) return;
     const box = canvas.getBoundingClientRect();
     this.zoomAt(factor, canvas, box.left + box.width / 2, box.top + box.height / 2);
   }
 
+  /**
+   * @param {number} factor
+   * @param {HTMLCanvasElement} canvas
+   * @param {number} x  of the window
+   * @param {number} y
+   */
   zoomAt(factor, canvas, x, y) {
     this.stage.zoomBy(factor, canvas, x, y);
     this.zoomed();
@@ -143,22 +193,34 @@ class Viewer {
   zoomed() {
     const isIn = this.stage.zoom > 1;
     this.root.classList.toggle("is-zoomed", isIn); // then a finger moves the image, not the page
-    this.part("zoom-out").disabled = !isIn;
-    this.part("zoom-reset").disabled = !isIn;
+    this.button("zoom-out").disabled = !isIn;
+    this.button("zoom-reset").disabled = !isIn;
     this.part("zoom-text").textContent = `${Math.round(this.stage.zoom * 100)} %`;
   }
 
   connectKeys() {
+    /** @type {Record<string, number>} */
     const steps = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10 };
     const stop = new AbortController();
+    /** @param {KeyboardEvent} event */
     const onKey = (event) => {
       if (!this.root.isConnected) return stop.abort();
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
-      if (event.target.closest("input:not([type=checkbox], [type=radio], [type=range]), textarea, select, [contenteditable]")) return;
+      if (event.ctrlKey || event.metaKey || event.altKey || !(event.target instanceof Element)) return;
+      if (
+        event.target.closest(
+          "input:not([type=checkbox], [type=radio], [type=range]), textarea, select, [contenteditable]",
+        )
+      )
+        return;
       if (event.key === "o") return this.blink();
-      if (event.key === "u" && this.part("unsure")) return this.toggleUnsure();
+      if (event.key === "u" && this.hasCertainty) return this.toggleUnsure();
       if (!event.target.closest("[data-stage]")) return;
-      const actions = { "+": () => this.zoomMiddle(1.5), "-": () => this.zoomMiddle(1 / 1.5), 0: () => this.resetZoom() };
+      /** @type {Record<string, () => void>} */
+      const actions = {
+        "+": () => this.zoomMiddle(1.5),
+        "-": () => this.zoomMiddle(1 / 1.5),
+        0: () => this.resetZoom(),
+      };
       if (steps[event.key] && this.count > 1) this.show(this.index + steps[event.key]);
       else if (actions[event.key]) actions[event.key]();
       else return;
@@ -167,7 +229,9 @@ class Viewer {
     document.addEventListener("keydown", onKey, { signal: stop.signal });
   }
 
+  /** @param {HTMLCanvasElement} canvas */
   connectPointer(canvas) {
+    /** @type {Map<number, { x: number, y: number }>} */
     const fingers = new Map();
     const spread = () => {
       const [one, two] = [...fingers.values()];
@@ -193,10 +257,18 @@ class Viewer {
         this.stage.panBy(deltaX, deltaY, canvas);
       }
     });
-    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => fingers.delete(event.pointerId));
-    canvas.addEventListener("pointerleave", () => (this.part("readout").textContent = this.part("readout").dataset.empty));
+    canvas.addEventListener("pointerup", (event) => fingers.delete(event.pointerId));
+    canvas.addEventListener("pointercancel", (event) => fingers.delete(event.pointerId));
+    canvas.addEventListener("pointerleave", () => {
+      const readout = this.part("readout");
+      readout.textContent = attribute(readout, "data-empty");
+    });
   }
 
+  /**
+   * @param {WheelEvent} event
+   * @param {HTMLCanvasElement} canvas
+   */
   onWheel(event, canvas) {
     if (event.ctrlKey || event.metaKey) {
       event.preventDefault();
@@ -207,6 +279,12 @@ class Viewer {
     }
   }
 
+  /**
+   * Says what is in the image under a point of the window.
+   * @param {HTMLCanvasElement} canvas
+   * @param {number} clientX
+   * @param {number} clientY
+   */
   read(canvas, clientX, clientY) {
     const { slice, width, height } = this.stage;
     const [x, y] = this.stage.toImage(canvas, clientX, clientY).map(Math.floor);
@@ -216,6 +294,7 @@ class Viewer {
     const grey = red === green && green === blue ? `grey ${red}` : `RGB ${red} ${green} ${blue}`;
     const found = this.classes[slice.labels[at]];
     const sure = this.stage.certainty ? ` · ${Math.round(this.stage.certainty[at] / 2.55)} % sure` : "";
-    this.part("readout").textContent = `x ${x}, y ${y} · ${grey} · ${found ? `${found.name} (${found.value})` : "no class"}${sure}`;
+    this.part("readout").textContent =
+      `x ${x}, y ${y} · ${grey} · ${found ? `${found.name} (${found.value})` : "no class"}${sure}`;
   }
 }

@@ -1,76 +1,115 @@
 // Draws one slice on one or more canvases that share zoom and position.
+import { offscreen } from "./viewer_slices.js";
+
+/** @import { Slice } from "./viewer_slices.js" */
+/** @typedef {{ value: number, name: string, color: string, shown: boolean }} Class  `color`: "#rrggbb". */
+/** @typedef {{ canvas: HTMLCanvasElement, image: boolean, labels: "blend" | "solid" | null }} Pane */
+
 const MOST_ZOOM = 64;
 
-function paint(slice, classes) {
-  const canvas = new OffscreenCanvas(slice.width, slice.height);
-  const context = canvas.getContext("2d");
-  const data = context.createImageData(slice.width, slice.height);
+/**
+ * A canvas whose pixels are coloured by a table of 0xAABBGGRR. What the table does not have is transparent.
+ * @param {{ width: number, height: number }} size
+ * @param {Uint8Array} values  one for each pixel
+ * @param {ArrayLike<number>} table
+ */
+function paint({ width, height }, values, table) {
+  const context = offscreen(width, height);
+  const data = context.createImageData(width, height);
   const words = new Uint32Array(data.data.buffer);
+  for (let index = 0; index < words.length; index++) words[index] = table[values[index]] || 0;
+  context.putImageData(data, 0, 0);
+  return context.canvas;
+}
+
+/**
+ * @param {Slice} slice
+ * @param {Class[]} classes
+ */
+function paintLabels(slice, classes) {
   const table = classes.map(({ color, shown }) => {
     const [red, green, blue] = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
     return shown ? ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0 : 0;
   });
-  for (let index = 0; index < words.length; index++) words[index] = table[slice.labels[index]] || 0;
-  context.putImageData(data, 0, 0);
-  return canvas;
+  return paint(slice, slice.labels, table);
 }
 
 const UNSURE = (255 << 16) | (60 << 8) | 255; // magenta: no image is, and few classes are
 
-/** Opaque where the network is unsure: 255 - certainty is the alpha. */
-function paintUnsure(certainty, { width, height }) {
-  const canvas = new OffscreenCanvas(width, height);
-  const context = canvas.getContext("2d");
-  const data = context.createImageData(width, height);
-  const words = new Uint32Array(data.data.buffer);
+/**
+ * Opaque where the network is unsure: 255 - certainty is the alpha.
+ * @param {Slice} slice
+ * @param {Uint8Array} certainty
+ */
+function paintUnsure(slice, certainty) {
   const table = Uint32Array.from({ length: 256 }, (_, level) => (((255 - level) << 24) | UNSURE) >>> 0);
-  for (let index = 0; index < words.length; index++) words[index] = table[certainty[index]];
-  context.putImageData(data, 0, 0);
-  return canvas;
+  return paint(slice, certainty, table);
 }
 
 export class Stage {
-  /** `panes`: [{canvas, image: bool, labels: "blend" | "solid" | null}]; `size`: [width, height] of the image in pixels. */
-  constructor(panes, size) {
+  /**
+   * @param {Pane[]} panes
+   * @param {number} width  of the image in pixels
+   * @param {number} height
+   */
+  constructor(panes, width, height) {
     this.panes = panes;
-    [this.width, this.height] = size;
+    this.width = width;
+    this.height = height;
     this.zoom = 1;
     this.center = [this.width / 2, this.height / 2];
     this.opacity = 0.5;
     this.labelsShown = true;
+    /** @type {Slice | null} */
     this.slice = null;
+    /** @type {OffscreenCanvas | null} */
     this.colours = null;
+    /** @type {Uint8Array | null} */
     this.certainty = null;
+    /** @type {OffscreenCanvas | null} */
     this.doubt = null;
     this.waiting = false;
     this.observer = new ResizeObserver(() => this.draw());
     for (const pane of panes) this.observer.observe(pane.canvas);
   }
 
-  /** `certainty`: of the present slice; null takes it away. */
+  /** @param {Uint8Array | null} certainty  of the present slice; null takes it away */
   setCertainty(certainty) {
     this.certainty = certainty;
-    this.doubt = certainty && paintUnsure(certainty, this.slice);
+    this.doubt = this.slice && certainty && paintUnsure(this.slice, certainty);
     this.draw();
   }
 
+  /**
+   * @param {Slice} slice
+   * @param {Class[]} classes
+   */
   setSlice(slice, classes) {
     this.slice = slice;
     this.certainty = this.doubt = null; // that of another slice
     this.setClasses(classes);
   }
 
+  /** @param {Class[]} classes */
   setClasses(classes) {
-    this.colours = this.slice && paint(this.slice, classes);
+    this.colours = this.slice && paintLabels(this.slice, classes);
     this.draw();
   }
 
-  /** Screen pixels for one image pixel in this canvas at the present zoom. */
+  /**
+   * Screen pixels for one image pixel in this canvas at the present zoom.
+   * @param {HTMLCanvasElement} canvas
+   */
   scale(canvas) {
     return Math.min(canvas.clientWidth / this.width, canvas.clientHeight / this.height) * this.zoom;
   }
 
-  /** Image coordinates [x, y] of a point of the window. */
+  /**
+   * Image coordinates [x, y] of a point of the window.
+   * @param {HTMLCanvasElement} canvas
+   * @param {number} clientX
+   * @param {number} clientY
+   */
   toImage(canvas, clientX, clientY) {
     const box = canvas.getBoundingClientRect();
     const scale = this.scale(canvas);
@@ -80,7 +119,13 @@ export class Stage {
     ];
   }
 
-  /** Zoom by a factor; the image point under [clientX, clientY] stays where it is. */
+  /**
+   * Zoom by a factor; the image point under [clientX, clientY] stays where it is.
+   * @param {number} factor
+   * @param {HTMLCanvasElement} canvas
+   * @param {number} clientX
+   * @param {number} clientY
+   */
   zoomBy(factor, canvas, clientX, clientY) {
     const zoom = Math.min(MOST_ZOOM, Math.max(1, this.zoom * factor));
     const [x, y] = this.toImage(canvas, clientX, clientY);
@@ -91,6 +136,12 @@ export class Stage {
     this.draw();
   }
 
+  /**
+   * Move the image with a finger or the mouse.
+   * @param {number} deltaX  screen pixels
+   * @param {number} deltaY
+   * @param {HTMLCanvasElement} canvas
+   */
   panBy(deltaX, deltaY, canvas) {
     const scale = this.scale(canvas);
     this.center = [this.center[0] - deltaX / scale, this.center[1] - deltaY / scale];
@@ -120,12 +171,13 @@ export class Stage {
     });
   }
 
+  /** @param {Pane} pane */
   drawPane({ canvas, image, labels }) {
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [Math.round(canvas.clientWidth * ratio), Math.round(canvas.clientHeight * ratio)];
-    if (!width || !height) return;
-    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
     const context = canvas.getContext("2d");
+    if (!context || !width || !height) return;
+    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, width, height);
     if (!this.slice) return;
@@ -138,7 +190,7 @@ export class Stage {
       context.fillStyle = "#000";
       context.fillRect(0, 0, this.width, this.height);
     }
-    if (labels && (this.labelsShown || labels === "solid")) {
+    if (labels && this.colours && (this.labelsShown || labels === "solid")) {
       context.imageSmoothingEnabled = false;
       context.globalAlpha = labels === "solid" ? 1 : this.opacity;
       context.drawImage(this.colours, 0, 0, this.width, this.height);

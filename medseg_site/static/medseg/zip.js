@@ -7,6 +7,7 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, index) => {
   return value >>> 0;
 });
 
+/** @param {Blob} file */
 async function crc32(file) {
   let crc = 0xffffffff;
   const reader = file.stream().getReader();
@@ -17,6 +18,9 @@ async function crc32(file) {
   }
 }
 
+/** @typedef {[size: 2 | 4, value: number]} Field  Bytes of a number, little-endian, and the number. */
+
+/** @param {Field[]} fields */
 function record(fields) {
   const bytes = new DataView(new ArrayBuffer(fields.reduce((sum, [size]) => sum + size, 0)));
   let at = 0;
@@ -28,9 +32,13 @@ function record(fields) {
   return bytes.buffer;
 }
 
-/** Blob of a ZIP with `files` (an array of File). Two files of one name get a number. Throws when it would be over 4 GB. */
+/**
+ * Blob of a ZIP with these files. Two files of one name get a number. Throws when it would be over 4 GB.
+ * @param {File[]} files
+ */
 export async function zipOf(files) {
   const parts = [];
+  /** @type {(ArrayBuffer | Uint8Array<ArrayBuffer>)[]} */
   const directory = [];
   const used = new Set();
   let offset = 0;
@@ -39,7 +47,19 @@ export async function zipOf(files) {
     used.add(unique);
     const name = new TextEncoder().encode(unique);
     // Version 2.0, UTF-8 names (bit 11), stored, 1980-01-01.
-    const common = [[2, 20], [2, 0x800], [2, 0], [2, 0], [2, 0x21], [4, await crc32(file)], [4, file.size], [4, file.size], [2, name.length], [2, 0]];
+    /** @type {Field[]} */
+    const common = [
+      [2, 20],
+      [2, 0x800],
+      [2, 0],
+      [2, 0],
+      [2, 0x21],
+      [4, await crc32(file)],
+      [4, file.size],
+      [4, file.size],
+      [2, name.length],
+      [2, 0],
+    ];
     const local = record([[4, 0x04034b50], ...common]);
     directory.push(record([[4, 0x02014b50], [2, 20], ...common, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]]), name);
     parts.push(local, name, file);
@@ -47,6 +67,27 @@ export async function zipOf(files) {
     if (offset > MAX_BYTES) throw new Error("Together the images are over 4 GB. Choose fewer, or upload a ZIP file.");
   }
   const size = directory.reduce((sum, part) => sum + part.byteLength, 0);
-  const end = record([[4, 0x06054b50], [2, 0], [2, 0], [2, files.length], [2, files.length], [4, size], [4, offset], [2, 0]]);
+  const end = record([
+    [4, 0x06054b50],
+    [2, 0],
+    [2, 0],
+    [2, files.length],
+    [2, files.length],
+    [4, size],
+    [4, offset],
+    [2, 0],
+  ]);
   return new Blob([...parts, ...directory, end], { type: "application/zip" });
+}
+
+/**
+ * True when the file ends as a ZIP does: known before gigabytes are sent.
+ * @param {Blob} file
+ */
+export async function endsAsZip(file) {
+  const tail = new Uint8Array(await file.slice(Math.max(0, file.size - 65557)).arrayBuffer());
+  for (let at = tail.length - 22; at >= 0; at--) {
+    if (tail[at] === 0x50 && tail[at + 1] === 0x4b && tail[at + 2] === 5 && tail[at + 3] === 6) return true;
+  }
+  return false;
 }

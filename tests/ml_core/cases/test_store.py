@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from ml_core.cases.store import open_store
-from ml_core.dataset.case import Case
 from ml_core.dataset.splits import Split
 from ml_core.files import in_order
-from ml_core.planning.budget import Clock
+from ml_core.planning.budget import Deadline
 from ml_core.training.split import order_to_read
-from tests.ml_core.training.test_trainer import draw, plan_for, train
+from tests.ml_core.training.test_trainer import draw, plan_for, result, train
 
 
 def test_results_come_in_order_and_only_a_few_are_made_ahead() -> None:
@@ -45,8 +44,8 @@ def test_an_error_comes_in_its_place() -> None:
 
 def test_reading_stops_when_its_time_is_over_but_not_before_the_least(tmp_path: Path) -> None:
     cases = draw(tmp_path, 6)
-    late = time.monotonic() - 1
-    stored = open_store(tmp_path / "store", cases, plan_for(cases), lambda done, total: None, until=late, least=3)
+    late = Deadline(time.monotonic() - 1)
+    stored = open_store(tmp_path / "store", cases, plan_for(cases), lambda done, total: None, deadline=late, least=3)
     assert len(stored) == 3
     whole = open_store(tmp_path / "store", cases, plan_for(cases), lambda done, total: None)
     assert [case.stem for case in whole[:3]] == [case.stem for case in stored]
@@ -65,13 +64,13 @@ def test_each_part_of_each_fold_is_read_first() -> None:
 def test_a_dataset_too_large_for_the_budget_is_learnt_from_in_part_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ml_core.training.run.PREPARING_SHARE", 0.0)
-    monkeypatch.setattr("ml_core.training.run.LEAST_PREPARING", 0.0)
+    monkeypatch.setattr("ml_core.planning.budget.PREPARING_SHARE", 0.0)
+    monkeypatch.setattr("ml_core.planning.budget.MIN_PREPARING_SHARE", 0.0)
     events = train(tmp_path / "run", draw(tmp_path, 12), epochs=1, time_budget_seconds=60)
-    assert events[-1]["package"]
-    assert any("2 of the 12 cases to learn from" in text for text in events[-1]["warnings"])
+    assert result(events).package
+    assert any("2 of the 12 cases to learn from" in text for text in result(events).warnings)
     complete = train(tmp_path / "other", draw(tmp_path, 12), epochs=1)  # without a budget there is time for all
-    assert not any("to learn from" in text for text in complete[-1]["warnings"])
+    assert not any("to learn from" in text for text in result(complete).warnings)
 
 
 def test_many_cases_keep_fewer_places_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,16 +90,3 @@ def test_many_cases_keep_fewer_places_each(tmp_path: Path, monkeypatch: pytest.M
     labels = open_store(tmp_path / "store", cases, plan, lambda done, total: None)[0]
     index, row, column = labels.places[1][0]
     assert np.asarray(labels.labels)[index, row, column] == 1
-
-
-def test_the_learning_rate_ends_low_also_when_an_epoch_gets_more_steps_on_the_way(tmp_path: Path) -> None:
-    """Half the batch makes twice the steps of an epoch: how far the training is must not jump back."""
-    cases: list[Case] = draw(tmp_path, 2)
-    plan = plan_for(cases, epochs=10, warm_up_steps=1)
-    clock = Clock(plan, 0.0, None, 0)
-    half = clock.learning_rate(500, 5.0)
-    assert half == pytest.approx(plan.learning_rate * (0.01 + 0.99 / 2))
-    assert clock.learning_rate(1500, 10.0) == pytest.approx(plan.learning_rate / 100)
-    clock.measure(time.monotonic() + 100, 500)
-    assert clock.progress(5, 5.0, 200)["step"] == 1000
-    assert clock.progress(5, 5.0, 200)["fraction"] == 0.5

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 import ml_core
 from ml_core.dataset.case import Case
 from ml_core.dataset.nnunet import NnunetError, read_raw, read_splits, write_splits
+from ml_core.dataset.splits import StoredSplit
 from ml_core.front.command_line import main
 from tests.ml_core.front.test_command_line import folders
 from tests.synthetic import draw_volume, write_nifti, write_png
@@ -134,14 +135,15 @@ def test_a_training_takes_names_and_splits_over(tmp_path: Path) -> None:
                           epochs=1, patch_size=64, batch_size=2)  # fmt: skip
     assert model.plan.class_names == ["background", "disc"]
     assert json.loads((tmp_path / "model/splits_final.json").read_text()) == [fold]
-    assert {row["name"] for row in model.metrics["per_case"]} == {"case2", "case4"}
-    assert model.metrics["evaluated_on"] == "val"
+    assert model.metrics
+    assert {row.name for row in model.metrics.per_case} == {"case2", "case4"}
+    assert model.metrics.evaluated_on == "val"
 
 
 def test_splits_come_back_as_they_went(tmp_path: Path) -> None:
     cases = [Case(number, name, tmp_path, tmp_path) for number, name in enumerate("abcd", start=1)]
     path = tmp_path / "splits_final.json"
-    split = {"train": [2, 1], "val": [3], "test": [4]}
+    split = StoredSplit([2, 1], [3], [4])
     write_splits(path, split, cases)
     assert json.loads(path.read_text()) == [{"train": ["b", "a"], "val": ["c"], "test": ["d"]}]
     assert read_splits(path, 0, cases) == split
@@ -152,7 +154,7 @@ def test_splits_come_back_as_they_went(tmp_path: Path) -> None:
     [
         ({}, "no list of splits"),
         ([{"train": ["a"], "val": ["a"]}], "two sides"),
-        ([{"train": ["a"], "val": ["z"]}], "z and 0 more"),
+        ([{"train": ["a"], "val": ["z"]}], "among the cases: z"),
         ([{"train": ["a"], "val": []}], "empty side"),
         ([], "no fold 0"),
     ],

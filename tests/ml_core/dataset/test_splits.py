@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from ml_core.dataset.splits import Split, cross_validation, join, reuse_split, split_cases
+from ml_core.dataset.splits import Fold, Split, StoredSplit, cross_validation, join, reuse_split, split_cases
 from ml_core.errors import ConfigError
 
 PARTS = ("train", "val", "test")
@@ -157,19 +158,42 @@ def test_too_few_or_too_many_folds_are_refused(folds: int) -> None:
     assert "2 to 3" in refused.value.cure
 
 
+@pytest.mark.parametrize(
+    ("split", "values"),
+    [
+        (
+            StoredSplit([1, 2], [3], [4], "patient"),
+            {"train": [1, 2], "val": [3], "test": [4], "grouping": "patient"},
+        ),
+        (
+            StoredSplit(["a"], ["b"], folds=[Fold(["a"], ["b"]), Fold(["b"], ["a"])]),
+            {
+                "train": ["a"],
+                "val": ["b"],
+                "test": [],
+                "grouping": "as stored",
+                "folds": [{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}],
+            },
+        ),
+    ],
+)
+def test_the_form_of_a_stored_split(split: StoredSplit, values: dict[str, Any]) -> None:
+    assert split.to_json() == values
+    assert StoredSplit.from_json(values) == split
+
+
 def test_a_stored_split_is_reused() -> None:
     groups = [f"p{index % 34}" for index in range(70)]
     ids = list(range(500, 570))
     split = split_cases(groups, seed=5)
-    stored = json.loads(json.dumps(split.to_names(ids)))
-    assert set(stored) == {"train", "val", "test", "grouping"}
+    stored = StoredSplit.from_json(json.loads(json.dumps(split.to_names(ids).to_json())))
     assert reuse_split(stored, ids, groups) == split
     backwards = reuse_split(stored, ids[::-1], groups[::-1])
-    assert {ids[::-1][index] for index in backwards.test} == set(stored["test"])
+    assert {ids[::-1][index] for index in backwards.test} == set(stored.test)
 
 
 def test_new_cases_are_trained_on_unless_they_belong_to_a_held_out_one() -> None:
-    stored = {"train": ["a"], "val": ["b"], "test": ["c", "gone"], "grouping": "patient"}
+    stored = StoredSplit(["a"], ["b"], ["c", "gone"], "patient")
     names = ["a", "b", "c", "new", "of b", "like c", "like both"]
     groups = ["A", "B", "C", "N", "B", "X", "B"]
     split = reuse_split(stored, names, groups, duplicates=[0, 1, 2, 3, 4, 2, 5])
@@ -183,13 +207,13 @@ def test_new_slices_of_a_patient_in_blocks_are_trained_on() -> None:
     stored = split_cases(["p"] * 40).to_names(list(range(40)))
     split = reuse_split(stored, list(range(44)), ["p"] * 44)
     assert set(range(40, 44)) <= set(split.train)
-    assert len(split.test) == len(stored["test"])
+    assert len(split.test) == len(stored.test)
 
 
 def test_a_stored_split_that_cannot_be_used_is_refused() -> None:
-    for stored in ({"train": [1], "val": [9]}, {"train": [9], "val": [1]}, {"train": [1, 2], "val": [2]}):
+    for stored in (StoredSplit([1], [9]), StoredSplit([9], [1]), StoredSplit([1, 2], [2])):
         with pytest.raises(ConfigError) as refused:
-            reuse_split(stored, [1, 2][: len(stored["train"])], ["", ""][: len(stored["train"])])
+            reuse_split(stored, [1, 2][: len(stored.train)], ["", ""][: len(stored.train)])
         assert refused.value.code == "split"
 
 

@@ -18,12 +18,14 @@ from PIL import Image as PILImage
 
 import ml_core
 from ml_core import memory
+from ml_core.dataset.findings import Issue
 from ml_core.dataset.folders import describe, find_cases, find_images
 from ml_core.errors import MLError
 from ml_core.front.command_line import main
 from ml_core.front.progress import ProgressBar
 from ml_core.planning.hyperparameters import specs
 from ml_core.prediction.package import read_package
+from ml_core.training.events import EpochEnded, Event
 from tests.environment import REPOSITORY
 from tests.synthetic import dicom_dataset, draw_pair, write_png, write_rgb_mask
 
@@ -96,18 +98,20 @@ def test_five_lines_of_python_with_colours_and_a_test_set(tmp_path: Path) -> Non
     model = ml_core.train(
         images, masks, out=tmp_path / "model", test_images=tests[0], test_masks=tests[1], progress=False, **tiny
     )
-    assert [row["name"] for row in model.metrics["per_case"]] == ["test_4"]
-    assert model.metrics["evaluated_on"] == "test"
+    assert model.metrics
+    assert [row.name for row in model.metrics.per_case] == ["test_4"]
+    assert model.metrics.evaluated_on == "test"
     red, green = 200 << 16 | 30 << 8 | 30, 30 << 16 | 200 << 8 | 30
-    assert model.plan.class_values == [0, green, red]
-    assert set(model.plan.class_colors) >= {"#c81e1e", "#1ec81e"}
+    assert (model.plan.class_values, model.mask_codes) == ([0, 1, 2], {0: 0, green: 1, red: 2})  # as on the platform
+    assert model.plan.class_colors == ["#000000", "#1ec81e", "#c81e1e"]
     labels = model.predict(images / "0.png")
     assert labels.shape == (64, 64)
-    assert set(np.unique(labels)) <= {0, red, green}
+    assert set(np.unique(labels)) <= {0, 1, 2}
     again = model.evaluate(*tests, progress=False)
-    assert again["dice"] == pytest.approx(model.metrics["dice"], abs=0.02)
+    assert again.dice == pytest.approx(model.metrics.dice, abs=0.02)
     [written] = ml_core.predict(model, images / "0.png", tmp_path / "found", progress=False)
-    assert PILImage.open(written).mode == "RGB"  # coded as the masks are
+    coded = np.asarray(PILImage.open(written))  # as the masks are
+    assert np.array_equal(coded, np.array([(0, 0, 0), (30, 200, 30), (200, 30, 30)])[labels])
 
 
 def test_copies_in_the_test_set_are_told(tmp_path: Path) -> None:
@@ -137,9 +141,9 @@ def test_ctrl_c_keeps_the_best_weights_and_the_same_command_goes_on(
     images, masks = folders(tmp_path, 4)
     shown = ProgressBar.on_event
 
-    def interrupt(self: ProgressBar, event: dict[str, Any]) -> None:
+    def interrupt(self: ProgressBar, event: Event) -> None:
         shown(self, event)
-        if event["type"] == "epoch":
+        if isinstance(event, EpochEnded):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(ProgressBar, "on_event", interrupt)
@@ -188,14 +192,16 @@ def test_cases_are_found_described_and_left_out_with_a_reason(tmp_path: Path) ->
     write_png(masks / "case2_mask.png", np.zeros((9, 9), np.uint8))
     write_png(images / "lonely.png", np.zeros((48, 48), np.uint8))
     (images / "README.md").write_text("no image")
-    notes: list[str] = []
+    notes: list[Issue] = []
     cases = find_cases(images, masks, notes.append)
     assert [case.name for case in cases] == ["case1", "case2", "case3", "case4"]
     described = describe(cases, notes.append, lambda done, total: None, {255: "disc"})
     assert [case.name for case in described.cases] == ["case1", "case3", "case4"]
     assert [(item["value"], item["name"]) for item in described.classes] == [(0, "background"), (255, "disc")]
-    assert described.fingerprint["n_cases"] == 3
-    assert ["lonely" in note or "case2" in note for note in notes] == [True, True]
+    assert described.fingerprint.n_cases == 3
+    assert [(note.code, Path(note.file.partition(" and ")[0]).name) for note in notes] == [
+        ("no_mask", "lonely.png"), ("shape_mismatch", "case2.png")
+    ]  # fmt: skip
     key = cases[0].key
     write_png(cases[0].image, np.ones((48, 48), np.uint8))
     assert find_cases(images, masks, notes.append)[0].key != key
@@ -211,14 +217,14 @@ def test_a_folder_of_slices_is_one_image_with_a_file_or_a_folder_as_mask(tmp_pat
                 pixels[4:9, 4:9] = 1
                 place = {"InstanceNumber": number + 1, "ImagePositionPatient": [0, 0, 2.0 * number]}
                 dicom_dataset(pixels, PatientID=patient, **place).save_as(folder / f"{number}.dcm")
-    notes: list[str] = []
+    notes: list[Issue] = []
     cases = find_cases(tmp_path / "images", tmp_path / "masks", notes.append)
     described = describe(cases, notes.append, lambda done, total: None)
-    assert notes == []
+    assert [note.code for note in notes] == ["near_duplicate"]  # both are drawn alike
     assert [(case.name, case.image.name, case.group) for case in described.cases] == [
         ("P1", "P1", "patient 1"), ("P2", "P2", "patient 2")
     ]  # fmt: skip
-    assert described.fingerprint["dimensions"] == 3
+    assert described.fingerprint.dimensions == 3
     assert [name for name, _ in find_images([tmp_path / "images"], 3)] == ["P1", "P2"]
     assert len(find_images([tmp_path / "images/P1"], 2)) == 3
 

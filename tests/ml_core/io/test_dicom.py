@@ -13,11 +13,14 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import UID, CTImageStorage, JPEGBaseline8Bit, RLELossless
 
-from ml_core.io import ImageError, check_pair, image, read_image, read_mask, write_label_map
+from ml_core.dataset.checks import check_pair
+from ml_core.io import ImageError, image, read_image, read_mask, series, write_label_map
+from ml_core.io.containers import ArchiveLimits
 from tests.ml_core.io.test_raster import IMAGE, LABELS, code_of
 from tests.synthetic import (
+    SERIES_UID,
     Array,
     dicom_dataset,
     draw_volume,
@@ -161,6 +164,46 @@ def test_series_is_sorted_in_space_as_folder_and_as_zip(tmp_path: Path) -> None:
         assert np.array_equal(mask.values, labels)
 
 
+ALONG = {"axial": [1, 0, 0, 0, 1, 0], "axial, feet last": [-1, 0, 0, 0, 1, 0], "sagittal": [0, 1, 0, 0, 0, -1]}
+
+
+@pytest.mark.parametrize("orientation", ALONG)
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_slice_of_the_array_names_the_instance_it_came_from(
+    tmp_path: Path, orientation: str, packed: bool
+) -> None:
+    folder, along = tmp_path / "series", ALONG[orientation]
+    folder.mkdir()
+    normal = np.cross(along[:3], along[3:])
+    stored: dict[str, Array] = {}
+    for place in np.random.default_rng(0).permutation(len(VOLUME)):  # the numbers and names say nothing of the place
+        number, position = len(stored) + 1, (normal * 2.0 * place).tolist()
+        tags = {"InstanceNumber": number, "ImageOrientationPatient": along, "ImagePositionPatient": position}
+        dataset = dicom_dataset(VOLUME[place], FrameOfReferenceUID=UID("1.2.3.4"), **tags)
+        stored[str(dataset.SOPInstanceUID)] = VOLUME[place]
+        save_dicom(dataset, folder / f"{number}.dcm")
+    found = read_image(zip_folder(folder, tmp_path / "series.zip") if packed else folder)
+    source = found.grid.source
+    assert source is not None
+    assert sorted(source.instances) == sorted(stored)
+    assert source.axis == (2 if orientation == "sagittal" else 0)
+    for number, instance in enumerate(source.instances):
+        pixels = found.array[0].take(number, source.axis)
+        assert np.array_equal(np.sort(pixels, axis=None), np.sort(stored[instance], axis=None))
+    assert source.frames == (1,) * len(VOLUME)
+    assert (source.sop_class, source.frame_of_reference) == (str(CTImageStorage), "1.2.3.4")
+    assert (source.study, source.series) == (f"{SERIES_UID}.0", SERIES_UID)
+
+
+def test_a_picture_names_its_instance_and_silent_headers_name_nothing(tmp_path: Path) -> None:
+    source = read_image(write_dicom_slice(tmp_path / "a.dcm", WORDS)).grid.source
+    assert source is not None
+    assert (source.instances, source.frames, source.frame_of_reference) == ((f"{SERIES_UID}.1",), (1,), "")
+    source = read_image(write_dicom_slice(tmp_path / "b.dcm", WORDS, StudyInstanceUID=None)).grid.source
+    assert source is not None
+    assert source.study == ""
+
+
 def test_masks_of_a_series_in_other_formats(tmp_path: Path) -> None:
     found = read_image(write_dicom_series(tmp_path / "series", VOLUME))
     affine = np.diag([-0.75, -0.5, 2.0, 1.0])
@@ -280,6 +323,9 @@ def test_enhanced_multi_frame_has_its_geometry_and_scale_in_functional_groups(tm
     scale = np.array([1, 2, 1, 2, 1, 2])[:, None, None]
     assert np.array_equal(found.array[0], (VOLUME * scale)[::-1][UPRIGHT])
     assert found.spacing == (2.5, 0.5, 0.75)
+    source = found.grid.source
+    assert source is not None
+    assert (source.instances, source.frames) == ((f"{SERIES_UID}.1",) * 6, (6, 5, 4, 3, 2, 1))
 
 
 def test_archives_of_a_series_are_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,9 +334,12 @@ def test_archives_of_a_series_are_guarded(tmp_path: Path, monkeypatch: pytest.Mo
     for name, content, code in (
         ("inner.zip", b"PK\x03\x04", "nested_archive"),
         ("photo.png", b"\x89PNG", "not_dicom"),
+        ("scan.nii.gz", b"\x1f\x8b", "not_dicom"),
+        ("../slice.dcm", b"x", "unsafe_path"),
+        ("zeros.dcm", bytes(300 * 2**20), "ratio"),
         ("readme.txt", b"hello", None),
     ):
-        with zipfile.ZipFile(zip_folder(folder, path), "a") as archive:
+        with zipfile.ZipFile(zip_folder(folder, path), "a", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(name, content)
         if code is None:
             assert read_image(path).shape == VOLUME.shape
@@ -303,9 +352,10 @@ def test_archives_of_a_series_are_guarded(tmp_path: Path, monkeypatch: pytest.Mo
     locked[locked.rindex(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(locked)
     assert code_of(path) == "encrypted"
-    for limits in (image.Limits(archive_entries=5), image.Limits(archive_bytes=3000)):
-        monkeypatch.setattr(image, "LIMITS", limits)
-        assert code_of(zip_folder(folder, path)) == "archive_too_large"
-        assert code_of(folder) == "archive_too_large"
+    for limits in (ArchiveLimits(max_entries=5), ArchiveLimits(max_expanded_bytes=3000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(series, "LIMITS", limits)
+            assert code_of(zip_folder(folder, path)) == "archive_too_large"
+            assert code_of(folder) == "archive_too_large"
     monkeypatch.setattr(image, "LIMITS", image.Limits(voxels=479))
     assert code_of(folder) == "too_many_pixels"

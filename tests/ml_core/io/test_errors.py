@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_core.io import SUPPORTED_SUFFIXES, ImageError, read_image, read_mask, stem
+from ml_core.io import SUPPORTED_SUFFIXES, ImageError, read_image, read_mask, stem, suffix_of
+from ml_core.io.formats import FORMATS
 from tests.ml_core.io.test_raster import IMAGE, LABELS, code_of
 from tests.synthetic import (
     draw_volume,
@@ -103,16 +104,22 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "expected", "suffix"),
     [
-        ("images/a.b.NII.GZ", "a.b"),
-        ("a.nii", "a"),
-        ("C:\\x\\scan.DCM", "scan"),
-        ("1.2.840.5", "1.2.840.5"),
-        ("x.jpeg", "x"),
-        (".png", ".png"),
-        ("series/", "series"),
+        ("images/a.b.NII.GZ", "a.b", ".nii.gz"),
+        ("a.nii", "a", ".nii"),
+        ("C:\\x\\scan.DCM", "scan", ".dcm"),
+        ("1.2.840.5", "1.2.840.5", ".5"),
+        ("x.jpeg", "x", ".jpeg"),
+        ("x.tar.gz", "x.tar.gz", ".gz"),
+        (".png", ".png", ""),
+        ("series/", "series", ""),
     ],
 )
-def test_stem(name: str, expected: str) -> None:
-    assert stem(name) == expected
+def test_stem_and_suffix(name: str, expected: str, suffix: str) -> None:
+    assert (stem(name), suffix_of(name)) == (expected, suffix)
+
+
+def test_only_nifti_and_series_are_made_for_volumes() -> None:
+    assert {suffix for suffix, item in FORMATS.items() if item.is_volume} == {".nii", ".nii.gz", ".zip"}
+    assert FORMATS[".nii.gz"].mime == "application/gzip"

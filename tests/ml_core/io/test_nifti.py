@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ml_core.io import ImageError, check_pair, display_slice, read_image, read_mask, write_label_map
+from ml_core.dataset.checks import check_pair
+from ml_core.io import ImageError, display_slice, read_image, read_mask, write_label_map
 from tests.ml_core.io.test_raster import code_of
 from tests.synthetic import draw_volume, write_nifti, write_png, write_tiff
 

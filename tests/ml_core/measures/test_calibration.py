@@ -1,4 +1,4 @@
-"""Calibration errors counted by hand, and confidences that rise with what the network is sure of."""
+"""Calibration errors counted by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ml_core.measures import calibration
-from ml_core.measures.calibration import Calibration, confidence
+from ml_core.measures.calibration import Calibration
 
 
 def two_classes(foreground: np.ndarray) -> np.ndarray:
@@ -22,13 +22,13 @@ def test_ece_counted_by_hand() -> None:
     gathered = Calibration()
     gathered.add(two_classes(foreground), reference)
     found = gathered.result()
-    assert found["ece"] == pytest.approx((8 * abs(6 / 8 - 0.9) + 2 * abs(1 - 0.7)) / 10, abs=1e-6)
-    assert found["ece_foreground"] == pytest.approx(abs(6 / 8 - 0.9), abs=1e-6)
-    bins = {index: entry for index, entry in enumerate(found["bins"]) if entry["count"]}
-    assert {index: entry["count"] for index, entry in bins.items()} == {10: 2, 13: 8}
-    assert bins[13]["accuracy"] == 0.75
-    assert bins[13]["low"] < bins[13]["confidence"] <= bins[13]["high"]
-    assert sum(entry["count"] for entry in found["bins_foreground"]) == 8
+    assert found.ece == pytest.approx((8 * abs(6 / 8 - 0.9) + 2 * abs(1 - 0.7)) / 10, abs=1e-6)
+    assert found.ece_foreground == pytest.approx(abs(6 / 8 - 0.9), abs=1e-6)
+    bins = {index: entry for index, entry in enumerate(found.bins) if entry.count}
+    assert {index: entry.count for index, entry in bins.items()} == {10: 2, 13: 8}
+    assert bins[13].accuracy == 0.75
+    assert bins[13].low < bins[13].confidence <= bins[13].high
+    assert sum(entry.count for entry in found.bins_foreground) == 8
 
 
 def test_probabilities_that_keep_their_word_are_calibrated() -> None:
@@ -38,8 +38,8 @@ def test_probabilities_that_keep_their_word_are_calibrated() -> None:
     honest, boastful = Calibration(), Calibration()
     honest.add(two_classes(foreground), reference)
     boastful.add(two_classes(foreground > 0.5), reference)
-    assert honest.result()["ece"] < 0.01
-    assert boastful.result()["ece"] == pytest.approx(0.25, abs=0.01)
+    assert honest.result().ece < 0.01
+    assert boastful.result().ece == pytest.approx(0.25, abs=0.01)
 
 
 def test_cases_add_up_and_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,52 +48,21 @@ def test_cases_add_up_and_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) ->
     reference = rng.integers(0, 3, (10, 6, 5))
     whole, halves = Calibration(), Calibration()
     whole.add(probabilities, reference)
-    whole_map, whole_number = confidence(probabilities)
     monkeypatch.setattr(calibration, "CHUNK_PIXELS", 70)
     for part in (slice(0, 4), slice(4, 10)):
         halves.add(probabilities[:, part], reference[part])
     for key in ("ece", "ece_foreground"):
-        assert whole.result()[key] == pytest.approx(halves.result()[key], rel=1e-9)
-    np.testing.assert_array_equal(confidence(probabilities)[0], whole_map)
-    assert confidence(probabilities)[1] == whole_number
+        assert getattr(whole.result(), key) == pytest.approx(getattr(halves.result(), key), rel=1e-9)
 
 
 def test_nothing_seen_is_undefined() -> None:
     gathered = Calibration()
-    assert math.isnan(gathered.result()["ece"])
+    assert math.isnan(gathered.result().ece)
     gathered.add(two_classes(np.zeros((3, 3))), np.zeros((3, 3), np.uint8))
-    assert gathered.result()["ece"] == 0
-    assert math.isnan(gathered.result()["ece_foreground"])
+    assert gathered.result().ece == 0
+    assert math.isnan(gathered.result().ece_foreground)
 
 
 def test_a_reference_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         Calibration().add(two_classes(np.zeros((3, 3))), np.zeros((3, 4), np.uint8))
-
-
-def test_confidence_is_one_for_certain_and_zero_for_a_toss_up() -> None:
-    certain = np.zeros((3, 4, 4), np.float32)
-    certain[1] = 1
-    sure, number = confidence(certain)
-    assert sure.dtype == np.float16
-    assert (sure == 1).all()
-    assert number == 1
-    sure, number = confidence(np.full((3, 4, 4), 1 / 3, np.float32))
-    assert number == pytest.approx(0, abs=1e-3)
-
-
-def test_confidence_looks_at_the_foreground_and_its_border_only() -> None:
-    foreground = np.zeros((9, 9))
-    foreground[4, 4] = 1
-    foreground[4, 5] = 0.5  # beside it: belongs to the border
-    foreground[0, 0] = 0.5  # far away
-    sure, number = confidence(two_classes(foreground))
-    assert sure[0, 0] == sure[4, 5] == 0
-    assert number == pytest.approx(4 / 5)
-    _, number = confidence(two_classes(np.full((9, 9), 0.5) * (np.arange(9) < 3)))  # no foreground: all pixels
-    assert number == pytest.approx(6 / 9)
-
-
-def test_confidence_needs_two_classes() -> None:
-    with pytest.raises(ValueError, match="two classes"):
-        confidence(np.ones((1, 3, 3), np.float32))

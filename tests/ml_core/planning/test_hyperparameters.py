@@ -1,4 +1,4 @@
-"""One dataclass says what can be asked for."""
+"""One table says what can be asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import jsonschema
 import pytest
 
 from ml_core.networks.catalogue import build
-from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters, json_schema, specs
+from ml_core.planning.hyperparameters import groups, json_schema, specs
+from ml_core.planning.request import Chooser, ConfigErrors, TrainingRequest
 
 
 @pytest.mark.parametrize(
@@ -33,25 +34,25 @@ from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters, json
 )
 def test_what_cannot_be_used_is_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigErrors) as caught:
-        Hyperparameters.from_dict({name: value})
+        TrainingRequest.from_json({name: value})
     assert list(caught.value.fields) == [name]
 
 
 def test_all_errors_come_at_once() -> None:
     with pytest.raises(ConfigErrors) as caught:
-        Hyperparameters.from_dict({"epochs": 0, "learning_rate": 5, "x": 1})
+        TrainingRequest.from_json({"epochs": 0, "learning_rate": 5, "x": 1})
     assert set(caught.value.fields) == {"epochs", "learning_rate", "x"}
 
 
 def test_an_encoder_must_fit_its_architecture() -> None:
     with pytest.raises(ConfigErrors, match="cannot use mit_b0"):
-        Hyperparameters.from_dict({"architecture": "unetplusplus", "encoder": "mit_b0"})
+        TrainingRequest.from_json({"architecture": "unetplusplus", "encoder": "mit_b0"})
 
 
 def test_whole_numbers_may_come_as_floats_and_nothing_is_everything_planned() -> None:
-    assert Hyperparameters.from_dict({"epochs": 2.0}).epochs == 2
-    assert Hyperparameters.from_dict({}).to_dict() == {}
-    assert Hyperparameters.from_dict({"epochs": None}).to_dict() == {}
+    assert TrainingRequest.from_json({"epochs": 2.0}).get("epochs") == 2
+    assert TrainingRequest.from_json({}).to_json() == {}
+    assert TrainingRequest.from_json({"epochs": None}).to_json() == {}
 
 
 def test_the_schema_is_valid_and_says_the_same() -> None:
@@ -63,6 +64,24 @@ def test_the_schema_is_valid_and_says_the_same() -> None:
     assert not validator.is_valid({"other": 1})
     assert set(schema["properties"]) == set(specs())
     assert all(entry["description"] for entry in schema["properties"].values())
+
+
+def test_every_entry_stands_once_under_a_heading_and_explains_its_default() -> None:
+    assert [name for entries in groups().values() for name in entries] == list(specs())
+    for name, spec in specs().items():
+        assert spec.label, name
+        assert spec.help, name
+        assert bool(spec.reason) == (spec.default is not None), name
+        if spec.default not in (None, ""):
+            assert TrainingRequest.from_json({name: spec.default}).get(name) == spec.default
+        if spec.choice_groups:
+            assert [value for values in spec.choice_groups.values() for value in values] == list(spec.choices or {})
+
+
+def test_an_entry_needs_a_default_or_a_rule() -> None:
+    choose = Chooser(TrainingRequest())
+    with pytest.raises(LookupError, match="configuration has neither"):
+        choose.rest()
 
 
 def test_weights_out_of_reach_are_a_message_not_an_error() -> None:

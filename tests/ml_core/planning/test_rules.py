@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ml_core.cases.preprocessing import preprocess
-from ml_core.dataset.fingerprint import FingerprintBuilder
+from ml_core.dataset.classes import LabelClass
+from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder
 from ml_core.io import Image
 from ml_core.io.image import Grid
-from ml_core.planning.hyperparameters import ConfigErrors, Hyperparameters, specs
+from ml_core.planning.hyperparameters import specs
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import ConfigErrors, TrainingRequest
 from ml_core.planning.rules import balanced_weights, make_plan
 
-CLASSES = [{"value": 0, "name": "background", "color": "#000"}, {"value": 1, "name": "thing", "color": "#f00"}]
+CLASSES: list[LabelClass] = [
+    {"value": 0, "name": "background", "color": "#000"},
+    {"value": 1, "name": "thing", "color": "#f00"},
+]
 LAPTOP, GPU = Machine(cuda=False, cpus=2, bf16=True), Machine(cuda=True, cpus=16, bf16=True)
 
 
-def fingerprint(shape: tuple[int, ...], spacing: tuple[float, ...] | None = None, thick: int = 6) -> dict[str, Any]:
+def fingerprint(shape: tuple[int, ...], spacing: tuple[float, ...] | None = None, thick: int = 6) -> Fingerprint:
     """Of one image with a strip `thick` pixels wide."""
     values = np.zeros(shape, np.uint8)
     values[..., 10 : 10 + thick] = 1
@@ -30,15 +36,15 @@ def fingerprint(shape: tuple[int, ...], spacing: tuple[float, ...] | None = None
     return builder.result()
 
 
-def plan(machine: Machine = LAPTOP, like: dict[str, Any] | None = None, **wanted: Any) -> Plan:
-    return make_plan(Hyperparameters.from_dict(wanted), like or fingerprint((256, 256)), CLASSES, machine)
+def plan(machine: Machine = LAPTOP, like: Fingerprint | None = None, **wanted: Any) -> Plan:
+    return make_plan(TrainingRequest.from_json(wanted), like or fingerprint((256, 256)), CLASSES, machine)
 
 
 def test_the_fingerprint_measures_how_thick_a_class_is() -> None:
     for thick in (6, 40):
-        strip = fingerprint((256, 256), thick=thick)["classes"][1]
-        assert strip["thickness"] == pytest.approx(thick, rel=0.2)
-        assert strip["component_pixels"] == 256 * thick
+        strip = fingerprint((256, 256), thick=thick).classes[1]
+        assert strip.thickness == pytest.approx(thick, rel=0.2)
+        assert strip.component_pixels == 256 * thick
 
 
 def test_pictures_get_a_2d_network_and_thin_structures_their_own_pixels() -> None:
@@ -60,7 +66,7 @@ def test_a_cpu_sees_volumes_coarser_and_says_what_may_be_lost() -> None:
     assert plan(GPU, like=like).preprocessing.spacing == [1.0, 1.0, 1.0]
 
 
-def spots(size: int, side: int = 1024, noise: float = 5.0) -> dict[str, Any]:
+def spots(size: int, side: int = 1024, noise: float = 5.0) -> Fingerprint:
     """Of pictures with one large disc and thirty squares of `size` pixels, all of one class."""
     y, x = np.mgrid[:side, :side]
     values = ((y - 300) ** 2 + (x - 300) ** 2 < 150**2).astype(np.uint8)
@@ -75,7 +81,7 @@ def spots(size: int, side: int = 1024, noise: float = 5.0) -> dict[str, Any]:
 
 
 def test_small_parts_of_a_class_keep_the_grid_fine_and_stray_pixels_do_not() -> None:
-    assert spots(6)["classes"][1]["thickness"] > 100  # the large disc has nearly all pixels of the class
+    assert spots(6).classes[1].thickness > 100  # the large disc has nearly all pixels of the class
     assert plan(like=spots(6)).preprocessing.spacing is None
     stray = plan(like=spots(1)).preprocessing.spacing
     assert stray is not None
@@ -83,7 +89,7 @@ def test_small_parts_of_a_class_keep_the_grid_fine_and_stray_pixels_do_not() -> 
 
 
 def test_a_class_that_comes_late_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_core.dataset.fingerprint.CASES_OF_STRUCTURE", 1)
+    monkeypatch.setattr("ml_core.dataset.fingerprint.MAX_CASES_OF_STRUCTURE", 1)
     builder, late = FingerprintBuilder(), np.zeros((1024, 1024), np.uint8)
     for thing in (None, slice(50, 54)):
         values = late.copy()
@@ -94,8 +100,8 @@ def test_a_class_that_comes_late_is_measured_too(monkeypatch: pytest.MonkeyPatch
         image = Image(values[None].astype(np.float32), None, None, "raster", None, None, Grid(values.shape))
         builder.add(image, values, counts)
     found = builder.result()
-    assert found["classes"][2]["thickness"] == pytest.approx(4, rel=0.2)
-    made = make_plan(Hyperparameters(), found, [*CLASSES, {"value": 2, "name": "thread", "color": "#0f0"}], LAPTOP)
+    assert found.classes[2].thickness == pytest.approx(4, rel=0.2)
+    made = make_plan(TrainingRequest(), found, [*CLASSES, {"value": 2, "name": "thread", "color": "#0f0"}], LAPTOP)
     assert made.preprocessing.spacing is None
 
 
@@ -109,7 +115,7 @@ def test_classes_that_common_limits_would_cut_off_keep_their_values() -> None:
     builder = FingerprintBuilder()
     builder.add(image, values, {v: int((values == v).sum()) for v in range(3)})
     made = make_plan(
-        Hyperparameters(), builder.result(), [*CLASSES, {"value": 2, "name": "b", "color": "#0f0"}], LAPTOP
+        TrainingRequest(), builder.result(), [*CLASSES, {"value": 2, "name": "b", "color": "#0f0"}], LAPTOP
     )
     assert made.preprocessing.wide
     assert "instead of clipped" in made.reasons["normalisation"]
@@ -136,7 +142,7 @@ def test_a_gpu_is_given_more_to_do() -> None:
 
 
 @pytest.mark.parametrize("like", [fingerprint((256, 256)), fingerprint((64, 64, 64), (1.0, 1.0, 1.0))])
-def test_every_value_has_its_reason_and_can_be_overridden(like: dict[str, Any]) -> None:
+def test_every_value_has_its_reason_and_can_be_overridden(like: Fingerprint) -> None:
     made = plan(like=like)
     assert set(specs()) <= set(made.reasons)
     own: dict[str, Any] = {
@@ -182,10 +188,10 @@ def test_rare_classes_weigh_more_but_not_wildly() -> None:
 
 
 def test_a_short_training_turns_pictures_but_no_bodies() -> None:
-    body, picture = fingerprint((256, 256)), {**fingerprint((256, 256)), "families": {"raster": 1}}
+    body, picture = fingerprint((256, 256)), replace(fingerprint((256, 256)), families={"raster": 1})
     assert plan(like=picture).augmentation == "light"
     assert plan(like=body).augmentation == "intensity"
-    assert plan(like={**body, "modality": "CT"}).augmentation == "none"
+    assert plan(like=replace(body, modality="CT")).augmentation == "none"
     assert plan(like=fingerprint((64, 96, 96), (1.0, 1.0, 1.0))).augmentation == "intensity"
     for like in (body, picture):
         assert plan(like=like, time_budget_seconds=3600).augmentation == "standard"

@@ -83,21 +83,21 @@ def test_a_speck_in_most_predictions_makes_it_choose_the_largest_component() -> 
     cases = [(drawn((1, 2, 2, 12, 12), (1, 25, 25, 6, side)), truth) for side in (5, 6, 0)]
     how, report = choose(iter(cases), 2)
     assert how == Postprocessing({1: LARGEST})
-    row = report["classes"][0]
-    used = {entry["name"]: entry for entry in row["candidates"] if entry["used"]}
+    row = report.classes[0]
+    used = {entry.name: entry for entry in row.candidates if entry.used}
     assert set(used) == {"largest component"}
     after = [apply(predicted, how) for predicted, _ in cases]
-    assert used["largest component"]["dice"] == 1
+    assert used["largest component"].dice == 1
     assert all(np.array_equal(found, truth) for found in after)
-    assert row["dice"] == pytest.approx(np.mean([2 * 144 / (288 + extra) for extra in (30, 36, 0)]))
-    assert report["cases"] == 3
+    assert row.dice == pytest.approx(np.mean([2 * 144 / (288 + extra) for extra in (30, 36, 0)]))
+    assert report.cases == 3
 
 
 def test_where_small_things_are_real_nothing_is_removed() -> None:
     truth = drawn((1, 2, 2, 12, 12), (1, 30, 30, 3, 3))
     how, report = choose([(truth, truth)] * 3, 2)
     assert not how.is_active
-    assert not any(entry["used"] for entry in report["classes"][0]["candidates"])
+    assert not any(entry.used for entry in report.classes[0].candidates)
 
 
 def test_a_gain_in_the_mean_does_not_pay_for_a_miss() -> None:
@@ -105,8 +105,8 @@ def test_a_gain_in_the_mean_does_not_pay_for_a_miss() -> None:
     noisy = (drawn((1, 2, 2, 12, 12), (1, 30, 30, 3, 3)), drawn((1, 2, 2, 12, 12)))
     tiny = (drawn((1, 30, 30, 3, 3)), drawn((1, 20, 29, 14, 4)))
     how, report = choose([noisy] * 9 + [tiny], 2)
-    size16 = next(e for e in report["classes"][0]["candidates"] if e["name"] == "minimum size 16")
-    assert size16["misses"] == 1
+    size16 = next(e for e in report.classes[0].candidates if e.name == "minimum size 16")
+    assert size16.misses == 1
     assert how == Postprocessing({1: LARGEST})
 
 
@@ -114,8 +114,8 @@ def test_less_than_the_margin_is_not_worth_a_step() -> None:
     truth = drawn((1, 0, 0, 60, 60), side=100)
     speck = drawn((1, 0, 0, 60, 60), (1, 80, 80, 1, 3), side=100)
     how, report = choose([(speck, truth)] * 3, 2)
-    best = max(entry["dice"] for entry in report["classes"][0]["candidates"])
-    assert 0 < best - report["classes"][0]["dice"] < MARGIN
+    best = max(entry.dice for entry in report.classes[0].candidates)
+    assert 0 < best - report.classes[0].dice < MARGIN
     assert not how.is_active
 
 
@@ -124,7 +124,7 @@ def test_false_alarms_alone_choose_nothing_but_beside_real_cases_they_go() -> No
     alarm, nothing = drawn((1, 3, 3, 2, 2)), drawn()
     how, report = choose([(alarm, nothing)] * 3, 2)
     assert not how.is_active
-    assert math.isnan(next(e for e in report["classes"][0]["candidates"] if e["name"] == "minimum size 16")["dice"])
+    assert math.isnan(next(e for e in report.classes[0].candidates if e.name == "minimum size 16").dice)
     real = drawn((1, 10, 10, 12, 12))
     how, _ = choose([(alarm, nothing)] * 2 + [(real, real)], 2)
     assert how == Postprocessing({1: Cleaning(minimum_size=16)})
@@ -146,8 +146,8 @@ def test_two_cases_are_too_few_and_one_that_gains_does_not_pay_for_two_that_lose
     ring, dot = drawn((1, 2, 2, 14, 14), (0, 8, 8, 2, 2)), drawn((1, 2, 2, 14, 14), (0, 3, 3, 12, 12))
     whole = drawn((1, 2, 2, 14, 14))
     how, report = choose([(ring, ring)] * 2 + [(dot, whole)], 2)
-    filled = next(entry for entry in report["classes"][0]["candidates"] if entry["name"] == "fill holes")
-    assert filled["dice"] - filled["dice_before"] > MARGIN
+    filled = next(entry for entry in report.classes[0].candidates if entry.name == "fill holes")
+    assert filled.dice - filled.dice_before > MARGIN
     assert not how.is_active
 
 

@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from ml_core.errors import TrainingError
 from ml_core.planning.plan import Plan
 from ml_core.prediction.predictor import network_of
-from ml_core.training.optimizers import KernelMuon, clip_gradients, make_optimizers, set_learning_rate
+from ml_core.training.optimizers import (
+    KernelMuon,
+    clip_gradients,
+    learning_rate,
+    make_optimizers,
+    set_learning_rate,
+    update_average,
+)
 from ml_core.training.state import pack, unpack
-from ml_core.training.trainer import update_average
 from tests.ml_core.planning.test_rules import plan
 
 RATE = 0.01
@@ -101,13 +107,6 @@ def test_kernels_in_another_layout_are_refused() -> None:
         KernelMuon([nn.Parameter(torch.randn(4, 8, 3, 3))], lr=RATE, weight_decay=0.0)
 
 
-def test_a_plan_of_before_there_was_a_choice_speaks_of_adamw() -> None:
-    values = plan().to_dict()
-    assert values["optimizer"] == "muon"
-    del values["optimizer"]
-    assert Plan.from_dict(values).optimizer == "adamw"
-
-
 @pytest.mark.parametrize("scale", [0.01, 100.0, float("nan")])
 def test_gradients_are_clipped_as_by_torch(scale: float) -> None:
     torch.manual_seed(0)
@@ -134,3 +133,12 @@ def test_the_average_of_every_fourth_step_is_near_that_of_all() -> None:
         followed.append(abs(float(average.weight.detach() - exact.weight.detach())))
     assert max(followed[:100]) < 1e-6  # there each counts
     assert max(followed[900:]) < 0.02  # of a shaking by 0.6
+
+
+def test_the_learning_rate_rises_falls_and_ends_low() -> None:
+    made = plan(warm_up_steps=20)
+    highest = made.learning_rate
+    assert learning_rate(made, 0, 0.0) == pytest.approx(highest / 20)
+    assert learning_rate(made, 19, 0.0) == pytest.approx(highest)
+    assert learning_rate(made, 500, 0.5) == pytest.approx(highest * (0.01 + 0.99 / 2))
+    assert learning_rate(made, 1500, 1.0) == pytest.approx(highest / 100)

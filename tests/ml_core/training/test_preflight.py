@@ -10,13 +10,32 @@ from typing import Any
 
 import pytest
 
+from ml_core.dataset.splits import StoredSplit
 from ml_core.errors import TrainingError
-from ml_core.planning.plan import Machine
-from ml_core.training import run as job_module
+from ml_core.planning.budget import Deadline
+from ml_core.planning.plan import Machine, Plan
+from ml_core.prediction.package import read_package
+from ml_core.training import ensemble
+from ml_core.training.ensemble import Part, train_part
+from ml_core.training.events import Event, Note, Reporter
+from ml_core.training.job import TrainingJob
 from ml_core.training.preflight import GIB, check_disk, fit_into_memory, memory_needed
-from ml_core.training.run import TrainingJob, run
-from ml_core.training.trainer import fit
-from tests.ml_core.training.test_trainer import CLASSES, QUICK, curve, draw, fingerprint_of, plan_for, train
+from ml_core.training.run import package_best, run
+from ml_core.training.state import State
+from ml_core.training.trainer import Fitted, fit
+from tests.ml_core.training.test_trainer import (
+    CLASSES,
+    QUICK,
+    asked,
+    curve,
+    draw,
+    fingerprint_of,
+    package_of,
+    plan_for,
+    planned,
+    result,
+    train,
+)
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -69,49 +88,58 @@ def test_when_memory_runs_out_the_training_goes_on_with_half_the_batch(
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         return fit(plan, *args, **kwargs)
 
-    monkeypatch.setattr(job_module, "fit", short_of_memory)
+    monkeypatch.setattr(ensemble, "fit", short_of_memory)
     events = train(tmp_path / "run", draw(tmp_path, 4), batch_size=8)
     assert batches == [8, 4, 2]
-    assert [event["text"] for event in events if event["type"] == "note"] == [
+    assert [event.text for event in events if isinstance(event, Note)] == [
         "Memory ran out with a batch of 8, so it goes on with 4.",
         "Memory ran out with a batch of 4, so it goes on with 2.",
     ]
     assert len(curve(events)) == 2
-    assert len(events[-1]["warnings"]) >= 2
-    assert events[-1]["package"]
+    assert len(result(events).warnings) >= 2
+    assert result(events).package
 
 
 def test_the_deadline_stays_where_it_was_when_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fit takes the seconds of its checkpoint off the deadline: 10 of an earlier attempt, then 20 more at each of two failures."""
-    spent, deadlines = iter([10.0, 30.0, 50.0]), []
+    """The 10 seconds of an earlier attempt count once; the 20 more that each checkpoint speaks of have passed by the clock."""
+    spent, deadlines = iter([10.0, 30.0, 50.0]), list[float | None]()
 
-    def short_of_memory(plan: Any, *args: Any, deadline: float, **kwargs: Any) -> Any:
-        deadlines.append(deadline)
+    def short_of_memory(plan: Plan, *args: Any, deadline: Deadline, **kwargs: Any) -> Fitted:
+        deadlines.append(deadline.at)
         if plan.batch_size > 2:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        return fit(plan, *args, deadline=deadline, **kwargs)
+        return Fitted(None, 0, 0, False, [])
 
-    monkeypatch.setattr(job_module, "fit", short_of_memory)
-    monkeypatch.setattr(job_module, "seconds_spent", lambda folder: next(spent))
-    train(tmp_path / "run", draw(tmp_path, 4), batch_size=8, time_budget_seconds=60)
-    assert [deadline - deadlines[0] for deadline in deadlines] == pytest.approx([0, 20, 40])
+    monkeypatch.setattr(ensemble, "fit", short_of_memory)
+    monkeypatch.setattr(ensemble, "read_state", lambda latest: State(seconds=next(spent)))
+    plan = plan_for(draw(tmp_path, 4), batch_size=8)
+    part = Part(number=0, count=1, seed=0, train=[], val=[], val_cases=[], folder=tmp_path)
+    reporter = Reporter(lambda event: None, lambda: False)
+    fitting, _ = train_part(plan, part, 0, Deadline(100.0, lambda: 0.0), reporter, None)
+    assert deadlines == [90.0, 90.0, 90.0]
+    assert fitting.batch_size == 2
 
 
 def test_a_resumed_training_keeps_its_plan_and_may_get_more_epochs(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
     stopped = train(tmp_path / "run", cases, epochs=3, stop_after=2)
-    plan = next(event["plan"] for event in stopped if event["type"] == "plan")
+    plan = planned(stopped).plan
     wanted = {name: QUICK[name] for name in ("batch_size", "learning_rate")}  # another patch would be planned today
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     job = TrainingJob(
-        cases, CLASSES, fingerprint_of(cases), {**wanted, "epochs": 5}, tmp_path / "run", tmp_path / "store", plan=plan
+        cases,
+        CLASSES,
+        fingerprint_of(cases),
+        asked({**wanted, "epochs": 5}),
+        tmp_path / "run",
+        tmp_path / "store",
+        plan=plan,
     )
-    job = replace(job, earlier_split={"train": [4, 1], "val": [3, 2], "test": [], "grouping": "of an earlier program"})
+    job = replace(job, earlier_split=StoredSplit([4, 1], [3, 2], [], "of an earlier program"))
     run(job, on_event=events.append, should_stop=lambda: False)
-    used = next(event["plan"] for event in events if event["type"] == "plan")
-    assert used["patch_size"] == QUICK["patch_size"]
-    assert next(event["split"] for event in events if event["type"] == "plan") == job.earlier_split
-    assert [event["epoch"] for event in curve(events)] == [3, 4, 5]
+    assert planned(events).plan.patch_size == QUICK["patch_size"]
+    assert planned(events).split == job.earlier_split
+    assert [point.epoch for point in curve(events)] == [3, 4, 5]
 
 
 def test_a_second_attempt_that_is_stopped_before_its_first_step_keeps_the_weights_of_the_first(tmp_path: Path) -> None:
@@ -119,19 +147,28 @@ def test_a_second_attempt_that_is_stopped_before_its_first_step_keeps_the_weight
     train(tmp_path / "run", cases, epochs=3, stop_after=2)
     (tmp_path / "run/model.zip").unlink()
     events = train(tmp_path / "run", cases, epochs=3, stop_after=0)
-    assert events[-1]["stopped"]
-    assert Path(events[-1]["package"]).stat().st_size > 1000
+    assert result(events).stopped
+    assert package_of(events).stat().st_size > 1000
 
 
 def test_the_best_weights_of_a_killed_training_can_be_packaged(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
     stopped = train(tmp_path / "run", cases, epochs=3, stop_after=2)
-    plan = next(event for event in stopped if event["type"] == "plan")
     (tmp_path / "run/model.zip").unlink()
-    events: list[dict[str, Any]] = []
-    job = TrainingJob(cases, CLASSES, fingerprint_of(cases), QUICK, tmp_path / "run", tmp_path / "store", salvage=True)
-    job = replace(job, plan=plan["plan"], split=plan["split"])
+    job = TrainingJob(
+        [], CLASSES, fingerprint_of(cases), asked(QUICK), tmp_path / "run", tmp_path / "store", salvage=True
+    )
+    job = replace(job, plan=planned(stopped).plan, split=planned(stopped).split)
+    events: list[Event] = []
     run(job, on_event=events.append, should_stop=lambda: True)
-    assert [event["type"] for event in events] == ["done"]
-    assert events[0]["stopped"]
-    assert Path(events[0]["package"]).stat().st_size > 1000
+    assert events == [package_best(job)]
+    assert result(events).stopped
+    package = read_package(package_of(events))
+    assert (package.facts["epochs"], package.split) == (2, planned(stopped).split)
+
+
+def test_without_weights_there_is_nothing_to_package(tmp_path: Path) -> None:
+    cases = draw(tmp_path, 4)
+    job = TrainingJob([], CLASSES, fingerprint_of(cases), asked(QUICK), tmp_path, tmp_path / "store")
+    with pytest.raises(TrainingError, match="no weights to keep"):
+        package_best(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,25 @@ from PIL import Image as PILImage
 from ml_core.cases.patches import PatchSampler
 from ml_core.cases.store import open_store
 from ml_core.dataset.case import Case, label_indices
-from ml_core.dataset.fingerprint import FingerprintBuilder
-from ml_core.errors import ConfigError, TrainingError
-from ml_core.io import Image, read_image, read_mask
-from ml_core.io.image import Grid
-from ml_core.planning.hyperparameters import Hyperparameters
+from ml_core.dataset.classes import LabelClass
+from ml_core.dataset.fingerprint import Fingerprint, FingerprintBuilder
+from ml_core.dataset.splits import StoredSplit
+from ml_core.errors import TrainingError
+from ml_core.io import read_image, read_mask
+from ml_core.measures.results import Metrics
 from ml_core.planning.plan import Machine, Plan
+from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
+from ml_core.prediction.decisions import Decisions
 from ml_core.prediction.package import read_package
-from ml_core.prediction.predictor import Predictor, input_warnings
+from ml_core.prediction.predictor import Predictor
 from ml_core.training.augmentation import PRESETS, augment
-from ml_core.training.run import TrainingJob, run
-from ml_core.training.state import load_weights, save_weights
+from ml_core.training.events import CurvePoint, Done, EpochEnded, Event, PlanMade, Started
+from ml_core.training.job import TrainingJob
+from ml_core.training.run import run
+from ml_core.training.state import epoch_of, load_weights, read_state, save_weights
 
-CLASSES = [
+CLASSES: list[LabelClass] = [
     {"value": 0, "name": "background", "color": "#000000"},
     {"value": 255, "name": "disc", "color": "#ff0000"},
 ]
@@ -58,7 +64,7 @@ def draw(folder: Path, count: int, side: int = 48) -> list[Case]:
     return cases
 
 
-def fingerprint_of(cases: list[Case]) -> dict[str, Any]:
+def fingerprint_of(cases: list[Case]) -> Fingerprint:
     builder = FingerprintBuilder()
     for case in cases:
         values = read_mask(case.mask).values
@@ -68,31 +74,58 @@ def fingerprint_of(cases: list[Case]) -> dict[str, Any]:
 
 
 def plan_for(cases: list[Case], **wanted: Any) -> Plan:
-    return make_plan(Hyperparameters.from_dict(wanted), fingerprint_of(cases), CLASSES, Machine(False, 2, False))
+    return make_plan(TrainingRequest.from_json(wanted), fingerprint_of(cases), CLASSES, Machine(False, 2, False))
 
 
-def train(folder: Path, cases: list[Case], stop_after: int | None = None, **wanted: Any) -> list[dict[str, Any]]:
+def asked(wanted: dict[str, Any]) -> TrainingRequest:
+    return TrainingRequest.from_json(wanted)
+
+
+def train(folder: Path, cases: list[Case], stop_after: int | None = None, **wanted: Any) -> list[Event]:
     """The events of one training in `folder`, stopped after so many epochs."""
     folder.mkdir(exist_ok=True)
-    events: list[dict[str, Any]] = []
-    job = TrainingJob(cases, CLASSES, fingerprint_of(cases), {**QUICK, **wanted}, folder, folder.parent / "store")
+    events: list[Event] = []
+    job = TrainingJob(
+        cases, CLASSES, fingerprint_of(cases), asked({**QUICK, **wanted}), folder, folder.parent / "store"
+    )
     run(job, on_event=events.append, should_stop=lambda: stop_after is not None and len(curve(events)) >= stop_after)
     return events
 
 
-def curve(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [event for event in events if event["type"] == "epoch"]
+def curve(events: list[Event]) -> list[CurvePoint]:
+    return [event.point for event in events if isinstance(event, EpochEnded)]
 
 
-def losses(events: list[dict[str, Any]]) -> list[float]:
-    return [event["train_loss"] for event in curve(events)]
+def losses(events: list[Event]) -> list[float]:
+    return [point.train_loss for point in curve(events)]
+
+
+def result(events: list[Event]) -> Done:
+    """The last event."""
+    assert isinstance(events[-1], Done)
+    return events[-1]
+
+
+def metrics_of(events: list[Event]) -> Metrics:
+    metrics = result(events).metrics
+    assert metrics
+    return metrics
+
+
+def package_of(events: list[Event]) -> Path:
+    package = result(events).package
+    assert package
+    return Path(package)
+
+
+def planned(events: list[Event]) -> PlanMade:
+    return next(event for event in events if isinstance(event, PlanMade))
 
 
 def test_a_training_learns_and_its_package_predicts(tmp_path: Path) -> None:
     cases = draw(tmp_path, 12)
     events = train(tmp_path / "run", cases, epochs=8, test_fraction=0.2)
-    done = events[-1]
-    assert [event["type"] for event in events if event["type"] != "progress"] == [
+    assert [event.type for event in events if event.type != "progress"] == [
         "plan",
         "estimate",
         "start",
@@ -100,15 +133,15 @@ def test_a_training_learns_and_its_package_predicts(tmp_path: Path) -> None:
         "done",
     ]
     assert losses(events)[-1] < losses(events)[0]
-    metrics = done["metrics"]
-    assert metrics["evaluated_on"] == "test"
-    assert metrics["n_cases"] == len(metrics["per_case"]) == 2
-    assert metrics["dice"] > 0.8
-    assert [row["value"] for row in metrics["per_class"]] == [0, 255]
+    metrics = metrics_of(events)
+    assert metrics.evaluated_on == "test"
+    assert metrics.n_cases == len(metrics.per_case) == 2
+    assert metrics.dice > 0.8
+    assert [row.value for row in metrics.per_class] == [0, 255]
     assert sorted(path.name for path in (tmp_path / "run/cases").iterdir()) == sorted(
-        f"{row['sample']}.png" for row in metrics["per_case"]
+        f"{row.sample}.png" for row in metrics.per_case
     )
-    predictor = Predictor.load(Path(done["package"]))
+    predictor = Predictor.load(package_of(events))
     found = predictor.predict(read_image(cases[0].image))
     assert set(np.unique(found.values)) <= {0, 255}
     assert found.values.shape == (48, 48)
@@ -132,13 +165,12 @@ def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_
     cases = draw(tmp_path, 4)
     whole = train(tmp_path / "whole", cases, epochs=4, optimizer=optimizer)
     stopped = train(tmp_path / "run", cases, epochs=4, stop_after=2, optimizer=optimizer)
-    assert stopped[-1]["stopped"]
-    assert read_package(Path(stopped[-1]["package"])).metrics == {}
+    assert result(stopped).stopped
+    assert read_package(package_of(stopped)).metrics is None
     resumed = train(tmp_path / "run", cases, epochs=4, optimizer=optimizer)
-    start = next(event for event in resumed if event["type"] == "start")
-    told = [(event["epoch"], event["train_loss"]) for event in curve(stopped)]
-    assert (start["epoch"], [(point["epoch"], point["train_loss"]) for point in start["curve"]]) == (2, told)
-    assert [event["epoch"] for event in curve(resumed)] == [3, 4]
+    start = next(event for event in resumed if isinstance(event, Started))
+    assert (start.epoch, start.curve) == (2, curve(stopped))
+    assert [point.epoch for point in curve(resumed)] == [3, 4]
     assert losses(stopped) + losses(resumed) == pytest.approx(losses(whole), rel=1e-4)
 
 
@@ -148,41 +180,39 @@ def test_a_training_goes_on_where_its_best_weights_were_lost(tmp_path: Path, epo
     """Another machine may have stored `latest` and not `best`, whose score no later epoch need reach."""
     cases, folder = draw(tmp_path, 4), tmp_path / "run"
     train(folder, cases, epochs=4, stop_after=3)
-    tensors, facts = load_weights(folder / "latest.safetensors")
-    assert facts["best_epoch"] > 1
-    save_weights(folder / "latest.safetensors", tensors, {**facts, "best_score": [2.0, 0.0]})  # out of reach
-    best = folder / "best.safetensors"
+    latest, best = folder / "latest.safetensors", folder / "best.safetensors"
+    assert read_state(latest).best_epoch > 1
+    change_score_of_best(latest, 2.0)  # out of reach
     if lost == "all":
         best.unlink()
     else:
-        save_weights(best, load_weights(best)[0], {"epoch": 1, "val_dice": 0.1})
-    done = train(folder, cases, epochs=epochs)[-1]
-    assert not done["stopped"]
-    assert load_weights(best)[1]["epoch"] in {3, epochs}  # of which the package is made
+        save_weights(best, load_weights(best), {"epoch": 1})
+    assert not result(train(folder, cases, epochs=epochs)).stopped
+    assert epoch_of(best) in {3, epochs}  # of which the package is made
+
+
+def change_score_of_best(latest: Path, dice: float, best_epoch: int | None = None) -> None:
+    """As if the best epoch (so far, or another) had had another Dice."""
+    state = read_state(latest)
+    best_epoch = best_epoch or state.best_epoch
+    points = [replace(point, val_dice=dice) if point.epoch == best_epoch else point for point in state.curve]
+    save_weights(latest, load_weights(latest), replace(state, curve=points, best_epoch=best_epoch))
 
 
 def test_best_weights_that_are_newer_than_the_rest_stay(tmp_path: Path) -> None:
     """A kill came between the two: they are better than what `latest` knows of."""
     cases, folder = draw(tmp_path, 4), tmp_path / "run"
     train(folder, cases, epochs=4, stop_after=3)
-    tensors, facts = load_weights(folder / "latest.safetensors")
-    save_weights(folder / "latest.safetensors", tensors, {**facts, "best_epoch": 1, "best_score": [2.0, 0.0]})
+    change_score_of_best(folder / "latest.safetensors", 2.0, best_epoch=1)
     best = folder / "best.safetensors"
     before = best.read_bytes()
-    assert not train(folder, cases, epochs=4)[-1]["stopped"]
+    assert not result(train(folder, cases, epochs=4)).stopped
     assert best.read_bytes() == before
 
 
 def test_a_stop_before_the_first_step_leaves_no_model(tmp_path: Path) -> None:
     events = train(tmp_path / "run", draw(tmp_path, 3), stop_after=0)
-    assert events[-1] == {
-        "type": "done",
-        "stopped": True,
-        "package": None,
-        "metrics": {},
-        "decisions": {},
-        "warnings": [],
-    }
+    assert events[-1] == Done(stopped=True, package=None, metrics=None, decisions=Decisions(), warnings=[])
 
 
 def test_patience_ends_a_training_that_does_not_improve(tmp_path: Path) -> None:
@@ -201,9 +231,10 @@ def test_a_diverged_training_says_what_to_do(tmp_path: Path, monkeypatch: pytest
 
 
 def test_little_data_is_said_in_the_warnings(tmp_path: Path) -> None:
-    done = train(tmp_path / "run", draw(tmp_path, 3), epochs=1)[-1]
-    assert done["metrics"]["evaluated_on"] == "val"
-    assert any("too small for a test part" in text for text in done["warnings"])
+    done = result(train(tmp_path / "run", draw(tmp_path, 3), epochs=1))
+    assert done.metrics
+    assert done.metrics.evaluated_on == "val"
+    assert any("too small for a test part" in text for text in done.warnings)
 
 
 def test_the_plan_gives_a_reason_for_everything_and_obeys_the_user(tmp_path: Path) -> None:
@@ -213,7 +244,7 @@ def test_the_plan_gives_a_reason_for_everything_and_obeys_the_user(tmp_path: Pat
     assert plan.reasons["epochs"] == "You chose it."
     assert set(plan.hyperparameters()) <= set(plan.reasons)
     assert plan.patch_size == 64
-    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_a_label_that_is_no_class_is_refused() -> None:
@@ -234,7 +265,7 @@ def test_patches_have_one_size_also_from_smaller_images(tmp_path: Path) -> None:
 
 def test_few_cases_stay_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each keeps files open, of which a process may have a thousand or fewer."""
-    monkeypatch.setattr("ml_core.cases.store.MAPPED_CASES", 2)
+    monkeypatch.setattr("ml_core.cases.patches.MAPPED_CASES", 2)
     cases = draw(tmp_path, 5)
     plan = plan_for(cases, **QUICK)
     sampler = PatchSampler(open_store(tmp_path / "store", cases, plan, lambda done, total: None), plan)
@@ -274,80 +305,27 @@ def test_augmentation_moves_image_and_labels_together(preset: str, shape: tuple[
             assert image[label == 1].mean() > image[label == 0].mean() + 1
 
 
-def test_a_large_image_goes_through_a_sliding_window(tmp_path: Path) -> None:
-    cases = draw(tmp_path, 4)
-    done = train(tmp_path / "run", cases, epochs=1)[-1]
-    predictor = Predictor.load(Path(done["package"]))
-    wide = tmp_path / "wide.png"
-    PILImage.fromarray(np.zeros((800, 100), np.uint8)).save(wide)
-    pieces: list[tuple[int, ...]] = []
-    found = predictor.predict(read_image(wide), lambda first, probabilities: pieces.append(probabilities.shape))
-    assert found.indices.shape == found.certainty.shape == (800, 100)
-    assert pieces == [(1, 2, 800, 100)]
-
-
-def test_a_damaged_package_is_a_clear_error(tmp_path: Path) -> None:
-    path = tmp_path / "model.zip"
-    path.write_bytes(b"PK\x03\x04 not really")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_package(path)
-
-
-def test_an_image_unlike_the_training_s_is_said(tmp_path: Path) -> None:
-    plan = plan_for(draw(tmp_path, 2))
-    same = read_image(tmp_path / "image0.png")
-    assert input_warnings(same, plan) == []
-    volume = np.full((3, 4, 8, 8), 30_000, np.int16)
-    strange = Image(volume, (2.0, 1.0, 1.0), np.eye(4), "nifti", "CT", None, same.grid)
-    text = " ".join(input_warnings(strange, plan))
-    for word in ("CT", "volume", "colour", "values"):
-        assert word in text
-
-
-def test_an_image_in_other_units_is_told(tmp_path: Path) -> None:
-    """An MR, a CT shown in a window or stored from 0 on: all lie within what a CT model has seen, and none is Hounsfield units."""
-    rng = np.random.default_rng(0)
-
-    def volume(low: float, high: float, modality: str | None) -> Image:
-        array = rng.uniform(low, high, (1, 4, 16, 16)).astype(np.float32)
-        return Image(array, (1.0, 1.0, 1.0), np.eye(4), "nifti", modality, None, Grid((16, 16, 4), np.eye(4)))
-
-    builder, values = FingerprintBuilder(), np.zeros((4, 16, 16), np.uint8)
-    values[1:3, 4:12, 4:12] = 1
-    for _ in range(3):
-        builder.add(volume(-1000, 2000, None), values, {0: 896, 1: 128})
-    plan = make_plan(Hyperparameters(), builder.result(), CLASSES, Machine(False, 2, False))
-    assert plan.normalisation == "ct"
-    assert input_warnings(volume(-1000, 1500, None), plan) == []
-    assert input_warnings(volume(0, 1500, "CT"), plan) == []  # a scanner says so: a part without air
-    for low, high in ((0, 1500), (24, 3000)):
-        [text] = input_warnings(volume(low, high, None), plan)
-        assert "Hounsfield" in text
-    [text] = input_warnings(volume(0, 255, None), plan)
-    assert "values run from" in text
-
-
 def test_without_foreground_to_validate_on_the_loss_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     falling = iter([0.9, 0.5, 0.7])
     monkeypatch.setattr(
         "ml_core.training.trainer.Validator.validate", lambda *rest: (next(falling), float("nan"), float("nan"))
     )
-    done = train(tmp_path / "run", draw(tmp_path, 3), epochs=3)[-1]
-    assert read_package(Path(done["package"])).facts["best_epoch"] == 2
+    events = train(tmp_path / "run", draw(tmp_path, 3), epochs=3)
+    assert read_package(package_of(events)).facts["best_epoch"] == 2
 
 
 def test_a_stop_during_the_evaluation_keeps_the_weights(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     job = TrainingJob(
-        cases, CLASSES, fingerprint_of(cases), {**QUICK, "epochs": 1}, tmp_path / "run", tmp_path / "store"
+        cases, CLASSES, fingerprint_of(cases), asked({**QUICK, "epochs": 1}), tmp_path / "run", tmp_path / "store"
     )
     job.folder.mkdir()
     pictures = job.folder / "cases"  # made when the evaluation begins
     run(job, on_event=events.append, should_stop=pictures.exists)
-    assert events[-1]["stopped"]
-    assert events[-1]["metrics"] == {}
-    assert Path(events[-1]["package"]).exists()
+    assert result(events).stopped
+    assert result(events).metrics is None
+    assert package_of(events).exists()
 
 
 def test_a_class_of_few_cases_is_drawn_often_enough_to_be_learnt(tmp_path: Path) -> None:
@@ -370,28 +348,32 @@ def test_classes_that_only_held_out_cases_show_are_named(tmp_path: Path) -> None
         cases,
         CLASSES,
         fingerprint_of(cases),
-        {**QUICK, "epochs": 1},
+        asked({**QUICK, "epochs": 1}),
         tmp_path / "run",
         tmp_path / "store",
-        split={"train": [2, 3, 4, 5], "val": [1, 6], "test": []},
+        split=StoredSplit([2, 3, 4, 5], [1, 6]),
     )
     job.folder.mkdir()
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     run(job, on_event=events.append, should_stop=lambda: False)
-    assert any("No case that is learnt from shows disc" in text for text in events[-1]["warnings"])
+    assert any("No case that is learnt from shows disc" in text for text in result(events).warnings)
 
 
 def test_an_evaluation_that_would_not_end_in_time_takes_fewer_cases_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ml_core.training.run.LATEST", 0.0)  # as if the budget were over when the evaluation begins
+    monkeypatch.setattr(
+        "ml_core.planning.budget.LATEST_SHARE", 0.0
+    )  # as if the budget were over when the evaluation begins
     cases = draw(tmp_path, 8)
-    split = {"train": [1, 2, 3], "val": [4], "test": [5, 6, 7, 8]}
+    split = StoredSplit([1, 2, 3], [4], [5, 6, 7, 8])
     wanted = {**QUICK, "epochs": 1, "time_budget_seconds": 60}
-    job = TrainingJob(cases, CLASSES, fingerprint_of(cases), wanted, tmp_path / "run", tmp_path / "store", split=split)
+    job = TrainingJob(
+        cases, CLASSES, fingerprint_of(cases), asked(wanted), tmp_path / "run", tmp_path / "store", split=split
+    )
     job.folder.mkdir()
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     run(job, on_event=events.append, should_stop=lambda: False)
-    metrics = events[-1]["metrics"]
-    assert (metrics["n_cases"], metrics["held_out"], len(metrics["per_case"])) == (1, 4, 1)
-    assert any(text.startswith("1 of the 4 held-out cases were evaluated") for text in events[-1]["warnings"])
+    metrics = metrics_of(events)
+    assert (metrics.n_cases, metrics.held_out, len(metrics.per_case)) == (1, 4, 1)
+    assert any(text.startswith("1 of the 4 held-out cases were evaluated") for text in result(events).warnings)

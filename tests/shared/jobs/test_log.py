@@ -9,7 +9,7 @@ from rest_framework.test import APIClient
 
 from inference.models import InferenceResult
 from medseg_site.shared.jobs.claim import claim as claim_row
-from medseg_site.shared.jobs.log import MOST_LINES, JobLog
+from medseg_site.shared.jobs.log import MAX_LINES, JobLog
 from medseg_site.shared.jobs.requests import request_cancel, requeue
 from medseg_site.shared.jobs.row import Job
 from models_app.models import SegmentationModel
@@ -92,8 +92,8 @@ def test_the_log_keeps_what_all_attempts_said_and_can_be_downloaded(api: APIClie
 
 def test_only_the_last_lines_are_kept() -> None:
     log = JobLog("")
-    for number in range(MOST_LINES + 5):
+    for number in range(MAX_LINES + 5):
         log.add(f"line {number}")
     lines = log.text().splitlines()
-    assert len(lines) == MOST_LINES
+    assert len(lines) == MAX_LINES
     assert lines[0].endswith("line 5")

@@ -23,10 +23,10 @@ from medseg_site.shared.catalogue.declarations import stored_models
 from medseg_site.shared.jobs import messages
 from medseg_site.shared.jobs.reaper import reap
 from medseg_site.shared.recovery.rebuild import rebuild
-from medseg_site.shared.recovery.verify import find_problems
 from medseg_site.shared.storage import objects as storage
 from models_app.models import Epoch, SegmentationModel
 from tests.factories import project_of
+from tests.problems import find_problems
 from tests.shared.conftest import Filled
 
 Answers = Callable[[], dict[str, Any]]

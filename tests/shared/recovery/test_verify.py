@@ -24,11 +24,12 @@ from inference.models import InferenceResult
 from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.recovery.sweep import collect
-from medseg_site.shared.recovery.verify import find_problems, mend_recent_manifests, verify
+from medseg_site.shared.recovery.verify import mend_recent_manifests, verify
 from medseg_site.shared.storage import objects as storage
 from models_app.models import SegmentationModel
 from models_app.services import delete_model
 from tests.factories import DatasetFactory, ModelFactory
+from tests.problems import find_problems
 from tests.shared.conftest import Filled
 
 HOUR = 3600
@@ -75,7 +76,7 @@ def test_repair_mends_manifests_only_and_the_command_says_so(filled: Filled) -> 
     call_command("verify_storage", stdout=out)
     assert "0 problems, 0 mended; 0 objects of no row" in out.getvalue()
     default_storage.delete(filled.completed.s3_key)
-    with pytest.raises(CommandError, match="1 problems are left"):
+    with pytest.raises(CommandError, match="1 problem left"):
         call_command("verify_storage", "--repair", stdout=io.StringIO())
 
 

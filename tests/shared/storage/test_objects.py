@@ -29,6 +29,18 @@ def test_store_and_fetch_by_checksum(own_media: Path) -> None:
     assert storage.fetch(stored.key).read_bytes() == b"again"
 
 
+def test_a_file_whose_checksum_is_known_is_not_hashed_again(
+    own_media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"hello")
+    hashed = storage.store_file("datasets/x/a.bin", path)
+    monkeypatch.setattr(storage, "sha256_of", lambda source: pytest.fail("it was read once more"))
+    known = storage.store_file("datasets/x/a.bin", path, sha256=hashed.sha256)
+    assert known == hashed == storage.StoredObject("datasets/x/a.bin", 5, hashlib.sha256(b"hello").hexdigest())
+    assert storage.fetch(known.key, known.sha256).read_bytes() == b"hello"
+
+
 def test_an_upload_on_disk_is_moved_not_copied(own_media: Path) -> None:
     upload = TemporaryUploadedFile("a.zip", "application/zip", 5, None)
     upload.write(b"12345")

@@ -18,9 +18,9 @@ from medseg_site.shared.base.events import redis_client
 from medseg_site.shared.base.local_user import local_user
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs import reaper
-from medseg_site.shared.recovery.verify import find_problems
 from medseg_site.shared.storage import objects as storage
 from models_app.services import delete_model
+from tests.problems import find_problems
 from tests.shared.conftest import Filled, cell, zipped
 
 pytestmark = pytest.mark.parametrize("media", ["local"], indirect=True)

@@ -41,8 +41,8 @@ def test_a_long_list_is_counted_once_for_all_its_pages(
 
 def test_a_count_is_forgotten_after_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paging, "MANY", 0)
-    monkeypatch.setattr(paging, "_counts", paging._Counts())
     monkeypatch.setattr(paging, "SECONDS_KNOWN", 0.0)
+    monkeypatch.setattr(paging, "_counts", paging._Counts())
     DatasetFactory(name="first")
     assert KeyPaginator(Dataset.objects.order_by("pk"), 2).count == 1
     DatasetFactory(name="second")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ml_core.planning.plan import Plan
-from ml_core.training.compiling import Forward, compile_forward
+from ml_core.networks.compiling import Forward, compile_forward
 from tests.ml_core.planning.test_rules import GPU, LAPTOP, plan
 
 CPU = torch.device("cpu")
+SHAPE = (2, 1, 32, 32)
 CAN_COMPILE = shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
@@ -24,10 +24,6 @@ def small_network() -> nn.Module:
     torch.manual_seed(0)
     first = nn.Conv2d(1, 8, 3, padding=1, bias=False)
     return nn.Sequential(first, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).to(memory_format=torch.channels_last)
-
-
-def wanted(choice: str) -> Plan:
-    return plan(torch_compile=choice, patch_size=32, batch_size=2, precision="fp32")
 
 
 def losses(network: nn.Module, forward: Forward, steps: int = 5) -> list[float]:
@@ -49,7 +45,7 @@ def losses(network: nn.Module, forward: Forward, steps: int = 5) -> list[float]:
 def test_the_compiled_network_is_the_network() -> None:
     plain, network = small_network(), small_network()
     before = copy.deepcopy(network.state_dict())
-    forward, message = compile_forward(network, wanted("on"), cross_entropy, CPU)
+    forward, message = compile_forward(network, SHAPE, "fp32", cross_entropy, CPU)
     assert message is None
     assert forward is not network
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -65,7 +61,7 @@ def test_a_machine_that_cannot_compile_trains_the_network_as_it_is(monkeypatch: 
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     network = small_network()
-    forward, message = compile_forward(network, wanted("on"), cross_entropy, CPU)
+    forward, message = compile_forward(network, SHAPE, "fp32", cross_entropy, CPU)
     assert forward is network
     assert message is not None
     assert message.startswith("The network could not be compiled on this machine (")
@@ -81,7 +77,7 @@ def test_memory_that_runs_out_while_compiling_is_told_as_such(monkeypatch: pytes
 
     monkeypatch.setattr(torch, "compile", full)
     with pytest.raises(RuntimeError, match="out of memory"):
-        compile_forward(small_network(), wanted("on"), cross_entropy, CPU)
+        compile_forward(small_network(), SHAPE, "fp32", cross_entropy, CPU)
 
 
 def test_only_long_trainings_on_a_gpu_are_compiled_unless_somebody_wants_it() -> None:
@@ -89,5 +85,3 @@ def test_only_long_trainings_on_a_gpu_are_compiled_unless_somebody_wants_it() ->
     assert plan(GPU, time_budget_seconds=120).torch_compile == "off"
     assert plan(LAPTOP, time_budget_seconds=6000).torch_compile == "off"
     assert plan(LAPTOP, torch_compile="on").torch_compile == "on"
-    network = small_network()
-    assert compile_forward(network, wanted("off"), cross_entropy, CPU) == (network, None)

@@ -1,32 +1,25 @@
-"""Safe reading of an uploaded ZIP, and pairing of the images with the masks in it.
+"""What a ZIP or a folder of files may be: the guards that stand before any byte of it is expanded.
 
-The ZIP is a stranger's: all that its central directory says is checked before the first byte is expanded, and
-names from it are only ever keys: no file is written under a name that the ZIP chose.
+A ZIP is a stranger's: all that its central directory says is checked before the first byte is expanded, and names from
+it are only ever keys: no file is written under a name that the ZIP chose. Datasets, batches of images and DICOM series
+are read through here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import stat
 import struct
 import unicodedata
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
-from ml_core.dataset.pairing import SILENT, WANTED, Folders, natural, pair_folders
-from ml_core.dataset.pairing import Issue as Issue
-from ml_core.dataset.pairing import Pair as Pair
-from ml_core.dataset.pairing import Pairing as Pairing
 from ml_core.errors import MLError
 
 CHUNK_BYTES = 1 << 20
-RATIO_FREE_BYTES = 10_000_000  # below this a high ratio is harmless, and common: an empty mask is all zeros
 
 # zipfile bounds the memory of these two only: one read of a bzip2 or LZMA entry can expand to gigabytes.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -34,11 +27,13 @@ NESTED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", 
 JUNK = re.compile(r"(?i)(?:^|/)(?:\.|(?:__macosx|thumbs\.db|desktop\.ini|@eadir|\$recycle\.bin)(?:/|$))")
 SPECIAL_FILES = {stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+MAX_NAME_LENGTH = 1_000
+MAX_SHOWN_LENGTH = 120  # of a name in a sentence
 ZIP_AGAIN = "Make the ZIP again from the plain files and upload that."
 COMPRESS = "Store it in a compressed format such as PNG or .nii.gz."
 UNPACK = "Unpack it and zip the files."
 DEFLATE = "Zip it with the usual method, Deflate."
-SPLIT = "Split it into several datasets."
+SPLIT = "Split it into several ZIPs."
 
 
 class ArchiveError(MLError):
@@ -47,12 +42,52 @@ class ArchiveError(MLError):
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """What one upload may hold. Sizes in bytes; `max_ratio` is expanded size over compressed size."""
+    """What one ZIP or folder may hold; the defaults are those of a dataset."""
 
     max_entries: int = 200_000
+    """Entries of the directory, folders and junk included."""
     max_expanded_bytes: int = 200 * 2**30
+    """Of all files together."""
     max_file_bytes: int = 8 * 2**30
+    """Of one file, expanded."""
     max_ratio: float = 200.0
+    """Expanded size over compressed size, of one file and of all together."""
+    ratio_free_file_bytes: int = 10_000_000
+    """A file that expands to no more may have any ratio: that is harmless, and common, for an empty mask is all zeros."""
+    ratio_free_total_bytes: int = 10_000_000
+    """The same of all files together."""
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file is what operating systems leave in folders: hidden ones, __MACOSX, Thumbs.db and the like."""
+    return bool(JUNK.search(name))
+
+
+def is_archive(name: str) -> bool:
+    """By the name's ending: whether there are more files in it."""
+    lower = name.lower()
+    return lower.endswith(NESTED) and not lower.endswith(".nii.gz")
+
+
+def list_folder(path: Path, limits: ArchiveLimits) -> dict[str, Path]:
+    """The files below a folder by name ("/" between folders), in order; links are not followed, junk is left out.
+
+    Raises ArchiveError (too_many_files, too_large) as soon as there is too much of them.
+    """
+    files: dict[str, Path] = {}
+    total = 0
+    for file in path.rglob("*"):
+        name = file.relative_to(path).as_posix()
+        if file.is_symlink() or not file.is_file() or is_junk(name):
+            continue
+        files[name] = file
+        total += file.stat().st_size
+        if len(files) > limits.max_entries:
+            raise ArchiveError("too_many_files", f"The folder holds more than {limits.max_entries} files.", SPLIT)
+        if total > limits.max_expanded_bytes:
+            reason = f"The folder holds more than {limits.max_expanded_bytes / 2**30:.1f} GiB."
+            raise ArchiveError("too_large", reason, SPLIT)
+    return dict(sorted(files.items()))
 
 
 class SafeArchive:
@@ -86,40 +121,39 @@ class SafeArchive:
     def __exit__(self, *_: object) -> None:
         self._zip.close()
 
-    def extract(self, name: str, target: Path) -> str:
-        """Write member `name` to `target`, whose folder exists, and return the SHA-256 of its bytes in hex.
+    def open(self, name: str) -> IO[bytes]:
+        """The bytes of member `name`, expanded as they are read: never more than `sizes` says."""
+        return self._zip.open(self._members[name])
+
+    def extract(self, name: str, target: Path) -> None:
+        """Write member `name` to `target`, whose folder exists. Its CRC-32 is checked.
 
         Raises ArchiveError naming the member when it is damaged, and OSError when the disk is full, which is nobody's mistake and
         passes; nothing is left behind then. zipfile never yields more than the declared size, and that was held to the limits on opening.
         """
-        info = self._members[name]
         part = target.with_name(target.name + ".part")
-        digest = hashlib.sha256()
         try:
-            with self._zip.open(info) as source, part.open("wb") as sink:
+            with self.open(name) as source, part.open("wb") as sink:
                 while chunk := source.read(CHUNK_BYTES):
-                    digest.update(chunk)
                     sink.write(chunk)
-                if sink.tell() != info.file_size:
+                if sink.tell() != self.sizes[name]:
                     raise EOFError
             part.replace(target)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-            reason = f"{_shown(name)} is damaged inside the ZIP."
+            reason = f"{shown_name(name)} is damaged inside the ZIP."
             raise ArchiveError("damaged_file", reason, ZIP_AGAIN) from error
         finally:
             part.unlink(missing_ok=True)
-        return digest.hexdigest()
 
     def _check_members(self) -> dict[str, zipfile.ZipInfo]:
         members: dict[str, zipfile.ZipInfo] = {}
-        most, ratio = self.limits.max_file_bytes, self.limits.max_ratio
+        most, ratio, free = self.limits.max_file_bytes, self.limits.max_ratio, self.limits.ratio_free_file_bytes
         for info in self._zip.infolist():
             name, mode = _decoded(info), stat.S_IFMT(info.external_attr >> 16)
             parts = name.split("/")
-            nested = name.lower().endswith(NESTED) and not name.lower().endswith(".nii.gz")
             absolute = name.startswith("/") or re.match(r"[A-Za-z]:", name)
             clean = "/".join(part for part in parts if part not in ("", "."))
-            unusable = CONTROL.search(name) or len(name) > 1000
+            unusable = CONTROL.search(name) or len(name) > MAX_NAME_LENGTH
             rules = [
                 (unusable, "unsafe_name", "is not a usable file name", ZIP_AGAIN),
                 (absolute or ".." in parts, "unsafe_path", "points outside the ZIP", ZIP_AGAIN),
@@ -127,20 +161,20 @@ class SafeArchive:
                 # Encrypted, strongly encrypted, or with hidden local headers.
                 (info.flag_bits & 0x2041, "encrypted", "is encrypted", "Make the ZIP without a password."),
             ]
-            wanted = clean and not name.endswith("/") and not JUNK.search(clean)
+            wanted = clean and not name.endswith("/") and not is_junk(clean)
             if wanted:
                 method, too_big = info.compress_type, f"has more than {most / 2**30:.1f} GiB"
-                too_dense = info.file_size > max(RATIO_FREE_BYTES, ratio * info.compress_size)
+                too_dense = info.file_size > max(free, ratio * info.compress_size)
                 rules += [
                     (clean in members, "duplicate_name", "is in the ZIP twice", ZIP_AGAIN),
-                    (nested, "nested_archive", "is an archive inside the ZIP", UNPACK),
+                    (is_archive(name), "nested_archive", "is an archive inside the ZIP", UNPACK),
                     (method not in METHODS, "compression_method", f"is packed with method {method}", DEFLATE),
                     (info.file_size > most, "file_too_large", too_big, "Leave it out, or split it."),
                     (too_dense, "ratio", f"expands to more than {ratio:g} times its size", COMPRESS),
                 ]
             for bad, code, what, cure in rules:
                 if bad:
-                    raise ArchiveError(code, f"{_shown(name)} {what}.", cure)
+                    raise ArchiveError(code, f"{shown_name(name)} {what}.", cure)
             if wanted:
                 members[clean] = info
         if not members:
@@ -160,7 +194,7 @@ class SafeArchive:
         if total > self.limits.max_expanded_bytes:
             reason = f"The ZIP expands to more than {self.limits.max_expanded_bytes / 2**30:.1f} GiB."
             raise ArchiveError("too_large", reason, SPLIT)
-        if total > max(RATIO_FREE_BYTES, self.limits.max_ratio * self.path.stat().st_size):
+        if total > max(self.limits.ratio_free_total_bytes, self.limits.max_ratio * self.path.stat().st_size):
             reason = f"The ZIP expands to more than {self.limits.max_ratio:g} times its size."
             raise ArchiveError("ratio", reason, COMPRESS)
 
@@ -196,47 +230,7 @@ def _decoded(info: zipfile.ZipInfo) -> str:
     return unicodedata.normalize("NFC", name).replace("\\", "/")
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
+    """A name out of a container as a sentence may show it."""
     name = CONTROL.sub("?", name)
-    return name if len(name) <= 120 else name[:117] + "..."
-
-
-FOLDER = re.compile(
-    r"(?P<image>images?|imgs?|imagestr)|masks?|labels?|labelstr|annotations?|segmentations?|groundtruth|gt"
-)
-
-
-def find_pairs(names: Iterable[str]) -> Pairing:
-    """Find the image and mask folders among archive `names` and pair their files by name.
-
-    Accepts many folder names in any case below 0-2 wrapper folders, mirrored subfolders, and one subfolder
-    per DICOM series below images/ with one mask file of its name. Raises ArchiveError without such folders.
-    """
-    return pair_folders(*_find_folders(list(names)))
-
-
-def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
-    """Sort names into image and mask folders; what lies elsewhere becomes one warning per folder."""
-    # The outermost fitting folder counts, else the innermost: images.zip may wrap its images/ in images/.
-    for which in (0, -1):
-        images, masks, ignored = Folders(list), Folders(list), Counter[str]()
-        for name in names:
-            parts = name.split("/")
-            folders = [part.casefold() for part in parts[:-1]]
-            hits = [(at, hit) for at, part in enumerate(folders[:3]) if (hit := FOLDER.fullmatch(part))]
-            if SILENT.fullmatch(parts[-1]):
-                continue
-            if hits:
-                depth, hit = hits[which]
-                side = images if hit["image"] else masks
-                side[tuple(parts[:depth]), tuple(folders[depth + 1 :])].append(name)
-            else:
-                ignored["/".join(parts[:-1]) or "top of the ZIP"] += 1
-        if {wrapper for wrapper, _ in images} & {wrapper for wrapper, _ in masks}:
-            detail = "{} files outside the image and mask folders were not read. " + WANTED
-            issues = [Issue("warning", "ignored_folder", at, detail.format(n)) for at, n in ignored.items()]
-            return images, masks, issues
-    found = sorted({"/".join(name.split("/")[:-1][:3]) for name in names} - {""}, key=natural)
-    listed = ", ".join(_shown(folder) + "/" for folder in found[:8]) or "no folders"
-    reason = f"The ZIP needs a folder of images beside a folder of masks. Found: {listed}."
-    raise ArchiveError("no_folders", reason, WANTED)
+    return name if len(name) <= MAX_SHOWN_LENGTH else name[: MAX_SHOWN_LENGTH - 3] + "..."

@@ -1,0 +1,169 @@
+"""What a training is asked for: some hyperparameters, checked against the table; the planner chooses the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from ml_core.errors import ConfigError
+from ml_core.networks.catalogue import ARCHITECTURES
+from ml_core.planning.hyperparameters import specs
+from ml_core.planning.spec import Spec, Value
+
+MAX_MEMBERS = 20  # networks that answer together
+MIN_SPACING, MAX_SPACING = 1e-3, 1e3  # mm or pixels
+CHOSEN = "You chose it."
+
+T = TypeVar("T")
+
+
+class ConfigErrors(ConfigError):  # noqa: N818 (several errors in one)
+    """Everything that is wrong with a set of hyperparameters: `fields` is name → sentence."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        self.fields = fields
+        super().__init__("invalid_hyperparameters", " ".join(f"{name}: {text}" for name, text in fields.items()))
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """Hyperparameter → the value that was asked for. Made by `from_json`."""
+
+    values: Mapping[str, Value] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> TrainingRequest:
+        """None stands for what is not asked for. Raises ConfigErrors for unknown names, and values that cannot be used."""
+        table = specs()
+        wrong = {name: _unknown() for name in values if name not in table}
+        given = {
+            name: _as_number(value, table[name])
+            for name, value in values.items()
+            if name in table and value is not None
+        }
+        problems = {name: text for name, value in given.items() if (text := _problem(value, table[name]))}
+        request = cls(cast(dict[str, Value], given))
+        wrong |= problems or _architecture_conflicts(request) or _ensemble_problem(request) or _spacing_problem(request)
+        if wrong:
+            raise ConfigErrors(wrong)
+        return request
+
+    def to_json(self) -> dict[str, Value]:
+        return dict(self.values)
+
+    def get(self, name: str) -> Value | None:
+        return self.values.get(name)
+
+    def asks_for(self, *names: str) -> bool:
+        """Whether one of these was asked for."""
+        return any(name in self.values for name in names)
+
+
+class Chooser:
+    """Chooses hyperparameters one by one: the value that was asked for where there is one, else the planned one."""
+
+    def __init__(self, request: TrainingRequest) -> None:
+        self.request = request
+        self.values: dict[str, Any] = {}
+        self.reasons: dict[str, str] = {}
+
+    def __call__(self, name: str, planned: T, reason: str) -> T:
+        asked = self.request.get(name)
+        self.values[name] = planned if asked is None else asked
+        self.reasons[name] = reason if asked is None else CHOSEN
+        return cast(T, self.values[name])
+
+    def default(self, name: str) -> Any:
+        """As the table plans it."""
+        spec = specs()[name]
+        if spec.default is None:
+            raise LookupError(f"{name} has neither a default in the table nor a rule")
+        return self(name, spec.default, spec.reason)
+
+    def rest(self) -> None:
+        """Whatever no rule has chosen, by its default."""
+        for name in specs():
+            if name not in self.values:
+                self.default(name)
+
+
+def parse_spacing(text: str) -> list[float]:
+    """ "2.5 0.8 0.8" → [2.5, 0.8, 0.8]. Raises ValueError."""
+    return [float(part) for part in text.replace(",", " ").replace("x", " ").split()]
+
+
+def _unknown() -> str:
+    return f"There is no such hyperparameter. There are: {', '.join(specs())}."
+
+
+def _as_number(value: object, spec: Spec) -> object:
+    """2.0 for 2 and 1 for 1.0 are the same number in JSON; anything else stays as it is, to be refused."""
+    if spec.type is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if spec.type is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _problem(value: object, spec: Spec) -> str | None:
+    if type(value) is not spec.type:
+        return f"{_shown(value)} is not {'text' if spec.type is str else 'a whole number' if spec.type is int else 'a number'}."
+    if spec.choices and value not in spec.choices:
+        return f"{_shown(value)} is not one of: {', '.join(spec.choices)}."
+    if not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        return "It must be a finite number."
+    if spec.minimum is not None and value < spec.minimum:
+        return f"{value} is too small. The least is {spec.minimum:g}."
+    if spec.maximum is not None and value > spec.maximum:
+        return f"{value} is too large. The most is {spec.maximum:g}."
+    if spec.multiple_of and value % spec.multiple_of:
+        return f"{value} is not a multiple of {spec.multiple_of}."
+    return None
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]
+
+
+def _architecture_conflicts(request: TrainingRequest) -> dict[str, str]:
+    """What an architecture that was asked for cannot do."""
+    wrong: dict[str, str] = {}
+    name, encoder, size, configuration = (
+        request.get(name) for name in ("architecture", "encoder", "patch_size", "configuration")
+    )
+    if not isinstance(name, str):
+        return wrong
+    architecture = ARCHITECTURES[name]
+    if encoder and encoder not in architecture.encoders:
+        wrong["encoder"] = (
+            f"{architecture.label} cannot use {encoder}. Choose one of: {', '.join(architecture.encoders)}."
+        )
+    if isinstance(size, int) and size < architecture.minimum_size:
+        wrong["patch_size"] = f"{architecture.label} needs patches of at least {architecture.minimum_size} pixels."
+    if configuration and (configuration == "3d") != (architecture.dimensions == 3):
+        wrong["configuration"] = f"{architecture.label} is a {architecture.dimensions}D network."
+    return wrong
+
+
+def _ensemble_problem(request: TrainingRequest) -> dict[str, str]:
+    folds, seeds = (int(request.get(name) or 1) for name in ("folds", "seeds"))
+    if folds * seeds <= MAX_MEMBERS:
+        return {}
+    return {"seeds": f"{folds} folds times {seeds} seeds are too many networks; at most {MAX_MEMBERS}."}
+
+
+def _spacing_problem(request: TrainingRequest) -> dict[str, str]:
+    text = request.get("spacing")
+    if text is None:
+        return {}
+    try:
+        steps = parse_spacing(str(text)[:100])
+    except ValueError:
+        steps = []
+    if len(steps) in (2, 3) and all(MIN_SPACING <= step <= MAX_SPACING for step in steps):
+        return {}
+    return {"spacing": "Give two or three numbers from 0.001 to 1000 with blanks between, such as “2.5 0.8 0.8”."}
