@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.core.files.uploadedfile import UploadedFile
+from django.db.models import Q
 from django.http import HttpResponse, QueryDict
 from django.utils import timezone
 from rest_framework.renderers import JSONRenderer
@@ -104,9 +105,8 @@ def claim(user: Any, request: Request, key: str) -> RequestKey:
 
 def _forget_where_over(user: Any, key: str) -> None:
     now = timezone.now()
-    mine = RequestKey.objects.filter(user=user, key=key)
-    mine.filter(created_at__lt=now - KEPT).delete()
-    mine.filter(created_at__lt=now - LONGEST_ANSWER, status_code=None).delete()
+    is_over = Q(created_at__lt=now - KEPT) | Q(created_at__lt=now - LONGEST_ANSWER, status_code=None)
+    RequestKey.objects.filter(is_over, user=user, key=key).delete()
 
 
 def checksum(data: Any) -> str:

@@ -115,7 +115,7 @@ class InferenceResult(Job):
         # With the id at their end, so that Postgres too finds the rows of a page without reading any, and the project, so
         # that those of a user are found in them too.
         indexes = [
-            models.Index(fields=["created_at", "id"], name="inference_by_time"),
+            models.Index(fields=["created_at", "id", "project"], name="inference_by_time"),
             models.Index(fields=["project", "created_at", "id"], name="inference_of_project_by_time"),
             models.Index(fields=["batch", "status"], name="inference_of_batch_by_status"),
             models.Index(fields=["batch", "created_at", "id", "project"], name="inference_of_batch_by_time"),

@@ -217,7 +217,9 @@ def delete_inference(*, user: Any, inference: InferenceResult) -> None:
     checksums = [checksum for _, checksum in objects_of(inference) if checksum]
     owners = [inference.uuid]
     with removal.deletion({InferenceResult: owners}):
-        audit.record(user, "delete", inference)
+        # Somebody else may have deleted it meanwhile.
+        if InferenceResult.objects.select_for_update().filter(pk=inference.pk).first():
+            audit.record(user, "delete", inference)
         inference.delete()
         removal.remove_on_commit(InferenceResult, owners, lambda: storage.delete_prefix(prefix))
         transaction.on_commit(lambda: storage.forget_copies(checksums), robust=True)
@@ -233,10 +235,10 @@ def delete_batch(*, user: Any, batch: InferenceBatch) -> None:
             storage.delete_prefix(storage.object_key("inferences", image))
 
     with removal.deletion({InferenceBatch: [owner], InferenceResult: list(images)}):
-        list(InferenceBatch.objects.select_for_update().filter(pk=batch.pk).values_list("pk"))
+        if InferenceBatch.objects.select_for_update().filter(pk=batch.pk).first():
+            audit.record(user, "delete", batch)
         images[:] = batch.inferences.values_list("uuid", flat=True)  # again: a worker may have been unpacking it
         checksums = [item for row in batch.inferences.values_list(*columns) for item in row if item]
-        audit.record(user, "delete", batch)
         batch.delete()
         own = partial(storage.delete_prefix, storage.object_key("batches", owner))
         removal.remove_on_commit(InferenceBatch, [owner], own)

@@ -26,7 +26,14 @@ from medseg_site.shared.storage import objects as storage
 from ml_core.planning.hyperparameters import specs
 from models_app.models import SegmentationModel
 from tests.environment import REPOSITORY
-from tests.factories import CompletedModelFactory, DatasetFactory, InferenceFactory, ModelFactory, SampleFactory
+from tests.factories import (
+    CompletedModelFactory,
+    DatasetFactory,
+    InferenceFactory,
+    ModelFactory,
+    SampleFactory,
+    project_of,
+)
 from tests.pages import CLASSES, HTMX, batch
 from tests.synthetic import write_png
 from uploads.models import Upload
@@ -60,7 +67,7 @@ def ids() -> dict[str, Any]:
     model = CompletedModelFactory.create(dataset=dataset)
     # So that a request for a slice comes as far as its number.
     inference = InferenceFactory.create(model=model, input_image_s3_key="inferences/x/input.png")
-    upload = Upload.objects.create(purpose="dataset", file_name="a.zip", size=9, part_size=5)
+    upload = Upload.objects.create(project=project_of(), purpose="dataset", file_name="a.zip", size=9, part_size=5)
     return {
         "dataset": dataset.pk,
         "sample_id": sample.pk,

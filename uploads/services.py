@@ -193,6 +193,7 @@ def find_upload(*, user: Any, upload: uuid.UUID, purpose: str) -> Upload:
     if row is None:
         text = "This upload does not exist. It may have been removed because nobody used it. Upload the file again."
         raise MedSegError("no_such_upload", text, attr="upload")
+    require(user, "change", row)
     if row.state == Upload.OPEN:
         raise WrongStateError("Parts of this upload are missing. Send them and complete it first.")
     if row.state == Upload.ABORTED:

@@ -14,6 +14,7 @@ from accounts.models import Project
 from datasets import services as datasets
 from inference import services as inferences
 from medseg_site.demo import png
+from medseg_site.shared.base.local_user import local_user
 from models_app import services as trainings
 from tests.factories import CompletedModelFactory, DatasetFactory, InferenceFactory, ModelFactory
 from tests.pages import batch
@@ -31,6 +32,15 @@ def archive() -> SimpleUploadedFile:
 
 def upload(project: Project) -> Upload:
     return Upload.objects.create(project=project, purpose="dataset", file_name="a.zip", size=9, part_size=9)
+
+
+def whole_upload(project: Project) -> Upload:
+    """An upload that has arrived."""
+    content = archive()
+    row = uploads.create_upload(user=local_user(), file_name="a.zip", size=content.size or 0, purpose="dataset")
+    uploads.put_part(upload=row, number=1, source=content, length="")
+    Upload.objects.filter(pk=row.pk).update(project=project)
+    return uploads.complete_upload(upload=row)
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,11 @@ FAILED = {"status": "failed", "error": "why"}
 CHANGES = {
     "make a version": Change(
         DATASET, lambda user, row: datasets.create_version(user=user, base=row, archive=archive()), "upload"
+    ),
+    "use an upload": Change(
+        whole_upload,
+        lambda user, row: datasets.create_dataset_from_parts(user=user, name="x", upload=row.uuid),
+        "upload",
     ),
     "rename a class": Change(
         DATASET, lambda user, row: datasets.rename_class(user=user, dataset=row, value=0, name="x"), ""

@@ -23,7 +23,6 @@ from tests.accounts.changes import CHANGES, archive, picture
 from tests.accounts.conftest import shared_project
 from tests.factories import CompletedModelFactory, DatasetFactory
 from uploads import services as uploads
-from uploads.models import Upload
 
 pytestmark = pytest.mark.django_db
 
@@ -141,15 +140,6 @@ def test_new_rows_are_in_the_project_of_what_they_are_made_from(anna: User) -> N
     ]
     assert {row.project for row in made} == {shared}
     assert {row.created_by for row in made} == {anna}
-
-
-def test_a_dataset_of_an_upload_is_in_the_uploads_project(anna: User) -> None:
-    shared, content = shared_project(member=anna), archive()
-    upload = uploads.create_upload(user=anna, file_name="a.zip", size=content.size or 0, purpose="dataset")
-    uploads.put_part(upload=upload, number=1, source=content, length="")
-    uploads.complete_upload(upload=upload)
-    Upload.objects.filter(pk=upload.pk).update(project=shared)
-    assert datasets.create_dataset_from_parts(user=anna, name="x", upload=upload.uuid).project == shared
 
 
 def test_versions_of_a_name_are_counted_in_each_project(anna: User, bert: User) -> None:

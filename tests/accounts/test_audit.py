@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.db import IntegrityError, transaction
 from django.test import Client
@@ -20,10 +20,9 @@ from datasets import services as datasets
 from datasets.models import Dataset
 from medseg_site.shared.base.errors import WrongStateError
 from medseg_site.shared.base.local_user import local_user
-from tests.accounts.changes import CHANGES, archive
+from tests.accounts.changes import CHANGES, archive, whole_upload
 from tests.accounts.conftest import shared_project
 from tests.factories import CompletedModelFactory, DatasetFactory, ModelFactory
-from uploads import services as uploads
 
 pytestmark = pytest.mark.django_db
 
@@ -49,12 +48,9 @@ def test_each_act_of_a_member_leaves_one_event(anna: User, name: str) -> None:
     assert (event.object_kind, event.object_uuid, event.object_name) == (about.KIND, about.uuid, name_before)
 
 
-def upload_in_parts(user: User) -> None:
-    """Asked twice, as after a lost answer."""
-    content = archive()
-    upload = uploads.create_upload(user=user, file_name="a.zip", size=content.size or 0, purpose="dataset")
-    uploads.put_part(upload=upload, number=1, source=content, length="")
-    uploads.complete_upload(upload=upload)
+def use_an_upload_twice(user: User) -> None:
+    """As after a lost answer."""
+    upload = whole_upload(personal_project(user))
     for _ in range(2):
         datasets.create_dataset_from_parts(user=user, name="x", upload=upload.uuid)
 
@@ -64,9 +60,9 @@ def upload_in_parts(user: User) -> None:
     [
         lambda user: datasets.create_dataset_from_upload(user=user, name="x", archive=archive()),
         lambda user: datasets.create_dataset_from_url(user=user, name="x", source_url="https://example.org/a.zip"),
-        upload_in_parts,
+        use_an_upload_twice,
     ],
-    ids=["file", "address", "parts"],
+    ids=["file", "address", "upload"],
 )
 def test_a_new_dataset_is_one_upload(anna: User, monkeypatch: Any, way: Callable[[User], object]) -> None:
     monkeypatch.setattr(datasets, "check_url", lambda *args, **kwargs: None)
@@ -82,6 +78,15 @@ def test_an_act_that_is_refused_leaves_none() -> None:
     with pytest.raises(WrongStateError):
         CHANGES["cancel a training"].do(local_user(), CompletedModelFactory.create())
     assert acts() == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_result_that_somebody_else_deleted_meanwhile_is_deleted_once() -> None:
+    for name in ("delete an inference", "delete a batch"):
+        row = CHANGES[name].make(personal_project(local_user()))
+        for same in (type(row).objects.get(pk=row.pk), row):
+            CHANGES[name].do(local_user(), same)
+    assert [kind for _, _, kind in acts()] == ["inference", "batch"]
 
 
 def test_requests_say_where_they_come_from(api: APIClient, client: Client) -> None:
@@ -150,8 +155,6 @@ def test_the_admin_shows_projects_and_the_audit_and_changes_nothing(client: Clie
 
 
 def test_staff_see_the_audit_and_the_projects_that_they_are_in(client: Client, anna: User, bert: User) -> None:
-    from django.contrib.auth.models import Permission
-
     audit.record(anna, "upload", DatasetFactory.create(created_by=anna, name="hers"))
     audit.record(bert, "upload", DatasetFactory.create(created_by=bert, name="his"))
     User.objects.filter(pk=anna.pk).update(is_staff=True)

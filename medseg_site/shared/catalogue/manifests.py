@@ -85,7 +85,7 @@ def _plain(row: Any, column: Any) -> Any:
 
 
 def _reference(row: Any, column: Any) -> Any:
-    """A user by name, a row by its uuid with its number for people, with all of its columns where it is told in full."""
+    """A reference to a user is the name. To a row it is the uuid, with the number for people, or all columns where it is told in full."""
     if points_to_user(column):
         # The whole user, who is then known to all rows that share this one.
         return getattr(row, column.name).get_username()

@@ -1,4 +1,4 @@
-"""Additions to the OpenAPI document: the single user, `Idempotency-Key`, and the errors that the library does not know."""
+"""Additions to the OpenAPI document: the single user, `Idempotency-Key`, and two errors that the library does not know."""
 
 from __future__ import annotations
 
