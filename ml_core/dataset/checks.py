@@ -113,6 +113,7 @@ class CheckedCase(Protocol):
     group: str
     """What must stay on one side of a split; "" where nothing is known."""
     signature: NDArray[np.float16]
+    """Empty where there were more than MAX_COMPARED before it."""
 
     @property
     def file(self) -> str:
@@ -238,7 +239,7 @@ class DatasetCheck:
 
     def _find_near_duplicates(self, cases: list[CaseT]) -> list[int] | None:
         """A number per case, equal for those that are one picture: they stay on one side of the split."""
-        if len(cases) > findings.MAX_COMPARED:
+        if len(cases) > findings.MAX_COMPARED or not all(case.signature.size for case in cases):
             self.issues.append(findings.NOT_COMPARED.issue("images"))
             return None
         groups = near_duplicate_groups([case.signature for case in cases])

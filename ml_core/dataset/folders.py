@@ -122,11 +122,10 @@ def read_all(cases: list[Case], check: DatasetCheck, note: Note, on_case: Callab
 def _read_pair(case: Case) -> tuple[ReadPair, str] | ImageError:
     """The pair, and what says whether two images are the same file."""
     try:
-        return read_pair(case.image, case.mask, image_file=str(case.image), mask_file=str(case.mask)), _sha256(
-            case.image
-        )
+        pair = read_pair(case.image, case.mask, image_file=str(case.image), mask_file=str(case.mask))
     except ImageError as error:
         return error
+    return pair, _sha256(case.image)
 
 
 def describe(
@@ -136,11 +135,13 @@ def describe(
     check = DatasetCheck(ClassTable(names=names))
     read = read_all(cases, check, note, on_case)
     told = len(check.issues)
-    found = check.finish(read)
-    for issue in check.issues[told:]:
-        note(issue)
+    try:
+        found = check.finish(read)
+    finally:
+        for issue in check.issues[told:]:
+            note(issue)
     kept = [replace(item.case, group=item.group, codes=found.codes) for item in found.cases]
-    signatures = {item.case.id: item.signature for item in found.cases[: findings.MAX_COMPARED]}
+    signatures = {item.case.id: item.signature for item in found.cases if item.signature.size}
     return Described(kept, found.classes, found.fingerprint, signatures, found.codes)
 
 

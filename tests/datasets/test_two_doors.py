@@ -77,6 +77,11 @@ def volumes_among_pictures(at: Path) -> None:
     volumes(at, 2)
 
 
+def a_picture_and_a_volume(at: Path) -> None:
+    pictures(at, write_png, 1)
+    volumes(at, 1)
+
+
 def copies(at: Path) -> None:
     """One picture under three names: the same file, and brightened."""
     pictures(at, write_png)
@@ -153,6 +158,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 }
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "one class": (lambda at: pictures(at, lambda path, labels: write_png(path, labels * 0)), "one_class"),
+    "a picture and a volume": (a_picture_and_a_volume, "too_few_cases"),
     "one pair": (lambda at: pictures(at, write_png, 1), "too_few_cases"),
     "no mask fits": (
         lambda at: pictures(at, lambda path, _: write_png(path, np.zeros((9, 9), np.uint8))),

@@ -15,6 +15,7 @@ from ml_core.dataset.case import Case
 from ml_core.dataset.checks import DatasetCheck, ReadPair
 from ml_core.dataset.classes import COLORS, ClassTable, label_values
 from ml_core.dataset.findings import DatasetRefusedError, Finding, Issue
+from ml_core.dataset.folders import ReadCase
 from ml_core.errors import ImageError, TrainingError
 from ml_core.front.progress import MAX_WARNINGS, ProgressBar
 from ml_core.io import Image, Mask
@@ -145,6 +146,19 @@ def test_too_many_classes_end_the_check_at_once_with_what_was_found() -> None:
     with pytest.raises(DatasetRefusedError, match="more than 128") as caught:
         check.add(pair_of((1, 16, 8), values.reshape(1, 16, 8) + 1))
     assert [issue.code for issue in caught.value.issues] == ["ignored_folder"]
+
+
+def test_cases_without_a_signature_are_not_compared() -> None:
+    """Of very many cases no more than MAX_COMPARED are kept, and some may be left out afterwards."""
+    check, path = DatasetCheck(), Path("i.png")
+    cases = []
+    for number, size in enumerate((64, 64, 0)):
+        pair = pair_of((32, 32))
+        check.add(pair)
+        case = Case(number, f"case {number}", path, path)
+        cases.append(ReadCase(case, case.name, "i.png", "", (32, 32), pair.signature[:size], str(number)))
+    assert check.finish(cases).duplicates is None
+    assert [issue.code for issue in check.issues] == ["not_compared"]
 
 
 def test_decoded_masks_of_other_codes_are_other_files(tmp_path: Path) -> None:
