@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 MODELS, BATCHES = 20, 5
-MOST_RATIO = 2.0
+MAX_RATIO = 2.0
 WARM_UP = 2
 
 
@@ -83,7 +83,7 @@ def measure(name: str, few: Connection, many: Connection, rounds: int) -> None:
 
     def ratio(pair: list[float]) -> str:
         found = pair[1] / pair[0]
-        return f"**{found:.2f}**" if found > MOST_RATIO else f"{found:.2f}"
+        return f"**{found:.2f}**" if found > MAX_RATIO else f"{found:.2f}"
 
     count_of = f"{queries[0]}" if queries[0] == queries[1] else f"**{queries[0]} → {queries[1]}**"
     print(

@@ -24,9 +24,9 @@ from uploads.cleaning import remove
 from uploads.local import LocalParts, wrong_size
 from uploads.models import Upload, UploadPart
 
-MOST_PARTS = 10_000  # S3's own limits
+MAX_PARTS = 10_000  # S3's own limits
 LEAST_S3_PART = 5 * 2**20
-MOST_SIGNED = 100  # addresses in one answer
+MAX_SIGNED = 100  # addresses in one answer
 ZIP_TAIL = 2**17  # a ZIP's end record with its longest comment, and that of ZIP64 before it
 
 
@@ -58,7 +58,7 @@ def create_upload(*, user: Any, file_name: str, size: int, purpose: str, sha256:
 
 def _part_size(size: int) -> int:
     least = max(settings.MEDSEG_UPLOAD_PART_BYTES, LEAST_S3_PART if storage.is_remote() else 1)
-    return max(least, -(-size // MOST_PARTS))
+    return max(least, -(-size // MAX_PARTS))
 
 
 def _checksum(text: str, attr: str) -> str:
@@ -70,8 +70,8 @@ def _checksum(text: str, attr: str) -> str:
 def sign_parts(*, upload: Upload, numbers: list[int], checksums: Mapping[str, str]) -> dict[int, str]:
     """Addresses to PUT parts to, by number. The checksums said here are held against the whole file in its check."""
     _check_open(upload)
-    if not 1 <= len(numbers) <= MOST_SIGNED:
-        raise MedSegError("wrong_number", f"Ask for 1 to {MOST_SIGNED} parts at once.", attr="part_numbers")
+    if not 1 <= len(numbers) <= MAX_SIGNED:
+        raise MedSegError("wrong_number", f"Ask for 1 to {MAX_SIGNED} parts at once.", attr="part_numbers")
     for number in numbers:
         _check_number(upload, number)
     known = {str(number): number for number in numbers}

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 BY_NAME = "name "  # how a group begins that was found by what names have in common, and that nobody told
-LEAST_GROUPS = 5  # fewer are as likely to be classes, centres or years, and too few to be divided
+MIN_GROUPS = 5  # fewer are as likely to be classes, centres or years, and too few to be divided
 LARGEST = 1 / 3  # of all cases; one that has more is hardly a patient
-MOST_PARTS = 3  # numbers in a name that are tried
+MAX_PARTS = 3  # numbers in a name that are tried
 LONGEST = 64  # characters of a group
 
 
@@ -24,13 +24,13 @@ def groups_of_names(names: Sequence[str]) -> list[str]:
     """A group per name, where the names show that several cases each come from one patient; else "" for all.
 
     Folders and words count alike: TCGA_4941/TCGA_4941_12 and volume-3_slice_045 belong to TCGA_4941 and volume-3, what comes
-    before being the name up to its first number (or second, or third). It is taken for a patient's where there are LEAST_GROUPS
+    before being the name up to its first number (or second, or third). It is taken for a patient's where there are MIN_GROUPS
     or more, of two cases on average or more, none of them with more than LARGEST of all cases.
     """
-    for parts in range(1, MOST_PARTS + 1):
+    for parts in range(1, MAX_PARTS + 1):
         keys = [_beginning(name, parts) for name in names]
         sizes = Counter(keys)
-        several = len(sizes) >= LEAST_GROUPS and len(names) >= 2 * len(sizes)
+        several = len(sizes) >= MIN_GROUPS and len(names) >= 2 * len(sizes)
         if several and max(sizes.values()) <= LARGEST * len(names):
             return [BY_NAME + _short(key) for key in keys]
     return [""] * len(names)

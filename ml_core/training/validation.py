@@ -18,10 +18,10 @@ from ml_core.networks.device import most_probable
 from ml_core.planning.plan import Plan
 from ml_core.prediction.runtimes import TorchForward
 
-MOST_SLICES = 32
-MOST_PATCHES = 12  # of volumes
+MAX_SLICES = 32
+MAX_PATCHES = 12  # of volumes
 WINDOW = 768  # pixels; of larger slices a piece of this size is looked at, so that time and memory stay bounded
-MOST_PIXELS = MOST_SLICES * 512**2
+MAX_PIXELS = MAX_SLICES * 512**2
 
 
 _Piece = tuple[StoredCase, int, tuple[slice, slice]]
@@ -38,7 +38,7 @@ class Validator:
     def pixels(self) -> int:
         """How many pixels or voxels one validation looks at."""
         if len(self.plan.patch) == 3:
-            return MOST_PATCHES * math.prod(self.plan.patch)
+            return MAX_PATCHES * math.prod(self.plan.patch)
         return sum(math.prod(part.stop - part.start for part in window) for _, _, window in self.pieces)
 
     def validate(self, network: nn.Module) -> tuple[float, float, float]:
@@ -65,7 +65,7 @@ class Validator:
         """Images float32 (1, C, *padded) and class positions int64 (1, *spatial)."""
         if len(self.plan.patch) == 3:
             rng, sampler = np.random.default_rng(0), PatchSampler(self.cases, self.plan)
-            return (_tensors(*sampler.draw(rng)) for _ in range(MOST_PATCHES))
+            return (_tensors(*sampler.draw(rng)) for _ in range(MAX_PATCHES))
         return map(self._cut, self.pieces)
 
     def _cut(self, piece: _Piece) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def _choose(cases: list[StoredCase]) -> list[_Piece]:
     rng = np.random.default_rng(0)
     slices = [(case, index) for case in cases for index in range(case.shape[0])]
     height, width = (min(WINDOW, max(case.shape[axis] for case in cases)) for axis in (1, 2))
-    most = max(1, min(MOST_SLICES, len(slices), MOST_PIXELS // (height * width)))
+    most = max(1, min(MAX_SLICES, len(slices), MAX_PIXELS // (height * width)))
     spread = np.linspace(0, len(slices) - 1, most if most == len(slices) else math.ceil(most / 2))
     chosen = [(*slices[int(number)], None) for number in spread]
     placed = list(_places(cases, most - len(chosen), rng))

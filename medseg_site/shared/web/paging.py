@@ -26,14 +26,14 @@ else:
 # Counting so many rows takes longer than reading a page of them.
 MANY = 10_000
 SECONDS_KNOWN = 10.0
-MOST_KNOWN = 1_000  # lists
+MAX_KNOWN = 1_000  # lists
 
 
 class _Counts:
     """The totals of long lists, kept for some seconds: a person who leafs through one has it counted once, not for each page."""
 
     def __init__(self) -> None:
-        self._known: TTLCache[tuple[Any, ...], int] = TTLCache(MOST_KNOWN, SECONDS_KNOWN)
+        self._known: TTLCache[tuple[Any, ...], int] = TTLCache(MAX_KNOWN, SECONDS_KNOWN)
         self._lock = threading.Lock()
 
     def of(self, rows: QuerySet[Any]) -> int:

@@ -14,7 +14,7 @@ from ml_core.cases.store import StoredCase, open_store
 from ml_core.dataset.case import Case
 from ml_core.planning.plan import Plan
 from ml_core.training.losses import make_loss
-from ml_core.training.validation import MOST_PIXELS, WINDOW, Validator
+from ml_core.training.validation import MAX_PIXELS, WINDOW, Validator
 from tests.ml_core.training.test_trainer import draw, plan_for
 
 
@@ -57,7 +57,7 @@ def test_large_pictures_are_looked_at_in_parts_and_small_things_are_hit(tmp_path
         cases.append(Case(index + 1, f"case {index}", image, mask, key=f"large {index}"))
     plan = plan_for(cases, spacing="1 1")
     validator = Validator(stored(tmp_path, cases, plan), plan, make_loss("dice_ce"))
-    assert validator.pixels() <= MOST_PIXELS
+    assert validator.pixels() <= MAX_PIXELS
     sizes = {tuple(part.stop - part.start for part in window) for _, _, window in validator.pieces}
     assert sizes == {(WINDOW, WINDOW)}
     again = Validator(validator.cases, plan, validator.loss_of)
