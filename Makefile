@@ -8,14 +8,15 @@ TEMPLATES = $$(find templates -name "*.html")
 # The version is Django's in requirements.in.
 DJADE := .venv/bin/djade --target-version 5.2
 
-.PHONY: help run worker demo test test-reliability test-setup check format setup tools clean
+.PHONY: help run worker demo test test-fast test-long test-setup check format setup tools clean
 
 help:
 	@echo "make run    the platform on http://127.0.0.1:8000/ (PORT=..., MEDSEG_DATA_DIR=...)"
 	@echo "make worker QUEUES=train,infer   workers of another machine for a platform on Postgres, Redis and S3 (docs/SCALING.md)"
 	@echo "make demo   the same with a small synthetic dataset, model and overlay"
 	@echo "make test   all tests"
-	@echo "make test-reliability   twenty kills and all faults, with a table in var/kills.jsonl (half an hour)"
+	@echo "make test-fast   the fast ones: no server, no browser, no training"
+	@echo "make test-long   twenty kills and all faults, with a table in var/kills.jsonl (half an hour)"
 	@echo "make check  style, types, import rules, migrations, API document"
 	@echo "make format lay out Python, JavaScript and templates as make check wants them"
 	@echo "make clean  remove what was installed here (the data in var/ stay)"
@@ -38,14 +39,17 @@ demo: setup
 test-setup:
 	@$(PYTHON) scripts/setup.py --chromium
 
+test-fast: setup
+	@$(VENV_PYTHON) -m pytest -m fast
+
 test: test-setup
 	@$(VENV_PYTHON) -m pytest
 
-test-reliability: export MEDSEG_KILLS ?= 20
-test-reliability: export MEDSEG_FAULT_SECONDS ?= 30
-test-reliability: export MEDSEG_LONG_TESTS ?= 1
-test-reliability: export MEDSEG_KILL_TABLE ?= $(CURDIR)/var/kills.jsonl
-test-reliability: test-setup
+test-long: export MEDSEG_KILLS ?= 20
+test-long: export MEDSEG_FAULT_SECONDS ?= 30
+test-long: export MEDSEG_LONG_TESTS ?= 1
+test-long: export MEDSEG_KILL_TABLE ?= $(CURDIR)/var/kills.jsonl
+test-long: test-setup
 	@mkdir -p var
 	@$(VENV_PYTHON) -m pytest -m "reliability or long"
 

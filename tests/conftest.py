@@ -13,14 +13,19 @@ from rest_framework.test import APIClient
 from medseg_site.celery import app
 from medseg_site.shared.base.local_user import local_user
 
+# A test that needs a server, a browser or more than a second of a processor is not among the fast ones (`-m fast`).
+NOT_FAST = {"slow", "e2e", "browser", "reliability", "long", "s3", "postgres", "rabbitmq"}
 
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m` in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests wait for `make test-reliability`."""
-    if os.environ.get("MEDSEG_LONG_TESTS"):
-        return
+    """Marks the fast tests, and leaves the long ones to `make test-long`."""
     for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.skip(reason="minutes long: `make test-reliability` runs it"))
+        marks = {mark.name for mark in item.iter_markers()}
+        if not marks & NOT_FAST:
+            item.add_marker("fast")
+        if "long" in marks and not os.environ.get("MEDSEG_LONG_TESTS"):
+            item.add_marker(pytest.mark.skip(reason="minutes long: `make test-long` runs it"))
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,7 @@ def wrong_of(platform: Platform, data: Path, cases: list[Case]) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 def test_every_bad_input_gets_its_answer_and_leaves_nothing(platform: Platform, own_media: Path) -> None:
     prepare(platform)
     cases = [case for case in all_cases() if not case.over_http and not case.setting]
@@ -57,6 +58,7 @@ def test_every_bad_input_gets_its_answer_and_leaves_nothing(platform: Platform, 
     assert [path for path in own_media.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_servers_that_misbehave_are_refused_with_the_reason(platform: Platform, own_media: Path, settings: Any) -> None:
     settings.MEDSEG_URL_IMPORT_ALLOW_PRIVATE = True
     settings.MEDSEG_MAX_UPLOAD_BYTES = MEBIBYTE

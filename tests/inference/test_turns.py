@@ -78,6 +78,7 @@ def test_a_turn_makes_headway_though_single_images_keep_coming(monkeypatch: pyte
     assert any(row.batch_id == batch.pk for row in ended())
 
 
+@pytest.mark.slow
 def test_ten_thousand_images_are_few_messages(queued: Any) -> None:
     first, second, third = make_batch(10_000), make_batch(500), make_batch(3)
     InferenceBatch.objects.exclude(pk=first.pk).update(status="queued")

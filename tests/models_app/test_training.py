@@ -123,6 +123,7 @@ def test_what_a_failed_round_did_not_store_the_next_one_does(tmp_path: Path, own
     assert {path.name for path in in_the_way.iterdir()} == {"best.safetensors", "latest.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_cancel_before_a_later_attempt_starts_keeps_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the objects are brought, of which packaging needs none: this dataset's are not even in storage."""
     monkeypatch.setattr(claims, "BEAT_SECONDS", 0.0)  # the wish is read with the first sample

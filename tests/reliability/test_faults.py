@@ -1,6 +1,6 @@
 """S3 that answers 503, hangs or cuts connections, and a Redis that is away, in the middle of every step: all ends as it should.
 
-`make test-reliability` runs them, 30 seconds each.
+`make test-long` runs them, 30 seconds each.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """kill -9 of anything at seeded random moments of every step; afterwards every row is true and every result is whole.
 
-`make test-reliability` does twenty of them and keeps a table; `make test` a few.
+`make test-long` does twenty of them and keeps a table; `make test` a few.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ def test_each_part_of_each_fold_is_read_first() -> None:
     assert order_to_read([Split([3, 4, 7], [5, 6], [0], "")])[0][:2] == [3, 5]
 
 
+@pytest.mark.slow
 def test_a_dataset_too_large_for_the_budget_is_learnt_from_in_part_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

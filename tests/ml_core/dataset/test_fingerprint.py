@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ml_core.dataset.fingerprint import MAX_PIXELS_OF_STRUCTURE, Fingerprint, FingerprintBuilder
 from ml_core.io import Image
@@ -78,6 +79,7 @@ def test_too_little_foreground_leaves_the_range_of_the_images() -> None:
     assert found.p005 < -900 < 900 < found.p995
 
 
+@pytest.mark.slow
 def test_structure_of_large_images_is_measured_on_few_of_them() -> None:
     builder = FingerprintBuilder()
     values = np.ones((4000, 4000), np.uint8)

@@ -121,6 +121,7 @@ def test_of_several_channels_one_is_chosen(tmp_path: Path) -> None:
     assert [case.image.name for case in read_raw(folder, channel=1)[0]] == ["a_0001.png", "b_0001.png"]
 
 
+@pytest.mark.slow
 def test_a_training_takes_names_and_splits_over(tmp_path: Path) -> None:
     folders(tmp_path, 5)
     out = tmp_path / "Dataset001_Discs"

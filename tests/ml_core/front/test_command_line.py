@@ -48,6 +48,7 @@ def train_command(out: Path, images: Path, masks: Path, *more: str) -> int:
     return main(["train", "--images", str(images), "--masks", str(masks), "--out", str(out), *TINY, *more])
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, masks = folders(tmp_path)
     out = tmp_path / "model"
@@ -83,6 +84,7 @@ def test_train_evaluate_and_predict(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert set(np.unique(labels)) <= {0, 255}
 
 
+@pytest.mark.slow
 def test_five_lines_of_python_with_colours_and_a_test_set(tmp_path: Path) -> None:
     images, masks = tmp_path / "images", tmp_path / "masks"
     rng = np.random.default_rng(0)
@@ -114,6 +116,7 @@ def test_five_lines_of_python_with_colours_and_a_test_set(tmp_path: Path) -> Non
     assert np.array_equal(coded, np.array([(0, 0, 0), (30, 200, 30), (200, 30, 30)])[labels])
 
 
+@pytest.mark.slow
 def test_copies_in_the_test_set_are_told(tmp_path: Path) -> None:
     images, masks, tests = tmp_path / "images", tmp_path / "masks", (tmp_path / "images2", tmp_path / "masks2")
     rng = np.random.default_rng(0)
@@ -135,6 +138,7 @@ def test_copies_in_the_test_set_are_told(tmp_path: Path) -> None:
     assert not any("look like" in text for text in told)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_best_weights_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

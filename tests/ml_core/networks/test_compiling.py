@@ -39,6 +39,7 @@ def losses(network: nn.Module, forward: Forward, steps: int = 5) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not CAN_COMPILE, reason="PyTorch compiles for a CPU with g++ and Python.h, and one of them is not here"
 )

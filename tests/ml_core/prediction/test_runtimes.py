@@ -38,6 +38,7 @@ def unet_3d() -> nn.Module:
     return UNet(3, 2, 4, channels=(4, 8, 16), strides=(2, 2), num_res_units=1).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "channels", "sizes"),
     [(unet_2d(), 1, [(64, 64), (96, 160)]), (unet_3d(), 2, [(16, 16, 16), (32, 16, 24)])],
@@ -59,6 +60,7 @@ def test_a_converted_network_gives_the_same_logits_for_every_size(
                 np.testing.assert_allclose(found, expected, atol=0.005 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_bf16_is_close_and_both_keep_earlier_results() -> None:
     network = unet_2d()
     batches = [RNG.normal(size=(2, 1, 64, 64)).astype(np.float32) for _ in range(2)]
@@ -117,6 +119,7 @@ def test_the_decision_is_by_dice_per_class_against_the_reference() -> None:
     assert choose(exact, exact, iter([]), 3).runtime == "torch"
 
 
+@pytest.mark.slow
 def test_openvino_runs_without_torch_and_reports_to_nobody(tmp_path: Path) -> None:
     xml, weights = convert(unet_2d(), torch.zeros(1, 1, 64, 64))
     (tmp_path / "xml").write_bytes(xml)

@@ -74,6 +74,7 @@ def train(folder: Path, cases: list[Case], **wanted: Any) -> list[Event]:
     return events
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spacing", "configuration"), [((2.0, 1.0, 1.0), "3d"), ((4.0, 1.0, 1.0), "2.5d")])
 def test_a_volume_is_learnt_and_answered_on_its_own_grid(
     tmp_path: Path, spacing: tuple[float, float, float], configuration: str
@@ -144,6 +145,7 @@ def test_a_thing_of_one_value_on_its_ground_is_told_from_the_ground(tmp_path: Pa
     assert seen[30, 30] - seen[0, 0] > 2
 
 
+@pytest.mark.slow
 def test_folds_answer_together_and_every_case_is_validated_on(tmp_path: Path) -> None:
     cases = draw(tmp_path, 6)
     events = train_pictures(tmp_path / "run", cases, folds=3, epochs=2)
@@ -166,6 +168,7 @@ def test_folds_answer_together_and_every_case_is_validated_on(tmp_path: Path) ->
             assert case_metrics(reference, found, 2, None)[1].dice == pytest.approx(said, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_warm_start_begins_with_the_earlier_weights(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
     first = train_pictures(tmp_path / "first", cases, epochs=4)
@@ -177,6 +180,7 @@ def test_a_warm_start_begins_with_the_earlier_weights(tmp_path: Path) -> None:
     assert not any("start from" in text for text in result(warm).warnings)  # the split was the same
 
 
+@pytest.mark.slow
 def test_a_warm_start_that_has_seen_the_held_out_cases_is_told(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
     quick = {"epochs": 1, "patch_size": 32, "batch_size": 4, "encoder": "plain-16"}

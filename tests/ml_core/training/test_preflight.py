@@ -120,6 +120,7 @@ def test_the_deadline_stays_where_it_was_when_memory_runs_out(tmp_path: Path, mo
     assert fitting.batch_size == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_training_keeps_its_plan_and_may_get_more_epochs(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
     stopped = train(tmp_path / "run", cases, epochs=3, stop_after=2)

@@ -122,6 +122,7 @@ def planned(events: list[Event]) -> PlanMade:
     return next(event for event in events if isinstance(event, PlanMade))
 
 
+@pytest.mark.slow
 def test_a_training_learns_and_its_package_predicts(tmp_path: Path) -> None:
     cases = draw(tmp_path, 12)
     events = train(tmp_path / "run", cases, epochs=8, test_fraction=0.2)
@@ -149,6 +150,7 @@ def test_a_training_learns_and_its_package_predicts(tmp_path: Path) -> None:
     assert 2 * (truth & (found.values == 255)).sum() / (truth.sum() + (found.values == 255).sum()) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_one_seed_gives_one_curve(tmp_path: Path, optimizer: str) -> None:
     cases = draw(tmp_path, 4)
@@ -160,6 +162,7 @@ def test_one_seed_gives_one_curve(tmp_path: Path, optimizer: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_path: Path, optimizer: str) -> None:
     cases = draw(tmp_path, 4)
@@ -174,6 +177,7 @@ def test_a_stopped_training_keeps_its_best_weights_and_goes_on_where_it_was(tmp_
     assert losses(stopped) + losses(resumed) == pytest.approx(losses(whole), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [4, 3])  # one is left, or none
 @pytest.mark.parametrize("lost", ["all", "the last"])
 def test_a_training_goes_on_where_its_best_weights_were_lost(tmp_path: Path, epochs: int, lost: str) -> None:
@@ -199,6 +203,7 @@ def change_score_of_best(latest: Path, dice: float, best_epoch: int | None = Non
     save_weights(latest, load_weights(latest), replace(state, curve=points, best_epoch=best_epoch))
 
 
+@pytest.mark.slow
 def test_best_weights_that_are_newer_than_the_rest_stay(tmp_path: Path) -> None:
     """A kill came between the two: they are better than what `latest` knows of."""
     cases, folder = draw(tmp_path, 4), tmp_path / "run"

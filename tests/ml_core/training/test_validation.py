@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ def test_a_stray_pixel_of_a_class_that_is_not_there_does_not_count(tmp_path: Pat
     assert disc.validate(Says(1))[1] > 0.2
 
 
+@pytest.mark.slow
 def test_large_pictures_are_looked_at_in_parts_and_small_things_are_hit(tmp_path: Path) -> None:
     cases = []
     for index in range(4):

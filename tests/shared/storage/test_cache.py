@@ -81,6 +81,7 @@ def test_a_broken_download_leaves_nothing_and_parts_of_the_dead_are_removed(smal
     assert (left.exists(), fresh.exists()) == (False, True)
 
 
+@pytest.mark.slow
 def test_many_processes_share_it(small: Path) -> None:
     """Six processes fill the same small cache with overlapping names and read what they get, all at once."""
     program = f"""
@@ -130,6 +131,7 @@ def test_decoded_samples_are_bounded_but_never_those_in_use(small: Path) -> None
     assert list((small / "decoded").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_process_holds_nothing(small: Path) -> None:
     owner = uuid.uuid4()
     program = f"""
