@@ -4,6 +4,10 @@ PYTHON := $(shell for p in python3.11 python3 python; do $$p -c 'import sys; sys
 PYTHON := $(or $(PYTHON),python3)
 VENV_PYTHON := .venv/bin/python
 
+# Each core runs tests, up to four: a process of tests takes about 1 GB. TEST_WORKERS=0 runs them in one process.
+TEST_WORKERS ?= logical
+PYTEST = $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --maxprocesses 4 --dist loadgroup
+
 TEMPLATES = $$(find templates -name "*.html")
 # The version is Django's in requirements.in.
 DJADE := .venv/bin/djade --target-version 5.2
@@ -40,10 +44,10 @@ test-setup:
 	@$(PYTHON) scripts/setup.py --chromium
 
 test-fast: setup
-	@$(VENV_PYTHON) -m pytest -m fast
+	@$(PYTEST) -m fast
 
 test: test-setup
-	@$(VENV_PYTHON) -m pytest
+	@$(PYTEST)
 
 test-long: export MEDSEG_KILLS ?= 20
 test-long: export MEDSEG_FAULT_SECONDS ?= 30

@@ -17,15 +17,29 @@ from medseg_site.shared.base.local_user import local_user
 NOT_FAST = {"slow", "e2e", "browser", "reliability", "long", "s3", "postgres", "rabbitmq"}
 
 
+# Tests with one of these marks ask a platform that runs for them.
+ON_A_PLATFORM = {"e2e", "browser", "reliability"}
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m` in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the fast tests, and leaves the long ones to `make test-long`."""
+    """Marks the fast tests, leaves the long ones to `make test-long`, and keeps tests of one platform in one process."""
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         if not marks & NOT_FAST:
             item.add_marker("fast")
+        if marks & ON_A_PLATFORM:
+            item.add_marker(pytest.mark.xdist_group(platform_of(item)))
         if "long" in marks and not os.environ.get("MEDSEG_LONG_TESTS"):
             item.add_marker(pytest.mark.skip(reason="minutes long: `make test-long` runs it"))
+
+
+def platform_of(item: pytest.Item) -> str:
+    """The package or module whose tests share the platform that this test asks."""
+    fixtures = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]  # pytest has no public way
+    shared_by_package = any(made[-1].scope == "package" for made in fixtures.values())
+    path = item.path.parent if shared_by_package else item.path
+    return path.relative_to(Path(__file__).parent).as_posix()
 
 
 @pytest.fixture(autouse=True)

@@ -208,6 +208,7 @@ def test_no_number_in_an_address_of_the_api(careful_api: APIClient, ids: dict[st
     assert careful_api.get(f"/api/v1/datasets/{quote(ARABIC_ONE)}/").status_code == 404
 
 
+@pytest.mark.slow
 def test_no_number_in_a_query_of_the_api(careful_api: APIClient, ids: dict[str, Any], tmp_path: Path) -> None:
     _store_inference(ids["inference"], tmp_path)
     names = set()
@@ -258,6 +259,7 @@ def document_with(base: dict[str, Any], place: tuple[Any, ...], literal: str) ->
     return json.dumps({**base, place[0]: value}).replace('"THE PLACE"', literal)
 
 
+@pytest.mark.slow
 def test_no_number_in_a_document_for_the_api(careful_api: APIClient, ids: dict[str, Any]) -> None:
     ids["model"] = ModelFactory.create(status="cancelled").pk
     base = {"name": "x", "dataset": ids["dataset"], "file_name": "a.zip", "size": 9, "purpose": "dataset"}

@@ -56,6 +56,8 @@ def upload_a_dataset(page: Page) -> None:
         file("bright_discs.zip", "application/zip", drawings.png_dataset())
     )
     form = page.get_by_role("tabpanel")
+    # Without scripts the page shows all its parts below each other; the script leaves one.
+    expect(form).to_have_count(1)
     expect(form.get_by_text("bright_discs.zip (")).to_be_visible()
     expect(form.get_by_label("Name")).to_have_value("bright discs")
     held: list[Route] = []
@@ -133,6 +135,7 @@ def watch_the_training(page: Page) -> None:
 def segment_an_image(page: Page) -> None:
     page.get_by_role("link", name="Try it on an image").click()
     form = page.get_by_role("tabpanel")
+    expect(form).to_have_count(1)
     expect(form.get_by_label("Model")).to_contain_text("Disc finder v1")
     form.get_by_label("Image", exact=True).set_input_files(
         file("unseen.png", "image/png", drawings.png(drawings.disc(100)[0]))

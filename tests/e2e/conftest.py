@@ -15,13 +15,13 @@ from tests.e2e import drawings
 from tests.platform import WORK_SECONDS, Json, Platform, running_platform
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def platform() -> Iterator[Platform]:
     with running_platform(MEDSEG_URL_IMPORT_ALLOW_PRIVATE="1") as platform:
         yield platform
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def dataset(platform: Platform) -> Json:
     return platform.upload("Discs", drawings.png_dataset())
 
@@ -44,7 +44,7 @@ class Listener(threading.Thread):
                 return  # the tests see what is missing
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def watched_training(platform: Platform, dataset: Json) -> tuple[Json, list[Json]]:
     """A completed model, and what its WebSocket said meanwhile."""
     created = platform.start_training("Discs", dataset, **drawings.QUICK)
@@ -55,6 +55,6 @@ def watched_training(platform: Platform, dataset: Json) -> tuple[Json, list[Json
     return model, listener.messages
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model(watched_training: tuple[Json, list[Json]]) -> Json:
     return watched_training[0]

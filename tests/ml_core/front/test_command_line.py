@@ -253,6 +253,7 @@ def test_every_hyperparameter_is_an_option(capsys: pytest.CaptureFixture[str]) -
     assert all(f"--{name.replace('_', '-')}" in text for name in specs())
 
 
+@pytest.mark.slow
 def test_importing_ml_core_loads_no_torch() -> None:
     code = "import ml_core, ml_core.dataset.pairing, ml_core.__main__, sys; print('torch' in sys.modules, 'train' in dir(ml_core))"
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

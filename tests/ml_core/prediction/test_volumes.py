@@ -214,6 +214,7 @@ def test_a_stored_split_is_reused(tmp_path: Path) -> None:
     assert metrics_of(events).evaluated_on == "test"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", [None, -1e6])  # -1e6: over before anything was read
 def test_a_short_time_budget_still_gives_a_model_and_says_that_it_was_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: float | None

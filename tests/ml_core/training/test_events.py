@@ -221,6 +221,7 @@ def test_a_reporter_warns_once_and_ends_what_somebody_wants_to_end() -> None:
     assert told == [Note("Now."), PREPARING]
 
 
+@pytest.mark.slow
 def test_reading_events_needs_no_torch() -> None:
     code = "import ml_core.training.events, ml_core.training.job, sys; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

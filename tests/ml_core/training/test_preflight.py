@@ -77,6 +77,7 @@ def test_a_full_disk_is_told_with_numbers_before_anything_is_written(
     assert refused.value.code == "too_little_disk"
 
 
+@pytest.mark.slow
 def test_when_memory_runs_out_the_training_goes_on_with_half_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

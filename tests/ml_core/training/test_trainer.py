@@ -220,6 +220,7 @@ def test_a_stop_before_the_first_step_leaves_no_model(tmp_path: Path) -> None:
     assert events[-1] == Done(stopped=True, package=None, metrics=None, decisions=Decisions(), warnings=[])
 
 
+@pytest.mark.slow
 def test_patience_ends_a_training_that_does_not_improve(tmp_path: Path) -> None:
     events = train(tmp_path / "run", draw(tmp_path, 3), epochs=50, early_stopping_patience=1, learning_rate=1e-7)
     assert len(curve(events)) < 50
@@ -235,6 +236,7 @@ def test_a_diverged_training_says_what_to_do(tmp_path: Path, monkeypatch: pytest
         train(tmp_path / "run", draw(tmp_path, 3))
 
 
+@pytest.mark.slow
 def test_little_data_is_said_in_the_warnings(tmp_path: Path) -> None:
     done = result(train(tmp_path / "run", draw(tmp_path, 3), epochs=1))
     assert done.metrics
@@ -310,6 +312,7 @@ def test_augmentation_moves_image_and_labels_together(preset: str, shape: tuple[
             assert image[label == 1].mean() > image[label == 0].mean() + 1
 
 
+@pytest.mark.slow
 def test_without_foreground_to_validate_on_the_loss_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     falling = iter([0.9, 0.5, 0.7])
     monkeypatch.setattr(

@@ -143,6 +143,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
+@pytest.mark.slow
 def test_a_day_without_a_worker_is_few_messages_and_a_fresh_row_waits_two_minutes(
     clock: Clock, sent: list[int]
 ) -> None:

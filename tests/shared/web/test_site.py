@@ -41,6 +41,7 @@ print(*sorted(sys.modules))
 """
 
 
+@pytest.mark.slow
 def test_the_web_process_loads_neither_torch_nor_the_work_of_workers() -> None:
     answer = subprocess.run([sys.executable, "-c", SHOW_PAGES], cwd=REPOSITORY, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
