@@ -55,7 +55,7 @@ test-long: export MEDSEG_LONG_TESTS ?= 1
 test-long: export MEDSEG_KILL_TABLE ?= $(CURDIR)/var/kills.jsonl
 test-long: test-setup
 	@mkdir -p var
-	@$(VENV_PYTHON) -m pytest -m "reliability or long"
+	@$(PYTEST) -m "reliability or long"
 
 # Biome and tsc are scripts for Node.js; without one of the machine it is in the virtual environment.
 check format: export PATH := $(PATH):$(CURDIR)/.venv/bin
