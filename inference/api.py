@@ -17,6 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
+from accounts.access import visible_rows
 from accounts.request_keys import IdempotentPosts
 from datasets import display
 from inference import services
@@ -48,11 +49,8 @@ PNG = {(200, "image/png"): OpenApiTypes.BINARY}
 
 class InferenceFilter(django_filters.FilterSet):
     status = django_filters.ChoiceFilter(choices=[(word, word) for word in InferenceResult.WORDS.all()])
-    model = django_filters.ModelChoiceFilter(
-        queryset=lambda request: (
-            SegmentationModel.objects.visible_to(request.user) if request else SegmentationModel.objects.none()
-        )
-    )
+    model = django_filters.ModelChoiceFilter(queryset=visible_rows(SegmentationModel))
+    batch = django_filters.ModelChoiceFilter(queryset=visible_rows(InferenceBatch))
 
     class Meta:
         model = InferenceResult
@@ -191,6 +189,7 @@ def _opacity(text: str | None) -> float:
 
 class BatchFilter(django_filters.FilterSet):
     status = django_filters.ChoiceFilter(choices=[(word, word) for word in InferenceBatch.WORDS.all()])
+    model = django_filters.ModelChoiceFilter(queryset=visible_rows(SegmentationModel))
 
     class Meta:
         model = InferenceBatch

@@ -15,6 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
+from accounts.access import visible_rows
 from accounts.request_keys import IdempotentPosts
 from datasets.models import Dataset
 from medseg_site.shared.base.errors import refuse_if
@@ -40,9 +41,7 @@ from models_app.serializers import (
 
 class ModelFilter(django_filters.FilterSet):
     status = django_filters.ChoiceFilter(choices=[(word, word) for word in SegmentationModel.WORDS.all()])
-    dataset = django_filters.ModelChoiceFilter(
-        queryset=lambda request: Dataset.objects.visible_to(request.user) if request else Dataset.objects.none()
-    )
+    dataset = django_filters.ModelChoiceFilter(queryset=visible_rows(Dataset))
 
     class Meta:
         model = SegmentationModel

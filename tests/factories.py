@@ -13,7 +13,7 @@ from factory.helpers import post_generation
 from accounts.models import Project
 from accounts.services import personal_project
 from datasets.models import Dataset, DatasetClass, Sample
-from inference.models import InferenceResult
+from inference.models import InferenceBatch, InferenceResult
 from medseg_site.shared.base.local_user import local_user
 from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import Fingerprint
@@ -151,3 +151,14 @@ class InferenceFactory(DjangoModelFactory[InferenceResult]):
     status = "queued"
     finished_at = LazyAttribute(end_of)
     image_name = "image.png"
+
+
+class InferenceBatchFactory(DjangoModelFactory[InferenceBatch]):
+    class Meta:
+        model = InferenceBatch
+
+    created_by = None
+    project = LazyAttribute(project_of)
+    model = SubFactory(CompletedModelFactory)
+    status = "queued"
+    archive_name = "a.zip"

@@ -21,7 +21,7 @@ from medseg_site.shared.base.local_user import local_user
 from models_app import services as trainings
 from tests.accounts.changes import CHANGES, archive, picture
 from tests.accounts.conftest import shared_project
-from tests.factories import CompletedModelFactory, DatasetFactory
+from tests.factories import CompletedModelFactory, DatasetFactory, InferenceBatchFactory
 from uploads import services as uploads
 
 pytestmark = pytest.mark.django_db
@@ -90,6 +90,25 @@ def test_the_api_answers_403_to_a_viewer_and_404_to_others(anna: User, bert: Use
         answer = client.delete(f"/api/v1/datasets/{row.pk}/")
         assert answer.status_code == deleted
     assert Dataset.objects.get() == row
+
+
+@pytest.mark.parametrize(
+    ("path", "table"),
+    [
+        ("models/?dataset=", DatasetFactory),
+        ("inferences/?model=", CompletedModelFactory),
+        ("inferences/?batch=", InferenceBatchFactory),
+        ("inference-batches/?model=", CompletedModelFactory),
+    ],
+)
+def test_a_filter_tells_nothing_of_rows_of_other_projects(anna: User, bert: User, path: str, table: Any) -> None:
+    client = APIClient()
+    client.force_authenticate(anna)
+    assert client.get(f"/api/v1/{path}{table.create(created_by=anna).pk}").status_code == 200
+    theirs = client.get(f"/api/v1/{path}{table.create(created_by=bert).pk}")
+    nobodys = client.get(f"/api/v1/{path}987654")
+    assert (theirs.status_code, nobodys.status_code) == (400, 400)
+    assert theirs.json()["errors"][0]["detail"] == nobodys.json()["errors"][0]["detail"]
 
 
 def test_of_two_first_requests_at_once_the_later_gets_the_others_project(
