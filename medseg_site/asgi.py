@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "medseg_site.settings")
 
-from django.core.asgi import get_asgi_application
+import django
 
-django_application = get_asgi_application()
+django.setup(set_prefix=False)
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402 (needs Django's apps)
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402 (needs Django's apps)
@@ -18,6 +18,7 @@ from django.conf import settings  # noqa: E402 (needs Django's apps)
 
 from medseg_site.routing import websocket_urlpatterns  # noqa: E402 (needs Django's apps)
 from medseg_site.shared.web.limits import UploadLimit  # noqa: E402 (needs Django's apps)
+from medseg_site.shared.web.requests import Application  # noqa: E402 (needs Django's apps)
 
 # Django writes request bodies here. /tmp may be small, or in memory. Workers keep /tmp, since killed ones leave folders.
 tempfile.tempdir = str(settings.TMP_DIR)
@@ -42,7 +43,7 @@ class OwnPagesAndPrograms(OriginValidator):
 
 application = ProtocolTypeRouter(
     {
-        "http": UploadLimit(django_application, settings.MEDSEG_MAX_UPLOAD_BYTES),
+        "http": UploadLimit(Application(), settings.MEDSEG_MAX_UPLOAD_BYTES),
         "websocket": OwnPagesAndPrograms(AuthMiddlewareStack(URLRouter(websocket_urlpatterns)), settings.ALLOWED_HOSTS),
     }
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
+from rest_framework.fields import empty
+from rest_framework.utils import html
 
 from datasets.models import Dataset
 from datasets.serializers import ClassSerializer
@@ -31,11 +35,35 @@ def _schema() -> dict[str, Any]:
     return schema
 
 
+def _json_value(text: Any) -> Any:
+    """What the text of a form's field says in JSON; the text itself where it is not JSON, such as the name of a network."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return text
+
+
 @extend_schema_field(_schema())
 class HyperparametersField(serializers.DictField):
-    """An object whose names and limits come from the table in ml_core.planning.hyperparameters."""
+    """An object whose names and limits come from the table in ml_core.planning.hyperparameters.
+
+    A form sends it as JSON text in one field, or as one field for each name (`hyperparameters.epochs`).
+    """
+
+    def get_value(self, dictionary: Mapping[str, Any]) -> Any:
+        if not html.is_html_input(dictionary):
+            return super().get_value(dictionary)
+        own_name = str(self.field_name)
+        if own_name in dictionary:
+            return dictionary[own_name]
+        fields = html.parse_html_dict(dictionary, prefix=own_name)
+        return {name: _json_value(text) for name, text in fields.items()} or empty
 
     def to_internal_value(self, data: Any) -> dict[str, object]:
+        if isinstance(data, str):
+            data = _json_value(data)
+            if not isinstance(data, dict):
+                raise serializers.ValidationError('This is not a JSON object. Send one, such as {"epochs": 20}.')
         values: dict[str, object] = super().to_internal_value(data)
         # Each unknown name is repeated in the answer, so it must be short, fit for it, and one of few.
         if len(values) > MAX_NAMES or any(len(name) > 100 or not name.isprintable() for name in values):
