@@ -5,8 +5,8 @@
     labels = model.predict("new.png")
     metrics = model.evaluate("other_images", "other_masks")
 
-docs/NOTEBOOK.md says more. The names are looked up when they are used: a web process imports parts of this package and must not
-load torch with them.
+docs/NOTEBOOK.md explains each of them. The package imports them on first use, because a web process imports parts of
+this package and must not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""python -m ml_core train|predict|evaluate|export-nnunet"""
+"""Run the command line: python -m ml_core train|predict|evaluate|export-nnunet."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Documents: dataclasses that are stored or sent as JSON, with one form for writing and one for reading.
+"""Documents are dataclasses that are stored or sent as JSON; each has one way to write it and one way to read it.
 
-A number that is undefined is NaN in Python and null in JSON, which has no word for it.
+An undefined number is NaN in Python and null in JSON, because JSON has no NaN.
 """
 
 from __future__ import annotations
@@ -13,31 +13,37 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WrapS
 
 Kind = TypeVar("Kind")
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""The type of a field whose number may be undefined."""
+"""Type of a field whose number may be undefined: None is read as NaN."""
 OrNone = BeforeValidator(lambda value: value or None)
-"""For a field whose empty document ({}) means that there is none."""
+"""Marks a field that reads an empty document ({}) as None."""
 NoneAsEmpty = WrapSerializer(lambda value, write: {} if value is None else write(value))
-"""For a field whose JSON is the empty document where there is none."""
+"""Marks a field that writes None as an empty document ({})."""
 LeftOut = Field(exclude_if=lambda value: value is None)
-"""For a field that the JSON leaves out where it is None."""
+"""Marks a field that the JSON omits while it is None."""
 
 
 class Document:
-    """The base of a dataclass that is stored or sent as JSON. Fields may be documents, and lists and dicts of them."""
+    """Base class of a dataclass that is stored or sent as JSON.
+
+    A field may hold documents, or lists or dicts of them.
+    """
 
     def to_json(self) -> dict[str, Any]:
-        """What `json.dumps` takes: numbers, texts, lists and dicts, and None for what is undefined."""
+        """Return a dict that `json.dumps` accepts: numbers, texts, lists, dicts, and None for an undefined number."""
         values: dict[str, Any] = json.loads(_adapter(type(self)).dump_json(self, by_alias=True))
         return values
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
-        """The inverse of `to_json`. Raises ValueError that names a field that is missing or of another type."""
+        """Rebuild the document that `to_json` wrote.
+
+        Raises ValueError naming the field that is missing or has a wrong type.
+        """
         return read(_adapter(cls), values)
 
 
 def read(adapter: TypeAdapter[Kind], values: Any) -> Kind:
-    """What `adapter` makes of JSON values. Raises ValueError with one sentence about the first field that is wrong."""
+    """Validate JSON values with `adapter` and return the result. Raises ValueError naming the first wrong field."""
     try:
         return adapter.validate_python(values)
     except ValidationError as error:
@@ -46,7 +52,7 @@ def read(adapter: TypeAdapter[Kind], values: Any) -> Kind:
         raise ValueError(f"{error.title} cannot be read: {where}: {first['msg']}.") from error
 
 
-# Made once for each kind of document, since that takes longer than using it.
+# Building an adapter takes longer than using it, so each document type gets one that is kept.
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
@@ -57,7 +63,7 @@ def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
 
 
 def to_json(value: Any) -> Any:
-    """Any value of JSON's kinds with NaN and infinities as None; documents in it as their JSON."""
+    """Convert a value for JSON: documents become dicts, tuples become lists, NaN and infinities become None."""
     if isinstance(value, Document):
         return value.to_json()
     if isinstance(value, dict):

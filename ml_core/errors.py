@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 
-DISK_FULL = "disk_full"  # the code of an error that passes when there is room again
+# The code of an error that passes once the disk has room again, so the work is worth repeating.
+DISK_FULL = "disk_full"
 
 
 class MLError(Exception):
     """A failure that a user can act on.
 
-    `code` is a stable machine word, `reason` a sentence naming what is wrong, `cure` a sentence saying what to do.
-    `file` is set by whoever knows which file of the user's it is about.
+    `code` is a stable word for programs. `reason` is a sentence that says what is wrong, and `cure` one that says what
+    to do. `file` names the user's file; the caller that knows it sets it, and it is "" until then.
     """
 
     file: str = ""
@@ -28,26 +29,31 @@ class ImageError(MLError):
 
 
 class ConfigError(MLError):
-    """A hyperparameter, plan or package that cannot be used. `code` names the field where there is one."""
+    """A hyperparameter, plan or package that cannot be used.
+
+    `code` is the name of the field if one field is at fault.
+    """
 
 
 class TrainingError(MLError):
-    """A training that cannot start or go on."""
+    """A training that cannot start or cannot continue."""
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether something could not be written for want of room. safetensors tells it in words only."""
+    """Whether a write failed because the disk or the quota is full."""
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return True
+    # safetensors raises its own error without an errno; only the text names error 28 (ENOSPC).
     return type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
 
 
 def is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the machine or the GPU ran out. PyTorch says so only in the text of its errors."""
     return isinstance(error, MemoryError) or "memory" in str(error).lower()
 
 
 def explained(error: Exception) -> TrainingError | None:
-    """What PyTorch says in its own words, where a user can do something about it."""
+    """Translate an error of PyTorch into one that a user can act on; None if the user can do nothing about it."""
     text = str(error).lower()
     if is_out_of_memory(error):
         cure = "Choose a smaller batch or patch size, or a smaller encoder."

@@ -1,4 +1,4 @@
-"""Work on many things by threads, in order, with few of them in memory."""
+"""Run work on many items in threads: results come in order, and only a few are in memory at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LARGE_FILE = 8 * 2**20  # bytes; a volume of that size is some hundred megabytes once decoded
+# In bytes, as stored. A compressed volume of this size takes some hundred megabytes once decoded.
+LARGE_FILE = 8 * 2**20
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Generator[Result, None, None]:
-    """`work(item)` of each, begun a few items ahead. What it raises is raised where its result would have come.
+    """Yield `work(item)` for each item, in the order of the items.
 
-    Decoding and decompression do not hold Python's lock, so threads are enough. Who leaves the loop waits for what is under way.
+    `at_once` threads work ahead of the caller. An error in `work` is raised in place of that item's result. A caller
+    that leaves the loop early waits for the items already being worked on; the others are cancelled. Threads are
+    enough, because decoding and decompression release Python's global lock.
     """
     ahead: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(at_once) as pool:
@@ -35,11 +38,14 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int
 
 
 def threads_for(files: Iterable[Path]) -> int:
-    """As many as there are cores for pictures; one for large volumes, of which two would fill the memory."""
+    """Number of threads that may read these files at once: one per core, or 1 if any file is a large volume.
+
+    Two large volumes decoded at the same time could fill the memory.
+    """
     largest = max((size_of(file) for file in files if file.exists()), default=0)
     return 1 if largest > LARGE_FILE else max(1, os.cpu_count() or 1)
 
 
 def size_of(image: Path) -> int:
-    """Bytes of a file, or of a folder's files (a series)."""
+    """Size in bytes of a file, or of all files in the folder of a DICOM series."""
     return sum(path.stat().st_size for path in (image.iterdir() if image.is_dir() else [image]))

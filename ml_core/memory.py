@@ -1,12 +1,13 @@
-"""Settings of the process under which a training on the CPU is quicker: of glibc's malloc, and of OpenMP's threads.
+"""Environment variables that make training on the CPU faster: one for glibc's malloc, one for OpenMP's threads.
 
-malloc: activations come from huge pages (fewer misses in the translation buffer), and memory freed by one step stays with the process for
-the next instead of going back to the kernel page by page. glibc reads GLIBC_TUNABLES when a process starts, so that it takes a new
-process: whoever starts a training passes `tuned_environment()` on, and the command line starts itself again.
+malloc: Activations lie in huge pages, which cause fewer misses in the processor's address cache. Memory that one step
+frees stays with the process for the next step instead of going back to the kernel page by page. glibc reads
+GLIBC_TUNABLES only when a process starts, so the setting needs a new process: code that starts a training passes
+`tuned_environment()` to it, and the command line restarts itself.
 
-OpenMP: a thread that waits for the others spins for some microseconds and then sleeps. Where other processes want the cores too,
-threads that spin long keep the one that they wait for from running, and a step takes many times as long; threads that sleep at once
-cost a quarter of the speed on a machine that does nothing else.
+OpenMP: A thread that waits for the others spins for some microseconds and then sleeps. On a busy machine, threads that
+spin for long take the core from the very thread that they wait for, and a step takes many times as long. On an idle
+machine, threads that sleep at once make training a quarter slower. The number of spins is a compromise between the two.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ import sys
 VARIABLE = "GLIBC_TUNABLES"
 TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=10000000000:glibc.malloc.trim_threshold=100000000000"
 SPINS = "5000"
-RESTARTED = "MEDSEG_MALLOC_TUNED"  # says that this process is the second one, whatever became of the other variable
+# Marks a process that was already restarted. It prevents an endless restart if GLIBC_TUNABLES does not survive.
+RESTARTED = "MEDSEG_MALLOC_TUNED"
 
 
 def tuned_environment() -> dict[str, str]:
-    """The environment for a training process: this one's, with the tunables where glibc is used and nobody else set them."""
+    """Return the environment for a training process: this process's own, plus the settings that nobody has set yet.
+
+    The malloc setting is added only on Linux with glibc, since other C libraries do not read it.
+    """
     environment = dict(os.environ)
     environment.setdefault("GOMP_SPINCOUNT", SPINS)
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
@@ -31,9 +36,10 @@ def tuned_environment() -> dict[str, str]:
 
 
 def restart_tuned() -> None:
-    """Start this very command again under the tunables; returns where that is done already or changes nothing.
+    """Replace this process by the same command with the tuned environment.
 
-    Call it before torch is imported. The process keeps its id and its standard streams.
+    The process keeps its id and its standard streams. Returns if the process was restarted before or nothing would
+    change. Call it before torch is imported, so that the import is not done twice.
     """
     environment = tuned_environment()
     if RESTARTED in environment or environment == dict(os.environ):

@@ -1,7 +1,7 @@
-"""Medical and plain image files in and out: `read_image`, `read_mask`, `write_label_map`.
+"""Read and write medical and plain image files: `read_image`, `read_mask`, `write_label_map`.
 
-The content decides how a file is read. Everything that is wrong with a file is an ImageError that says why and what
-to do; it does not name the file itself, which the caller knows.
+The content of a file, not its name, decides how it is read. Every fault of a file raises an ImageError that says what
+is wrong and what to do. The error does not name the file, because the caller knows it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _NAMES = {"raster": "a PNG, JPG, TIFF or BMP", "nifti": "a NIfTI", "dicom": "a D
 
 
 def read_image(path: Path) -> Image:
-    """Read PNG, JPG, TIFF, BMP, NIfTI, DICOM, or a folder or ZIP of one DICOM series. Raises ImageError."""
+    """Read a PNG, JPG, TIFF, BMP, NIfTI or DICOM file, or a folder or ZIP of one DICOM series. Raises ImageError."""
     kind = _kind_of(path)
     if kind == "raster":
         return raster.read_image(path)
@@ -55,11 +55,12 @@ def read_image(path: Path) -> Image:
 
 
 def read_mask(path: Path, like: Image | None = None) -> Mask:
-    """Read a label map from any of the formats of `read_image`. Raises ImageError.
+    """Read a label map from any format that `read_image` reads. Raises ImageError.
 
-    With `like`, the image that the mask belongs to, a mask of another format family is turned to the image's axes:
-    a NIfTI mask of a PNG keeps its rows and columns, a PNG or TIFF mask of a NIfTI image or DICOM volume follows the
-    image's stored rows and columns, and NIfTI and DICOM are flipped onto each other. Nothing is resampled.
+    `like` is the image that the mask belongs to. With it, a mask of another format is turned to the image's axes: a
+    NIfTI mask of a PNG keeps its stored rows and columns, a PNG or TIFF mask of a NIfTI image or DICOM volume is taken
+    to lie on the image's stored rows and columns, and the axes of NIfTI and DICOM are flipped or swapped to match.
+    Nothing is resampled.
     """
     kind = _kind_of(path)
     if kind == "raster":
@@ -72,12 +73,12 @@ def read_mask(path: Path, like: Image | None = None) -> Mask:
 
 
 def write_label_map(values: NDArray[Any], like: Image, folder: Path, coding: Coding = "values") -> Path:
-    """Write a label map on the own grid of `like` and return the new file.
+    """Write a label map on the grid of the file that `like` was read from, and return the path of the new file.
 
-    `values` are integers of shape `like.shape`. A 2D raster or DICOM image gives "labels.png" (8-bit grey, 16-bit
-    where a value is over 255, RGB for coding "rgb"); NIfTI gives "labels.nii.gz" with the shape, orientation and
-    affine of the input; other volumes "labels.nii.gz" with the affine of the series, or the identity.
-    Raises ImageError (code value_range) where the format cannot hold a value, ValueError on a wrong shape or dtype.
+    `values` are integers or booleans of shape `like.shape`. A 2D raster or DICOM image gives "labels.png": 8-bit grey,
+    16-bit grey if a value is over 255, or RGB for coding "rgb". A NIfTI image gives "labels.nii.gz" with its shape,
+    orientation and affine. Any other volume gives "labels.nii.gz" with the affine of its series, or the identity.
+    Raises ImageError value_range if the format cannot hold a value, and ValueError for a wrong shape or dtype.
     """
     if tuple(values.shape) != like.shape or values.dtype.kind not in "iub":
         raise ValueError(f"expected integers of shape {like.shape}, got {values.dtype} of {values.shape}")
@@ -92,7 +93,10 @@ def write_label_map(values: NDArray[Any], like: Image, folder: Path, coding: Cod
 
 
 def _kind_of(path: Path) -> Kind:
-    """Which reader the content asks for; refused when the extension claims another family."""
+    """Choose the reader by the content.
+
+    Raises ImageError wrong_extension if the extension names another kind of file.
+    """
     with decoding("file", "Check that it exists and was copied completely."):
         if path.is_dir():
             return "series"
@@ -104,21 +108,23 @@ def _kind_of(path: Path) -> Kind:
         raise ImageError("empty_file", "The file is empty (0 bytes).", "Export or copy it again.")
     name = path.name.lower()
     claimed = FORMATS[suffix].kind if (suffix := suffix_of(name)) in FORMATS else None
-    found = _sniff(start)
-    if found is not None and claimed not in (None, found):
+    actual = _sniff(start)
+    if actual is not None and claimed not in (None, actual):
         raise ImageError(
             "wrong_extension",
-            f"The content is {_NAMES[found]} file, and the extension says {_NAMES[claimed or found]} file.",
-            f"Rename it to {' or '.join(suffixes_of(found))}.",
+            f"The content is {_NAMES[actual]} file, and the extension says {_NAMES[claimed or actual]} file.",
+            f"Rename it to {' or '.join(suffixes_of(actual))}.",
         )
-    if found is not None:
-        return found
+    if actual is not None:
+        return actual
     if name.endswith((".hdr", ".img", ".hdr.gz", ".img.gz")):
         raise nifti.pair_of_files()
+    # A DICOM file without preamble does not start with a signature, so only its reader can judge it.
     if claimed == "dicom":
-        return "dicom"  # files without preamble cannot be told by their start
+        return "dicom"
+    # A damaged or truncated NIfTI file goes to its reader, which says what is wrong with it.
     if claimed == "nifti" and (start[:2] == b"\x1f\x8b" or len(start) < 352):
-        return "nifti"  # damaged or cut off: the reader says what is wrong
+        return "nifti"
     if claimed is not None:
         raise ImageError(
             "wrong_extension",
@@ -133,7 +139,9 @@ def _kind_of(path: Path) -> Kind:
 
 
 def _sniff(start: bytes) -> Kind | None:
-    if start[128:132] == b"DICM":  # first: a preamble may hold a TIFF header, for files that are both
+    """Recognise the kind of a file by its first 352 bytes; None if they match no format."""
+    # DICOM is tested before TIFF, because a DICOM preamble may hold a TIFF header (such a file is both).
+    if start[128:132] == b"DICM":
         return "dicom"
     if start.startswith(_RASTER_STARTS):
         return "raster"
@@ -145,7 +153,8 @@ def _sniff(start: bytes) -> Kind | None:
         except zlib.error:
             return None
         if len(start) < 348:
-            # 352 packed bytes can be too few for a whole header; the size field tells NIfTI well enough.
+            # 352 compressed bytes can expand to less than a whole header. Then the header's first field, its size
+            # (348 for NIfTI-1, 540 for NIfTI-2), identifies NIfTI.
             return (
                 "nifti" if start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c") else None
             )

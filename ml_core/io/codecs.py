@@ -1,7 +1,7 @@
-"""Which library decodes which DICOM frames, and the plugin with which imagecodecs decodes JPEG for pydicom.
+"""The decoder for each DICOM transfer syntax, and a pydicom plugin that decodes JPEG with imagecodecs.
 
-pydicom tries every decoder that is installed, GDCM first, which ends the process on damaged JPEG. So the decoder is
-named here for each transfer syntax: what else is installed changes nothing.
+By default pydicom tries every installed decoder. It starts with GDCM, which ends the process on a damaged JPEG. This
+module names one decoder for each transfer syntax, so that other installed libraries change nothing.
 """
 
 from __future__ import annotations
@@ -39,30 +39,31 @@ _PLUGINS: dict[UID, str] = {
 
 
 def stored_pixels(dataset: Dataset) -> NDArray[Any]:
-    """Pixels as pydicom lays them out, ([F,] H, W[, C]); YBR is turned to RGB. Raises whatever a decoder raises."""
-    # Pixels that are not compressed need no plugin.
+    """Decode the pixels of a file, ([F,] H, W[, C]); YBR is converted to RGB. Raises whatever the decoder raises."""
+    # Uncompressed pixels need no plugin.
     plugin = _PLUGINS.get(dataset.file_meta.TransferSyntaxUID, "")
     try:
         return pixel_array(dataset, decoding_plugin=plugin)
     except BaseException as error:
-        # The decoder of RLE is Rust, and a panic of Rust is no Exception.
+        # The RLE decoder is written in Rust. Its panics are no Exception, so callers would not catch them.
         if type(error).__name__ != "PanicException":
             raise
         raise ValueError("The decoder panicked.") from error
 
 
 def is_available(syntax: UID) -> bool:
-    """Whether `decode_frame` decodes a transfer syntax; pydicom asks."""
+    """Whether `decode_frame` supports a transfer syntax. pydicom requires this function of a plugin."""
     return syntax in _JPEG
 
 
 def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
-    """One frame of JPEG (2 to 16 bits, lossy or lossless), (H, W, C) in the colours that it was coded in.
+    """Decode one JPEG frame (2 to 16 bits, lossy or lossless) to the bytes of an array (H, W) or (H, W, 3).
 
-    Raises ValueError where it has another shape than the header says, and imagecodecs' error on a damaged stream.
+    The colour space is not converted. Raises ValueError if the shape differs from the DICOM header, and an error of
+    imagecodecs if the stream is damaged.
     """
     samples = runner.samples_per_pixel
-    # Equal colour spaces before and after are no conversion, which is pydicom's part.
+    # Equal input and output colour spaces mean no conversion; pydicom converts the colours afterwards.
     space = "YCBCR" if samples == 3 else "GRAYSCALE"
     pixels = imagecodecs.jpeg8_decode(stream, colorspace=space, outcolorspace=space)
     expected = (runner.rows, runner.columns, 3)[: 3 if samples == 3 else 2]

@@ -1,8 +1,8 @@
-"""What a ZIP or a folder of files may be: the guards that stand before any byte of it is expanded.
+"""Check a ZIP or a folder of files before anything in it is read.
 
-A ZIP is a stranger's: all that its central directory says is checked before the first byte is expanded, and names from
-it are only ever keys: no file is written under a name that the ZIP chose. Datasets, batches of images and DICOM series
-are read through here.
+A ZIP comes from a stranger. Everything its central directory says is checked before the first byte is expanded. The
+names in it serve only as keys: no file is ever written under a name that the ZIP chose. Datasets, batches of images
+and DICOM series are all read through this module.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from ml_core.errors import MLError
 
 CHUNK_BYTES = 1 << 20
 
-# zipfile bounds the memory of these two only: one read of a bzip2 or LZMA entry can expand to gigabytes.
+# Only these two are allowed, because zipfile bounds their memory. One read of a bzip2 or LZMA entry can expand to
+# gigabytes.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 NESTED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar", ".zst")
 JUNK = re.compile(r"(?i)(?:^|/)(?:\.|(?:__macosx|thumbs\.db|desktop\.ini|@eadir|\$recycle\.bin)(?:/|$))")
 SPECIAL_FILES = {stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MAX_NAME_LENGTH = 1_000
-MAX_SHOWN_LENGTH = 120  # of a name in a sentence
+# Characters of a file name that a message shows.
+MAX_SHOWN_LENGTH = 120
 ZIP_AGAIN = "Make the ZIP again from the plain files and upload that."
 COMPRESS = "Store it in a compressed format such as PNG or .nii.gz."
 UNPACK = "Unpack it and zip the files."
@@ -42,37 +44,41 @@ class ArchiveError(MLError):
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """What one ZIP or folder may hold; the defaults are those of a dataset."""
+    """The limits on one ZIP or folder; the defaults are those of a dataset."""
 
     max_entries: int = 200_000
-    """Entries of the directory, folders and junk included."""
+    """Number of entries, folders and junk included."""
     max_expanded_bytes: int = 200 * 2**30
-    """Of all files together."""
+    """Expanded size of all files together."""
     max_file_bytes: int = 8 * 2**30
-    """Of one file, expanded."""
+    """Expanded size of one file."""
     max_ratio: float = 200.0
-    """Expanded size over compressed size, of one file and of all together."""
+    """Expanded size over compressed size, for each file and for all files together."""
     ratio_free_file_bytes: int = 10_000_000
-    """A file that expands to no more may have any ratio: that is harmless, and common, for an empty mask is all zeros."""
+    """A file whose expanded size is at most this may have any ratio.
+
+    An empty mask is all zeros, so high ratios are common.
+    """
     ratio_free_total_bytes: int = 10_000_000
-    """The same of all files together."""
+    """Files whose total expanded size is at most this may have any ratio together."""
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file is what operating systems leave in folders: hidden ones, __MACOSX, Thumbs.db and the like."""
+    """Whether a file is one that operating systems leave in folders, such as hidden files, __MACOSX or Thumbs.db."""
     return bool(JUNK.search(name))
 
 
 def is_archive(name: str) -> bool:
-    """By the name's ending: whether there are more files in it."""
+    """Whether the ending of the name is that of an archive. A .nii.gz file is an image, not an archive."""
     lower = name.lower()
     return lower.endswith(NESTED) and not lower.endswith(".nii.gz")
 
 
 def list_folder(path: Path, limits: ArchiveLimits) -> dict[str, Path]:
-    """The files below a folder by name ("/" between folders), in order; links are not followed, junk is left out.
+    """Map the names of all files below a folder ("/" between folders) to their paths, sorted by name.
 
-    Raises ArchiveError (too_many_files, too_large) as soon as there is too much of them.
+    Links are not followed, and junk is omitted. Raises ArchiveError too_many_files or too_large at the first file over
+    a limit.
     """
     files: dict[str, Path] = {}
     total = 0
@@ -91,10 +97,10 @@ def list_folder(path: Path, limits: ArchiveLimits) -> dict[str, Path]:
 
 
 class SafeArchive:
-    """A ZIP whose directory was checked; use it as a context manager.
+    """A ZIP whose central directory was checked. Use it as a context manager.
 
-    `sizes` maps the usable members (no folders, no junk; "/" between folders, NFC) to their expanded bytes.
-    Raises ArchiveError on entering when the archive as a whole cannot be accepted.
+    `sizes` maps each file of the ZIP to its expanded bytes. Folders and junk are omitted; names are Unicode NFC with
+    "/" between folders. Entering raises ArchiveError if the archive breaks a limit or holds an unsafe entry.
     """
 
     def __init__(self, path: Path, limits: ArchiveLimits | None = None) -> None:
@@ -122,14 +128,15 @@ class SafeArchive:
         self._zip.close()
 
     def open(self, name: str) -> IO[bytes]:
-        """The bytes of member `name`, expanded as they are read: never more than `sizes` says."""
+        """Open member `name`. It is expanded while it is read, and never yields more bytes than `sizes` says."""
         return self._zip.open(self._members[name])
 
     def extract(self, name: str, target: Path) -> None:
-        """Write member `name` to `target`, whose folder exists. Its CRC-32 is checked.
+        """Write member `name` to `target`, whose folder must exist, and check its CRC-32.
 
-        Raises ArchiveError naming the member when it is damaged, and OSError when the disk is full, which is nobody's mistake and
-        passes; nothing is left behind then. zipfile never yields more than the declared size, and that was held to the limits on opening.
+        Raises ArchiveError damaged_file if the member is damaged, and OSError if the disk is full, since a full disk is
+        no fault of the ZIP. No partial file is left behind. The written size is bounded: zipfile never yields more than
+        the declared size, and the declared size was checked against the limits on entering.
         """
         part = target.with_name(target.name + ".part")
         try:
@@ -147,7 +154,7 @@ class SafeArchive:
 
     def _check_members(self) -> dict[str, zipfile.ZipInfo]:
         members: dict[str, zipfile.ZipInfo] = {}
-        most, ratio, free = self.limits.max_file_bytes, self.limits.max_ratio, self.limits.ratio_free_file_bytes
+        max_bytes, ratio, free = self.limits.max_file_bytes, self.limits.max_ratio, self.limits.ratio_free_file_bytes
         for info in self._zip.infolist():
             name, mode = _decoded(info), stat.S_IFMT(info.external_attr >> 16)
             parts = name.split("/")
@@ -158,24 +165,24 @@ class SafeArchive:
                 (unusable, "unsafe_name", "is not a usable file name", ZIP_AGAIN),
                 (absolute or ".." in parts, "unsafe_path", "points outside the ZIP", ZIP_AGAIN),
                 (mode in SPECIAL_FILES, "link", "is a link, not a file", "Put the file itself into the ZIP."),
-                # Encrypted, strongly encrypted, or with hidden local headers.
+                # The three flags: encrypted, strongly encrypted, local headers hidden.
                 (info.flag_bits & 0x2041, "encrypted", "is encrypted", "Make the ZIP without a password."),
             ]
-            wanted = clean and not name.endswith("/") and not is_junk(clean)
-            if wanted:
-                method, too_big = info.compress_type, f"has more than {most / 2**30:.1f} GiB"
+            is_file = clean and not name.endswith("/") and not is_junk(clean)
+            if is_file:
+                method, too_big = info.compress_type, f"has more than {max_bytes / 2**30:.1f} GiB"
                 too_dense = info.file_size > max(free, ratio * info.compress_size)
                 rules += [
                     (clean in members, "duplicate_name", "is in the ZIP twice", ZIP_AGAIN),
                     (is_archive(name), "nested_archive", "is an archive inside the ZIP", UNPACK),
                     (method not in METHODS, "compression_method", f"is packed with method {method}", DEFLATE),
-                    (info.file_size > most, "file_too_large", too_big, "Leave it out, or split it."),
+                    (info.file_size > max_bytes, "file_too_large", too_big, "Leave it out, or split it."),
                     (too_dense, "ratio", f"expands to more than {ratio:g} times its size", COMPRESS),
                 ]
-            for bad, code, what, cure in rules:
-                if bad:
+            for is_broken, code, what, cure in rules:
+                if is_broken:
                     raise ArchiveError(code, f"{shown_name(name)} {what}.", cure)
-            if wanted:
+            if is_file:
                 members[clean] = info
         if not members:
             raise ArchiveError("no_files", "The ZIP holds no files.", "Add images and masks, and zip again.")
@@ -183,7 +190,7 @@ class SafeArchive:
         return members
 
     def _check_whole(self, total: int) -> None:
-        # Entries that share bytes are how a few megabytes pretend to be petabytes.
+        # A ZIP bomb lets many entries share the same bytes, so that a few megabytes expand to petabytes.
         spans = sorted(
             (info.header_offset, info.header_offset + 30 + len(info.orig_filename) + info.compress_size)
             for info in self._zip.infolist()
@@ -200,10 +207,14 @@ class SafeArchive:
 
 
 def _check_directory(path: Path, limits: ArchiveLimits) -> None:
-    """Count the entries before zipfile makes an object of each: a huge directory must not fill the memory."""
+    """Refuse too many entries before zipfile makes an object of each: a huge directory must not fill the memory.
+
+    Raises ArchiveError too_many_files, and zipfile.BadZipFile if the file has no valid end record.
+    """
     too_many = ArchiveError("too_many_files", f"The ZIP holds more than {limits.max_entries} files.", SPLIT)
     with path.open("rb") as file:
-        # Private, but the same in every Python 3: the guard has to see the very record that zipfile will use.
+        # The check must see the same end record that zipfile will use, so it calls zipfile's private function.
+        # That function has kept its form in every version of Python 3.
         record: list[Any] | None = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # private: see above
         if record is None or record[5] > record[9]:
             raise zipfile.BadZipFile
@@ -214,7 +225,8 @@ def _check_directory(path: Path, limits: ArchiveLimits) -> None:
         directory = file.read(size)
     at = count = 0
     while at < size:
-        at += 46 + sum(struct.unpack_from("<3H", directory, at + 28))  # name, extra field, comment
+        # An entry has 46 fixed bytes, followed by its name, extra field and comment, whose lengths are at byte 28.
+        at += 46 + sum(struct.unpack_from("<3H", directory, at + 28))
         count += 1
         if count > limits.max_entries:
             raise too_many
@@ -223,7 +235,8 @@ def _check_directory(path: Path, limits: ArchiveLimits) -> None:
 def _decoded(info: zipfile.ZipInfo) -> str:
     name = info.orig_filename
     if not info.flag_bits & 0x800 and not name.isascii():
-        try:  # macOS writes UTF-8 without saying so; zipfile then took it for cp437
+        # macOS writes UTF-8 without setting the flag for it. zipfile then reads the name as cp437.
+        try:
             name = name.encode("cp437").decode("utf-8")
         except UnicodeError:
             name = info.orig_filename
@@ -231,6 +244,6 @@ def _decoded(info: zipfile.ZipInfo) -> str:
 
 
 def shown_name(name: str) -> str:
-    """A name out of a container as a sentence may show it."""
+    """Return a file name made safe for a message: control characters become "?", and a long name is cut."""
     name = CONTROL.sub("?", name)
     return name if len(name) <= MAX_SHOWN_LENGTH else name[: MAX_SHOWN_LENGTH - 3] + "..."

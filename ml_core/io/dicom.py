@@ -1,4 +1,4 @@
-"""DICOM: one file, of one frame or many, through pydicom and the decoders that `codecs` names."""
+"""Read one DICOM file of one or many frames, with pydicom and the decoders that `ml_core.io.codecs` names."""
 
 from __future__ import annotations
 
@@ -49,44 +49,49 @@ WHAT, CURE = (
 
 _PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
 
-# pydicom's warnings about odd values quote them, patient data included; they must not reach a log.
+# pydicom's warnings quote the values they complain about. Those can be patient data, which must not reach a log.
 pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
 
 
 @dataclass(frozen=True)
 class Slices:
-    """Decoded pixels in the order in which they lie in space, and what the headers say of them."""
+    """Decoded slices, sorted by their position in space, with the geometry and header that belong to them."""
 
     pixels: NDArray[Any]
-    """(C, H, W) or (C, D, H, W)."""
+    """(C, H, W) for one slice or (C, D, H, W) for a volume."""
     spacing: tuple[float, ...] | None
+    """mm per spatial axis in array order; None when unknown."""
     affine: NDArray[np.float64] | None
+    """4x4, stored voxel (x along a row, y, slice) → RAS+ mm; None when unknown."""
     header: Dataset
-    """Of the file, or of one file of the series."""
+    """The header of the file; for a series, the header of one of its files."""
     source: DicomSource
-    """In the order of `pixels`."""
+    """The DICOM instance of each slice, in the order of `pixels`."""
 
 
 def read_image(path: Path) -> Image:
-    """Read one file: a single frame is 2D, several are a volume sorted along the normal. Raises ImageError."""
+    """Read one file. One frame gives a 2D image, several give a volume sorted along the normal. Raises ImageError."""
     with decoding(WHAT, CURE), path.open("rb") as file:
-        found = sorted_frames(open_dataset(file, pixels=True), raw=False)
-    return to_image(found)
+        slices = sorted_frames(open_dataset(file, pixels=True), raw=False)
+    return to_image(slices)
 
 
 def read_mask(path: Path) -> Mask:
-    """Read one label map: the stored values, neither rescaled nor inverted. Raises ImageError."""
+    """Read one label map as its stored values, neither rescaled nor inverted. Raises ImageError."""
     with decoding(WHAT, CURE), path.open("rb") as file:
-        found = sorted_frames(open_dataset(file, pixels=True), raw=True)
-    return to_mask(found)
+        slices = sorted_frames(open_dataset(file, pixels=True), raw=True)
+    return to_mask(slices)
 
 
 def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
-    """Parse a DICOM file with or without preamble, and check its header: pixels, size, kind. Raises ImageError."""
+    """Parse a DICOM file, with or without preamble, and check that it is an image of a permitted size.
+
+    Without `pixels` only the header is read. Raises ImageError.
+    """
     preamble = file.read(132)[128:] == b"DICM"
     if preamble:
         meta = read_dataset(file, False, True, stop_when=_guard(lambda tag: tag >> 16 != 2))
-        # Inflating has no bound that could be checked before, so such a file is never parsed.
+        # pydicom inflates such a file as a whole, and nothing tells beforehand how large it becomes.
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             raise ImageError(
                 "deflated",
@@ -95,7 +100,8 @@ def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
             )
     else:
         file.seek(0)
-    if file.read(2) == b"\0\0":  # command elements, which no image file has; zeros look like millions of them
+    # Group 0 holds command elements, which no image file has. A file of zeros would look like millions of them.
+    if file.read(2) == b"\0\0":
         raise ImageError("unreadable", "The file is not DICOM, or it is damaged.", CURE)
     file.seek(0)
     guard = _guard(lambda tag: not pixels and tag in _PIXELS)
@@ -123,7 +129,10 @@ def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
 
 
 def _guard(ends: Callable[[BaseTag], bool]) -> Callable[[BaseTag, str | None, int], bool]:
-    """What stops the parser: at a tag where `ends` says so, and with an error in an endless header."""
+    """Return the function that pydicom asks at every tag whether to stop: it stops where `ends(tag)` is true.
+
+    It raises ImageError if the header has too many elements, as that of a damaged file can have.
+    """
     count = 0
 
     def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -137,15 +146,15 @@ def _guard(ends: Callable[[BaseTag], bool]) -> Callable[[BaseTag, str | None, in
 
 
 def frame_count(dataset: Dataset) -> int:
-    """Number of frames; 1 where the header does not say."""
+    """Number of frames in a file; 1 if the header gives no number."""
     return max(1, int(dataset.get("NumberOfFrames") or 1))
 
 
 def decode(dataset: Dataset, *, raw: bool) -> NDArray[Any]:
-    """Pixels of (C, H, W) or (C, F, H, W) in the order of the file.
+    """Decode the pixels to (C, H, W), or (C, F, H, W) for F frames, in the order of the file. Raises ImageError.
 
-    With `raw` (masks) the stored values; otherwise rescaled to the modality's units, MONOCHROME1 inverted, palettes
-    expanded and YBR turned to RGB.
+    With `raw` (for masks) grey values and palette indices stay as stored. Otherwise grey values are rescaled to the
+    modality's units, MONOCHROME1 is inverted and palettes are expanded. YBR is always converted to RGB.
     """
     colour = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).strip()
     samples = int(dataset.get("SamplesPerPixel") or 1)
@@ -153,7 +162,7 @@ def decode(dataset: Dataset, *, raw: bool) -> NDArray[Any]:
     if samples not in (1, 3) or not colour.startswith(known):
         raise ImageError(
             "unsupported_pixels",
-            f"The DICOM colour type {colour} with {samples} samples per pixel is not supported.",
+            f"The DICOM colour type {colour} (samples per pixel: {samples}) is not supported.",
             "Export it as grey or RGB.",
         )
     _check_streams(dataset)
@@ -171,7 +180,7 @@ def decode(dataset: Dataset, *, raw: bool) -> NDArray[Any]:
 
 
 def to_image(slices: Slices) -> Image:
-    """A volume is turned to RAS+."""
+    """Make an Image of decoded slices. A volume of known geometry is turned to RAS+. Raises ImageError."""
     array, spacing, affine, source = supported(slices.pixels), slices.spacing, slices.affine, slices.source
     check_finite(array)
     grid = Grid(tuple(array.shape[1:]), affine)
@@ -186,7 +195,7 @@ def to_image(slices: Slices) -> Image:
 
 
 def to_mask(slices: Slices) -> Mask:
-    """Of raw pixels; a volume is turned to RAS+."""
+    """Make a Mask of slices that were decoded raw. A volume of known geometry is turned to RAS+. Raises ImageError."""
     pixels, spacing, affine = slices.pixels, slices.spacing, slices.affine
     coding: Coding = "values"
     lossy = _text(slices.header, "LossyImageCompression") == "01"
@@ -202,7 +211,7 @@ def to_mask(slices: Slices) -> Mask:
 
 
 def sorted_frames(dataset: Dataset, *, raw: bool) -> Slices:
-    """The frames of one file."""
+    """Decode the frames of one file and sort them along their normal. Raises ImageError."""
     count = frame_count(dataset)
     planes = frame_planes(dataset, count)
     order, spacing, affine = stack(planes, [f"frame {i + 1}" for i in range(count)])
@@ -213,7 +222,7 @@ def sorted_frames(dataset: Dataset, *, raw: bool) -> Slices:
 
 
 def source_of(headers: Sequence[Dataset], frames: Sequence[int]) -> DicomSource:
-    """Of slices in their order, by their headers and frames. One header stands for all slices, one frame for those of all headers."""
+    """Describe the origin of sorted slices: one header with many frame numbers, or many headers with one."""
     first = headers[0]
     return DicomSource(
         instances=tuple(_text(header, "SOPInstanceUID") for header in headers) * len(frames),
@@ -230,13 +239,15 @@ def _text(dataset: Dataset, keyword: str) -> str:
 
 
 def single_plane(dataset: Dataset) -> Plane:
-    """The plane of a one-frame file of a series, also of an enhanced one."""
+    """The plane of a series file with one frame, be it classic or enhanced DICOM."""
     return frame_planes(dataset, 1)[0]
 
 
 def _modality_values(array: NDArray[Any], dataset: Dataset, *, inverted: bool) -> NDArray[Any]:
+    """Convert stored values to the modality's units, such as Hounsfield units."""
     if inverted:
-        # Over the stored range, not the file's own minimum and maximum, so that all files of a study agree.
+        # Values are inverted over the whole stored range, not over the minimum and maximum of this file, so that all
+        # files of a study stay comparable.
         if array.dtype.kind == "f":
             array = -array
         elif array.dtype.kind == "i":
@@ -252,7 +263,7 @@ def _modality_values(array: NDArray[Any], dataset: Dataset, *, inverted: bool) -
 
 
 def _scale(dataset: Dataset, index: int) -> tuple[float, float]:
-    """Rescale slope and intercept of one frame; enhanced files keep them in functional groups."""
+    """Rescale slope and intercept of one frame. Enhanced files keep them in functional groups, others in the header."""
     for group, place in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
         items = dataset.get(group) or []
         inner = items[place].get("PixelValueTransformationSequence") if len(items) > place else None
@@ -263,9 +274,10 @@ def _scale(dataset: Dataset, index: int) -> tuple[float, float]:
 
 
 def _check_streams(dataset: Dataset) -> None:
-    """Refuse compressed frames that end early, or whose own size is not the header's.
+    """Refuse compressed frames that end early, or whose size differs from the size in the DICOM header.
 
-    A tiny header could hide a huge image. What a cut JPEG lacks, decoders make up, or search for seconds.
+    The size check matters because a small size in the header could hide a huge frame. The check for the end matters
+    because decoders invent the missing part of a truncated JPEG, or search for it for seconds.
     """
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
@@ -273,7 +285,7 @@ def _check_streams(dataset: Dataset) -> None:
     for frame in generate_frames(dataset.PixelData, number_of_frames=frame_count(dataset)):
         _check_boxes(frame)
         size = _stream_size(frame)
-        # JPEG's start and end.
+        # A JPEG starts with the marker FFD8 and ends with FFD9.
         if frame.startswith(b"\xff\xd8") and (size is None or b"\xff\xd9" not in frame):
             raise ImageError("unreadable", "The compressed pixels are damaged or end too early (truncated).", CURE)
         if size is not None and size != expected:
@@ -285,7 +297,7 @@ def _check_streams(dataset: Dataset) -> None:
 
 
 def _check_boxes(frame: bytes) -> None:
-    """Refuse boxes of no length around a JPEG 2000 stream (JP2): pydicom would read the same one for ever."""
+    """Refuse a JPEG 2000 file (JP2) with a box of length 0: pydicom would read the same box for ever."""
     if not frame.startswith(b"\0\0\0\x0cjP  "):
         return
     at = 12
@@ -297,7 +309,7 @@ def _check_boxes(frame: bytes) -> None:
 
 
 def _stream_size(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) in a JPEG, JPEG-LS or JPEG 2000 stream; None for others (RLE)."""
+    """Read (rows, columns) from a JPEG, JPEG-LS or JPEG 2000 stream; None if it has no readable size, as RLE."""
     at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if at >= 0:
         width, height, left, top = struct.unpack(">4I", frame[at + 8 : at + 24])
@@ -307,7 +319,8 @@ def _stream_size(frame: bytes) -> tuple[int, int] | None:
     at = 2
     while at + 9 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
-        if marker == 0xFF:  # fill byte
+        # Any number of fill bytes FF may stand before a marker.
+        if marker == 0xFF:
             at += 1
             continue
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):

@@ -1,4 +1,4 @@
-"""Images and label maps as people want to see them."""
+"""Prepare images and label maps for the screen."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ _SAMPLES = 1_000_000
 
 
 def is_oriented(image: Image) -> bool:
-    """True for a volume whose axes mean directions in the body."""
+    """Whether the array axes of an image are directions in the body: true for a volume of known spacing."""
     return image.dimensions == 3 and image.spacing is not None
 
 
 def to_screen(array: NDArray[Any], *, oriented: bool) -> NDArray[Any]:
-    """(…, H, W) of a canonical (R, A, S) volume → rows from anterior down, the patient's right on the left, as radiologists look.
+    """Flip H and W of a RAS+ array (..., H, W) to the view of radiologists.
 
-    Pictures and stacks without orientation stay as they are. A view.
+    Anterior is then at the top, and the patient's right on the left. An array that is not `oriented` is returned as it
+    is. The result is a view, not a copy.
     """
     return array[..., ::-1, ::-1] if oriented else array
 
 
 def display_volume(image: Image) -> NDArray[np.uint8]:
-    """(D, H, W, C) uint8 for the screen, D = 1 for a picture, C = 1 or 3.
+    """Return the whole image for the screen as (D, H, W, C) uint8; D is 1 for a 2D image, C is 1 or 3.
 
-    8-bit raster and colour images are shown as they are. All others are windowed to the 0.5..99.5 percentile of the
-    whole image, so that the slices of a volume can be compared.
+    8-bit raster and 8-bit colour images keep their values. All others are windowed to the percentiles 0.5 to 99.5 of
+    the whole image, so that the slices of a volume can be compared.
     """
     array = image.array if image.dimensions == 3 else image.array[:, None]
     shown = _windowed(image, array)
@@ -38,7 +39,10 @@ def display_volume(image: Image) -> NDArray[np.uint8]:
 
 
 def display_slice(image: Image, index: int | None = None) -> NDArray[np.uint8]:
-    """The same of one slice along D, as (H, W, 3); by default the middle one. Raises ImageError no_such_slice."""
+    """Return one slice along D for the screen as (H, W, 3) uint8, windowed like the whole image.
+
+    Without an `index` it is the middle slice. Raises ImageError no_such_slice.
+    """
     array = image.array if image.dimensions == 3 else image.array[:, None]
     depth = array.shape[1]
     index = depth // 2 if index is None else index
@@ -49,20 +53,21 @@ def display_slice(image: Image, index: int | None = None) -> NDArray[np.uint8]:
 
 
 def to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 1 or 3) → (H, W, 3)."""
+    """Turn grey (H, W, 1) into RGB (H, W, 3); RGB stays as it is."""
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def _windowed(image: Image, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """`pixels`, a part of the image's array, as uint8."""
+    """Scale `pixels`, a part of the image's array, to uint8 by the percentiles of the whole image."""
     array = image.array
     if array.dtype == np.uint8 and (image.family == "raster" or image.channels == 3):
         return pixels
-    # A regular sample is enough for percentiles, and quick on volumes.
+    # Percentiles of every n-th pixel are close enough, and take far less time on a volume.
     step = max(1, round((array.size / _SAMPLES) ** (1 / (array.ndim - 1))))
     sample = array[(slice(None), *[slice(None, None, step)] * (array.ndim - 1))]
     low, high = (float(v) for v in np.percentile(sample, (0.5, 99.5)))
-    if high <= low:  # nearly constant, such as a few bright pixels on black
+    # Both percentiles are equal in an image that is nearly constant, such as a few bright pixels on black.
+    if high <= low:
         low, high = float(array.min()), float(array.max())
     scaled = (pixels.astype(np.float32) - np.float32(low)) * np.float32(255.0 / max(high - low, 1e-12))
     shown: NDArray[np.uint8] = np.clip(scaled, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The formats that are read, by the ending of a file's name. What is in a file is the readers' to find out."""
+"""The file formats that can be read, by the ending of a file's name. The readers judge the content."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-Kind = Literal["raster", "nifti", "dicom", "series"]  # which reader
+# Names the reader of a file.
+Kind = Literal["raster", "nifti", "dicom", "series"]
 
 
 @dataclass(frozen=True)
 class Format:
-    """One ending of a file's name, and what it says of the file."""
+    """One ending of a file's name, and what it tells about the file."""
 
     suffix: str
-    """In lower case, with its dot."""
+    """Lower case, with its dot."""
     kind: Kind
+    """The reader for these files."""
     mime: str
+    """The MIME type under which a browser downloads the file."""
     is_volume: bool
-    """Made for volumes, which browsers do not show. A TIFF or a DICOM file may be one too; the content tells."""
+    """The format is made for volumes. A TIFF or DICOM file may hold a volume too, but only its content shows that."""
 
 
 FORMATS = {
@@ -38,20 +41,24 @@ FORMATS = {
         Format(".zip", "series", "application/zip", True),
     )
 }
-NAMES = "PNG, JPG, TIFF, BMP, DICOM or NIfTI"  # for sentences
+# The formats as a message lists them.
+NAMES = "PNG, JPG, TIFF, BMP, DICOM or NIfTI"
 
 
 def suffixes_of(*kinds: Kind) -> tuple[str, ...]:
+    """All endings of the given kinds of files, each with its dot."""
     return tuple(suffix for suffix, item in FORMATS.items() if item.kind in kinds)
 
 
-SUPPORTED_SUFFIXES = suffixes_of("raster", "nifti", "dicom")  # of single files
+# The endings of single files. A ZIP is not among them, since it holds many.
+SUPPORTED_SUFFIXES = suffixes_of("raster", "nifti", "dicom")
 
 
 def suffix_of(name: str) -> str:
-    """The ending of a file's name in lower case, with its dot: ".nii.gz" is one; "" where there is none.
+    """Return the ending of a file's name in lower case with its dot, or "" if it has none.
 
-    DICOM files are often named by a UID: an ending that is not in FORMATS need not mean anything.
+    ".nii.gz" counts as one ending. An ending that is not in FORMATS may mean nothing: DICOM files are often named by a
+    UID, such as "1.2.840.5".
     """
     base = _base(name).lower()
     known = (suffix for suffix in FORMATS if base.endswith(suffix) and len(base) > len(suffix))
@@ -59,9 +66,9 @@ def suffix_of(name: str) -> str:
 
 
 def stem(name: str) -> str:
-    """File name without folders and extension; ".nii.gz" is one extension.
+    """Return a file's name without its folders and its ending. ".nii.gz" counts as one ending.
 
-    Only a known extension is cut: a DICOM file called "1.2.840.5" keeps its ".5".
+    Only an ending in FORMATS is removed: a DICOM file called "1.2.840.5" keeps its ".5".
     """
     base, suffix = _base(name), suffix_of(name)
     return base[: -len(suffix)] if suffix in FORMATS else base

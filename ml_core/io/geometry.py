@@ -1,4 +1,4 @@
-"""Where DICOM slices lie: order along the normal, spacing and affine."""
+"""The geometry of DICOM slices: their order along the normal, their spacing and their affine."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ from pydicom.dataset import Dataset
 
 from ml_core.errors import ImageError
 
+# Differences up to this are rounding, in mm (and in the components of a direction).
 _TOLERANCE = 1e-3
+# A gap between slices may differ from the typical gap by this share.
 _GAP = 0.02
+# DICOM's axes point left, posterior and up; ours point right, anterior and up.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class Plane:
-    """The geometry of one slice as DICOM gives it, LPS, mm; None where the header is silent."""
+    """The geometry of one slice in DICOM's coordinates (LPS, mm). A field is None if the header does not give it."""
 
     position: tuple[float, ...] | None
-    """Centre of the first pixel, 3 numbers."""
+    """Centre of the first pixel: (x, y, z)."""
     orientation: tuple[float, ...] | None
-    """Direction along a row, then along a column: 6 numbers."""
+    """Unit vector along a row, then along a column: 6 numbers."""
     spacing: tuple[float, ...] | None
-    """Between rows, between columns."""
+    """Distance between rows, then between columns, in mm."""
     step: float | None
-    """Distance to the next slice."""
+    """Distance to the next slice in mm. The header may give a negative one."""
 
 
 def frame_planes(dataset: Dataset, count: int) -> list[Plane]:
-    """The plane of every frame, from the functional groups (per frame, then shared) or the top of the header."""
+    """Read the plane of each of `count` frames.
+
+    A value comes from the frame's functional groups, else from the shared ones, else from the top level of the header.
+    """
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     planes = []
@@ -65,10 +71,12 @@ def frame_planes(dataset: Dataset, count: int) -> list[Plane]:
 def stack(
     planes: Sequence[Plane], names: Sequence[str]
 ) -> tuple[list[int], tuple[float, ...] | None, NDArray[np.float64] | None]:
-    """Order of the slices along their normal, spacing in array order, and the affine to RAS+ mm.
+    """Stack slices to a volume: return their order along the normal, the spacing, and the affine to RAS+ mm.
 
-    One plane gives a 2D spacing. Planes without any position keep their order. `names` are used in the texts.
-    Raises ImageError with code mixed_spacing, mixed_orientation, no_position, duplicate_position or uneven_gaps.
+    The order is a list of indices into `planes`. The spacing is in mm in array order: (D, H, W), or (H, W) for a single
+    plane. The affine is 4x4. Spacing and affine are None when unknown. Planes without any position keep their order.
+    Messages call the slices by their `names`. Raises ImageError with code mixed_spacing, mixed_orientation,
+    bad_geometry, no_position, duplicate_position or uneven_gaps.
     """
     count, first = len(planes), planes[0]
     for plane, name in zip(planes, names, strict=True):
@@ -101,8 +109,8 @@ def stack(
     if positions is None or first.orientation is None:
         if count == 1 or spacing is None:
             return order, spacing, None
-        # A volume of unknown orientation is taken as lying straight, rows to the left and columns to the back, as
-        # ITK does; so it is shown as stored.
+        # A volume of unknown orientation is assumed to lie straight, its x axis to the patient's left and its y axis to
+        # the back. ITK assumes the same. The screen then shows the slices as they are stored.
         return order, spacing, np.asarray(_LPS_TO_RAS @ np.diag([columns, rows, spacing[0], 1.0]), dtype=np.float64)
     affine = np.eye(4)
     affine[:3, 0] = np.multiply(first.orientation[:3], columns)
@@ -115,7 +123,10 @@ def stack(
 def _even_step(
     positions: NDArray[np.float64], normal: NDArray[np.float64], names: Sequence[str]
 ) -> NDArray[np.float64]:
-    """The vector from slice to slice. A constant sideways shift (gantry tilt) is kept: it becomes a sheared affine."""
+    """Return the mean vector from slice to slice, (3,) in mm. Raises ImageError if slices coincide or gaps differ.
+
+    A constant sideways shift from slice to slice (gantry tilt) is allowed. It makes the affine a sheared one.
+    """
     gaps = np.diff(positions @ normal)
     nearest = int(gaps.argmin())
     if gaps[nearest] < _TOLERANCE:
@@ -140,7 +151,10 @@ def _even_step(
 
 
 def _spread(planes: list[Plane]) -> list[Plane]:
-    """Frames that share one position (classic multi-frame) lie one step apart, where the step is known."""
+    """Give frames that share one position (classic multi-frame) positions of their own, one step apart.
+
+    Without a known step the frames lose their position, because it is true of the first one only.
+    """
     first = planes[0]
     if first.position is None or first.orientation is None or first.step is None:
         return [replace(plane, position=None) for plane in planes]
@@ -152,6 +166,7 @@ def _spread(planes: list[Plane]) -> list[Plane]:
 
 
 def _numbers(item: Any, keyword: str, length: int) -> tuple[float, ...] | None:
+    """Read `length` finite numbers from an element; None if they are missing or unusable."""
     value = item.get(keyword)
     if value is None or value == "":
         return None

@@ -1,4 +1,4 @@
-"""What every reader returns, the limits it keeps, and the number types it allows."""
+"""The types that every reader returns, the limits that it checks, and the dtypes that it may return."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ _KEPT_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "in
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds that are checked on headers, before any pixel is decoded."""
+    """Limits that readers check against the header, before they decode any pixel."""
 
     pixels_2d: int = 200_000_000
     """Pixels of one 2D image."""
     voxels: int = 1_000_000_000
     """Voxels of one volume."""
     volume_bytes: int = 4 * 1024**3
-    """Bytes of one NIfTI file's pixels as stored, expanded."""
+    """Expanded bytes of the pixels of one NIfTI file, in the dtype that the file stores."""
     dicom_elements: int = 20_000
-    """Elements at the top level of one DICOM file. Parsing takes time and memory with each, and zeros are such."""
+    """Elements at the top level of one DICOM file.
+
+    Each costs time and memory, and a file of zeros parses as millions.
+    """
 
 
 LIMITS = Limits()
@@ -38,17 +41,20 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class DicomSource:
-    """The DICOM objects that an image was read from, for objects that refer to them (segmentations, contours).
+    """The DICOM instances that an image was read from. New objects (segmentations, contours) refer to them.
 
-    UIDs identify a study: they belong into files that go back to where the image came from, and nowhere else.
+    UIDs identify a study. They belong only into files that go back to where the image came from.
     """
 
     instances: tuple[str, ...]
-    """SOPInstanceUID of each slice of the array, in the array's order along `axis`; of a picture the one. "" where there is none."""
+    """SOPInstanceUID of each slice, in the order of the array along `axis`; one for a 2D image.
+
+    "" if the header has none.
+    """
     frames: tuple[int, ...]
-    """For each of these slices the number of its frame in its instance, from 1."""
+    """For each slice, the number of its frame within its instance. Frames count from 1."""
     sop_class: str
-    """SOPClassUID. This and the following ones are "" where the header is silent."""
+    """SOPClassUID. This UID and the following ones are "" if the header does not give them."""
     study: str
     """StudyInstanceUID."""
     series: str
@@ -56,23 +62,26 @@ class DicomSource:
     frame_of_reference: str
     """FrameOfReferenceUID."""
     axis: int = 0
-    """Spatial axis of the array across the slices: 0 is D. A sagittal series, turned to RAS+, has its slices along W (2)."""
+    """The spatial array axis across the slices: 0 = D, 1 = H, 2 = W.
+
+    A sagittal series turned to RAS+ has them along W.
+    """
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How the pixels lie in the file: what is needed to write a label map back on the file's own grid."""
+    """How the pixels lie in the file. A label map is written back on this grid."""
 
     shape: tuple[int, ...]
-    """NIfTI and DICOM volumes: (X, Y, Z, ...) as stored, with trailing 1s; else the image's spatial shape."""
+    """For NIfTI and DICOM volumes (X, Y, Z, ...) as stored, with trailing 1s; otherwise the image's spatial shape."""
     affine: NDArray[np.float64] | None = None
     """4x4, stored voxel → RAS+ mm; None when unknown."""
     orientation: NDArray[np.float64] | None = None
-    """nibabel's 3x2 orientation of the stored axes. None: the array is in stored order."""
+    """nibabel's 3x2 orientation of the stored axes; None if the image keeps the stored order."""
     codes: tuple[int, int] = (1, 1)
-    """NIfTI: sform and qform code of the header."""
+    """The sform and qform codes of a NIfTI header."""
     source: DicomSource | None = None
-    """DICOM: where the slices came from."""
+    """The DICOM instances that the slices came from; None for other formats."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +93,20 @@ class Image:
     """
 
     array: NDArray[Any]
-    """(C, H, W), or (C, D, H, W) for a volume; C is 1 or 3. uint8, uint16, int16, int32 or float32, finite.
+    """(C, H, W), or (C, D, H, W) for a volume; C is 1 or 3. uint8, uint16, int16, int32 or float32, all values finite.
 
-    May be a read-only view: copy before writing into it."""
+    It may be a read-only view, so copy it before writing into it."""
     spacing: tuple[float, ...] | None
     """mm per spatial axis in array order; None when unknown."""
     affine: NDArray[np.float64] | None
     """4x4, voxel (x along W, y along H, z along D) → RAS+ mm; None when unknown."""
     family: Family
     modality: str | None
-    """DICOM Modality; None elsewhere."""
+    """DICOM Modality, such as "CT"; None for other formats."""
     patient: str | None
-    """Raw DICOM PatientID, for grouping only: hash it, never store it."""
+    """The raw DICOM PatientID; None for other formats. It serves to group images only: store its hash, never the ID."""
     grid: Grid
+    """How the pixels lie in the file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,25 +126,28 @@ class Image:
 
 @dataclass(frozen=True)
 class Mask:
-    """One label map, on the same axes as an Image of the same file would be."""
+    """One label map, on the axes that an Image of the same file would have."""
 
     values: NDArray[Any]
-    """Integers, (H, W) or (D, H, W); for coding "rgb" r<<16 | g<<8 | b."""
+    """Integers, (H, W) or (D, H, W). For coding "rgb" a value is r<<16 | g<<8 | b."""
     coding: Coding
+    """Whether the values are the file's numbers ("values") or packed colours ("rgb")."""
     palette: dict[int, str] | None
-    """Value → "#rrggbb" for the values present in a palette PNG."""
+    """Value → "#rrggbb" for the values that occur in a palette PNG; None for other files."""
     lossy: bool
-    """Came from JPEG; the values were snapped to 0 and 255."""
+    """The file was compressed with loss (JPEG). Black and white were restored: its values are 0 and 255."""
     spacing: tuple[float, ...] | None
+    """mm per spatial axis in array order; None when unknown."""
     affine: NDArray[np.float64] | None
+    """4x4, voxel (x along W, y along H, z along D) → RAS+ mm; None when unknown."""
 
 
 @contextmanager
 def decoding(what: str, cure: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into an ImageError.
+    """Turn whatever a decoder raises into an ImageError about `what`.
 
-    Catches every Exception on purpose: a damaged file makes decoders raise nearly anything. The decoder's own words
-    stay in the chain (`__cause__`) only, since they can hold paths and patient data.
+    Every Exception is caught on purpose, because decoders raise nearly anything on a damaged file. The decoder's own
+    message stays in `__cause__` only, since it can hold paths and patient data.
     """
     try:
         yield
@@ -156,7 +169,10 @@ def decoding(what: str, cure: str) -> Iterator[None]:
 
 
 def check_size(shape: Sequence[int]) -> None:
-    """Refuse a spatial shape that is empty or over the limits. Call it before decoding."""
+    """Raise ImageError empty_image or too_many_pixels if a spatial shape is empty or over the limits.
+
+    Call this before decoding, so that a small file cannot fill the memory.
+    """
     text = " x ".join(str(n) for n in shape)
     if any(n < 1 for n in shape):
         raise ImageError("empty_image", f"The image has no pixels (its size is {text}).", "Export it again.")
@@ -170,7 +186,10 @@ def check_size(shape: Sequence[int]) -> None:
 
 
 def supported(array: NDArray[Any]) -> NDArray[Any]:
-    """The array in native byte order as one of the allowed dtypes; no copy where it is one already."""
+    """Convert an array to native byte order and one of the allowed dtypes, without a copy if it has one already.
+
+    Raises ImageError unsupported_pixels for values that are not real numbers.
+    """
     if array.dtype.kind not in "biuf":
         raise ImageError("unsupported_pixels", f"Pixels of type {array.dtype} are not supported.", "Save real numbers.")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -182,12 +201,14 @@ def supported(array: NDArray[Any]) -> NDArray[Any]:
         limits = np.iinfo(np.int32)
         if int(array.min()) >= limits.min and int(array.max()) <= limits.max:
             return array.astype(np.int32)
-    with np.errstate(over="ignore"):  # an overflow becomes inf, which check_finite then reports
+    # A value too large for float32 becomes infinity, which check_finite then reports.
+    with np.errstate(over="ignore"):
         return array.astype(np.float32)
 
 
 def check_finite(array: NDArray[Any]) -> None:
-    """Refuse NaN and infinity. min() and max() pass NaN on, so no temporary array is needed."""
+    """Raise ImageError not_finite if an array holds NaN or infinity."""
+    # min() and max() of an array with NaN are NaN, so that two numbers tell, without a temporary array of its size.
     if array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise ImageError(
             "not_finite",
@@ -197,7 +218,10 @@ def check_finite(array: NDArray[Any]) -> None:
 
 
 def rescale(array: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
-    """slope * array + intercept, in int16 or int32 where that is exact, else in float32."""
+    """Return slope * array + intercept, in int16 or int32 if that is exact, otherwise in float32.
+
+    Raises ImageError bad_rescale if the slope is 0 or either number is not finite.
+    """
     if slope == 1 and intercept == 0:
         return array
     if not np.isfinite([slope, intercept]).all() or slope == 0:

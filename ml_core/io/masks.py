@@ -1,4 +1,4 @@
-"""What makes an array a label map."""
+"""Turn decoded arrays into label maps, and refuse those that cannot be label maps."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from numpy.typing import NDArray
 from ml_core.errors import ImageError
 from ml_core.io.image import Coding
 
+# Distinct values in one mask.
 MAX_VALUES = 256
+# A float may differ from a whole number by this much.
 TOLERANCE = 1e-3
+# Grey values up to this distance from 0 or 255 count as black or white in a lossy mask.
 _SNAP = 48
 _SAVE_PNG = "Save masks as PNG, without smoothing."
 
 
 def as_labels(array: NDArray[Any], *, negative: bool = False) -> NDArray[Any]:
-    """The array as an integer label map of the same shape.
+    """Convert an array to an integer label map of the same shape: uint8, uint16 or int32.
 
-    Booleans become 0/1; floats must hold integers within 1e-3. Values must lie in 0..65535, which a PNG can hold;
-    with `negative` (NIfTI) in the range of int32. Raises ImageError with code not_integer, value_range or
+    Booleans become 0 and 1. Floats must lie within 1e-3 of whole numbers. Values must lie in 0..65535, the range of a
+    PNG, or with `negative` (for NIfTI) in the range of int32. Raises ImageError with code not_integer, value_range or
     too_many_values.
     """
     if array.dtype == np.uint8:
@@ -54,7 +57,11 @@ def as_labels(array: NDArray[Any], *, negative: bool = False) -> NDArray[Any]:
 
 
 def from_rgb(pixels: NDArray[Any]) -> tuple[NDArray[Any], Coding]:
-    """(..., 3) uint8 → labels (...): plain grey values where R=G=B everywhere, else r<<16 | g<<8 | b."""
+    """Convert colours (..., 3) uint8 to labels (...) and their coding.
+
+    If red, green and blue are equal everywhere, the labels are the grey values. Otherwise a label is the packed colour
+    r<<16 | g<<8 | b. Raises ImageError unsupported_pixels or too_many_values.
+    """
     if pixels.dtype != np.uint8:
         raise ImageError("unsupported_pixels", "A colour mask needs 8 bits per channel.", "Save it as 8-bit RGB PNG.")
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
@@ -69,7 +76,7 @@ def from_rgb(pixels: NDArray[Any]) -> tuple[NDArray[Any], Coding]:
 
 
 def check_count(labels: NDArray[Any]) -> None:
-    """Refuse more than 256 distinct values."""
+    """Raise ImageError too_many_values if a label map has more than 256 distinct values."""
     count = np.count_nonzero(np.bincount(labels.ravel())) if labels.dtype == np.uint16 else np.unique(labels).size
     if count > MAX_VALUES:
         raise ImageError(
@@ -80,7 +87,11 @@ def check_count(labels: NDArray[Any]) -> None:
 
 
 def snap(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """A lossy mask, (H, W) or (H, W, 3) uint8, as 0/255 of (H, W) where it is clearly black and white."""
+    """Restore a black-and-white mask that was compressed with loss: values near black become 0, the others 255.
+
+    `pixels` are (..., H, W) grey or (..., H, W, 3) RGB uint8; the result has no colour axis. Raises ImageError
+    lossy_mask unless 99% of the pixels are clearly black or white, since class values do not survive the compression.
+    """
     if pixels.ndim == 3 and pixels.shape[-1] == 3:
         spread = pixels.max(axis=-1) - pixels.min(axis=-1)
         grey = bool(np.mean(spread <= _SNAP) >= 0.99)

@@ -1,6 +1,6 @@
-"""NIfTI-1 and NIfTI-2 in one file (.nii, .nii.gz), through nibabel.
+"""Read and write single-file NIfTI-1 and NIfTI-2 (.nii, .nii.gz) with nibabel.
 
-Arrays are turned to the closest RAS+ axes (`ml_core.io.grid`).
+Arrays are turned to the closest RAS+ axes (see `ml_core.io.grid`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ _MAX_HEADER = 64 * 1024**2
 
 @dataclass(frozen=True)
 class _Stored:
+    """The content of a file before its axes are turned and its values are scaled."""
+
     array: NDArray[Any]
-    """(X, Y, Z), unscaled."""
+    """(X, Y, Z), not yet scaled by `slope` and `intercept`."""
     slope: float
     intercept: float
     grid: Grid
@@ -39,7 +41,7 @@ class _Stored:
 
 
 def read_image(path: Path) -> Image:
-    """Read one 2D image or volume, scl_slope applied. Raises ImageError."""
+    """Read one 2D image or volume, scaled by the header's scl_slope and scl_inter. Raises ImageError."""
     with decoding(_WHAT, _CURE):
         stored = _load(path)
         array = supported(rescale(stored.array, stored.slope, stored.intercept))
@@ -49,10 +51,10 @@ def read_image(path: Path) -> Image:
 
 
 def read_mask(path: Path, *, stored_axes: bool = False) -> Mask:
-    """Read one label map; floats must hold integers. Raises ImageError.
+    """Read one label map; floating-point values must be whole numbers. Raises ImageError.
 
-    With `stored_axes` the rows and columns are the file's own (z, y, x) and the mask has no geometry: programs that
-    draw masks on a PNG and save NIfTI keep the picture's rows and columns.
+    With `stored_axes` the mask keeps the axes of the file, transposed to (z, y, x), and has no geometry. This fits
+    masks of a PNG, because programs that draw on a PNG and save NIfTI keep the picture's rows and columns.
     """
     with decoding(_WHAT, _CURE):
         stored = _load(path)
@@ -67,9 +69,10 @@ def read_mask(path: Path, *, stored_axes: bool = False) -> Mask:
 
 
 def write_labels(values: NDArray[Any], grid: Grid, path: Path) -> None:
-    """Write canonical integers on the file's own grid as .nii.gz: same shape, affine and codes.
+    """Write a canonical label map, (D, H, W) or (H, W) integers, as NIfTI on `grid`: its shape, affine and codes.
 
-    A grid without orientation (a stack of TIFF pages) is written as (x, y, z) with the identity as affine.
+    A grid without orientation (such as a stack of TIFF pages) is written as (x, y, z). A grid without affine gets the
+    identity. Raises ImageError value_range if the values do not fit into int32.
     """
     stored = values.transpose() if grid.orientation is None else from_canonical(values, grid)
     low, high = int(values.min()), int(values.max())
@@ -79,7 +82,7 @@ def write_labels(values: NDArray[Any], grid: Grid, path: Path) -> None:
     dtype = next(fitting, None)
     if dtype is None:
         raise ImageError("value_range", f"Label values from {low} to {high} cannot be saved.", "Use smaller numbers.")
-    # NIfTI-1 keeps lengths in 16 bits.
+    # NIfTI-1 stores the size of an axis in 16 bits, so a longer axis needs NIfTI-2.
     kind: Any = nib.Nifti2Image if max(stored.shape) > 32767 else nib.Nifti1Image
     affine = np.eye(4) if grid.affine is None else grid.affine
     picture = kind(np.asarray(stored, dtype=dtype), affine)
@@ -110,7 +113,8 @@ def _load(path: Path) -> _Stored:
                 "Save the magnitude as float32.",
             )
         size = prod(shape) * dtype.itemsize
-        if size > LIMITS.volume_bytes:  # a packed file of a few megabytes can be as much
+        # A compressed file of a few megabytes can expand to this much.
+        if size > LIMITS.volume_bytes:
             raise ImageError(
                 "too_large",
                 f"The file expands to {size / 1024**3:.1f} GiB; at most {LIMITS.volume_bytes / 1024**3:g} GiB are read.",
@@ -118,7 +122,8 @@ def _load(path: Path) -> _Stored:
             )
         proxy = picture.dataobj
         array = np.asanyarray(proxy.get_unscaled()).reshape(first_three(shape))
-        file.read(1)  # the end of a packed file is where its checksum is checked
+        # gzip compares the checksum only when a read reaches the end of the file.
+        file.read(1)
         affine = _usable(np.asarray(picture.affine, dtype=np.float64), first_three(shape))
         codes = (int(picture.header["sform_code"]), int(picture.header["qform_code"]))
         slope, intercept = float(proxy.slope), float(proxy.inter)
@@ -127,7 +132,10 @@ def _load(path: Path) -> _Stored:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], Any]]:
-    """The open file at its start, unpacked by content and not by name, with nibabel's class for it."""
+    """Open a file and yield it at its start, with the nibabel class that reads it.
+
+    The content, not the name, decides whether the file is decompressed.
+    """
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -145,14 +153,15 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], Any]]:
             raise pair_of_files()
         else:
             raise ValueError("no NIfTI header")
-        if not 0 <= offset <= _MAX_HEADER:  # a packed file could expand without end before its first pixel
+        # The offset of the first pixel is bounded, since a compressed file could expand without end before it.
+        if not 0 <= offset <= _MAX_HEADER:
             raise ImageError("unreadable", "The NIfTI header claims an impossible size.", _CURE)
         file.seek(0)
         yield file, kind
 
 
 def pair_of_files() -> ImageError:
-    """The refusal of .hdr/.img pairs."""
+    """The error for an image that is split into a .hdr and an .img file."""
     return ImageError(
         "unsupported_format",
         "NIfTI or Analyze in two files (.hdr and .img) is not supported.",
@@ -179,7 +188,10 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 
 
 def _usable(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    """The affine, a missing thickness of a single slice filled in; refused when it spans no volume."""
+    """Return an invertible affine: the missing thickness of a single slice is set to 1 mm.
+
+    Raises ImageError bad_geometry if the affine still spans no volume.
+    """
     if shape[2] == 1 and not affine[:3, 2].any():
         normal = np.cross(affine[:3, 0], affine[:3, 1])
         affine = affine.copy()

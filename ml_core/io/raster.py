@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP, through Pillow."""
+"""Read PNG, JPEG, TIFF and BMP with Pillow, and write label maps as PNG."""
 
 from __future__ import annotations
 
@@ -18,23 +18,29 @@ from ml_core.io.masks import as_labels, from_rgb, snap
 _FORMATS = ["PNG", "JPEG", "TIFF", "BMP"]
 _WHAT, _CURE = "image file", "Open it in an image program and save it again as PNG or TIFF."
 
-# Pillow's own bomb guard starts at 89 megapixels; check_size refuses earlier and with a better text.
+# Pillow would warn above 89 megapixels. With our limit in its place, check_size decides, which gives a better message;
+# Pillow itself refuses only above twice the limit.
 PIL.Image.MAX_IMAGE_PIXELS = LIMITS.pixels_2d
 
 
 @dataclass(frozen=True)
 class _Pixels:
+    """The decoded pixels of a file."""
+
     array: NDArray[Any]
     """(H, W), (H, W, 3), (D, H, W) or (D, H, W, 3)."""
     colour: bool
+    """The last axis is red, green and blue."""
     palette: list[str] | None
+    """The colour "#rrggbb" of each palette index; None if `array` holds no indices."""
     lossy: bool
+    """The pixels were compressed with loss (JPEG)."""
 
 
 def read_image(path: Path) -> Image:
-    """Read one image, palette expanded and alpha dropped; a TIFF of several pages is a volume.
+    """Read one image. A TIFF of several pages is a volume. Raises ImageError.
 
-    16-bit colour is reduced to 8 bits per channel. Raises ImageError.
+    Palettes are expanded, alpha is dropped, and 16-bit colour is reduced to 8 bits per channel.
     """
     pixels = _load(path, expand=True)
     array = np.moveaxis(pixels.array, -1, 0) if pixels.colour else pixels.array[None]
@@ -45,7 +51,7 @@ def read_image(path: Path) -> Image:
 
 
 def read_mask(path: Path) -> Mask:
-    """Read one label map: grey values, palette indices or colours as the file stores them. Raises ImageError."""
+    """Read one label map as the file stores it: grey values, palette indices or colours. Raises ImageError."""
     pixels = _load(path, expand=False)
     coding: Coding = "values"
     palette = None
@@ -58,13 +64,16 @@ def read_mask(path: Path) -> Mask:
     if pixels.palette is not None:
         present = np.flatnonzero(np.bincount(labels.ravel())).tolist()
         colours = {value: pixels.palette[value] for value in present if value < len(pixels.palette)}
-        # A grey ramp as palette (value i is grey i) is a plain grey file: its colours mean nothing.
+        # A palette in which index i is grey i makes the file a plain grey one, so its colours mean nothing.
         palette = None if all(c == f"#{v:02x}{v:02x}{v:02x}" for v, c in colours.items()) else colours
     return Mask(labels, coding, palette, pixels.lossy, None, None)
 
 
 def write_labels(values: NDArray[Any], path: Path, coding: Coding) -> None:
-    """Write (H, W) integers as 8- or 16-bit grey PNG; coding "rgb" as RGB PNG. Raises ImageError value_range."""
+    """Write a label map, (H, W) integers, as a grey PNG of 8 or 16 bits, or as an RGB PNG for coding "rgb".
+
+    Raises ImageError value_range if a value does not fit.
+    """
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > (0xFFFFFF if coding == "rgb" else 0xFFFF):
         raise ImageError(
@@ -76,7 +85,7 @@ def write_labels(values: NDArray[Any], path: Path, coding: Coding) -> None:
         pixels = np.stack([(values >> shift) & 255 for shift in (16, 8, 0)], axis=-1).astype(np.uint8)
     else:
         pixels = np.ascontiguousarray(values, dtype=np.uint8 if high < 256 else np.uint16)
-    # The default level takes twice the time for a third less: an inference is waited for.
+    # A person waits for the file. Pillow's default level would take twice the time for a file a third smaller.
     PIL.Image.fromarray(pixels).save(path, format="PNG", compress_level=1)
 
 
@@ -93,7 +102,8 @@ def _load(path: Path, *, expand: bool) -> _Pixels:
         with picture:
             size = (picture.height, picture.width)
             check_size(size)
-            # Only a TIFF's pages are a volume: an animated PNG or a phone's multi-picture JPEG is its first picture.
+            # Only the pages of a TIFF are a volume. Of an animated PNG or a phone's multi-picture JPEG, the first
+            # picture is read.
             pages = int(getattr(picture, "n_frames", 1)) if picture.format == "TIFF" else 1
             if pages == 1:
                 return _page(picture, path, expand=expand)
@@ -102,14 +112,14 @@ def _load(path: Path, *, expand: bool) -> _Pixels:
 
 
 def _stack(picture: PIL.Image.Image, path: Path, pages: int, *, expand: bool) -> _Pixels:
-    """Every page of a TIFF as one volume, filled in place so that it is in memory once."""
+    """Read all pages of a TIFF as one volume. It is filled page by page, so that it is in memory only once."""
     size, first = picture.size, _page(picture, path, expand=expand)
     volume = np.empty((pages, *first.array.shape), dtype=first.array.dtype)
     volume[0] = first.array
     palette = first.palette
     for index in range(1, pages):
         picture.seek(index)
-        # Before decoding: a page larger than the first would pass the size limit unseen.
+        # The size is compared before decoding, because the size limit was checked for the first page only.
         page = _page(picture, path, expand=expand) if picture.size == size else None
         if page is None or page.array.shape != first.array.shape or page.array.dtype != first.array.dtype:
             raise ImageError(
@@ -130,7 +140,8 @@ def _stack(picture: PIL.Image.Image, path: Path, pages: int, *, expand: bool) ->
 def _page(picture: PIL.Image.Image, path: Path, *, expand: bool) -> _Pixels:
     lossy = picture.format in ("JPEG", "MPO") or picture.info.get("compression") in ("jpeg", "tiff_jpeg")
     if lossy or picture.format == "PNG":
-        # Pillow turns TIFF itself while loading. Viewers show, and people draw masks on, the turned picture.
+        # Viewers rotate a picture by its EXIF orientation, so people draw masks on the rotated picture. Pillow rotates
+        # a TIFF itself while loading it.
         ImageOps.exif_transpose(picture, in_place=True)
     depth, kind = _png_header(path) if picture.format == "PNG" else (8, 0)
     if depth == 16 and kind != 0 and not expand:
@@ -152,21 +163,23 @@ def _page(picture: PIL.Image.Image, path: Path, *, expand: bool) -> _Pixels:
     if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I", "I;16", "I;16B", "I;16L", "F"):
         raise ImageError("unsupported_pixels", f"The colour mode {mode} is not supported.", "Save it as grey or RGB.")
     array = np.asarray(picture)
+    # Grey with alpha keeps its grey channel. Pillow opens the 16-bit form of it (PNG colour type 4) as RGBA.
     if kind == 4 or mode in ("LA", "PA"):
-        array = array[..., 0]  # grey with alpha; Pillow gives the 16-bit kind as RGBA
+        array = array[..., 0]
     elif mode in ("RGBA", "RGBX"):
         array = array[..., :3]
     if mode == "1":
-        # Pillow's True can be any byte but 0, which numpy's own arithmetic on booleans does not expect.
+        # Pillow's True can be any byte except 0, while numpy's arithmetic expects the byte 1.
         array = (array.view(np.uint8) != 0).astype(np.uint8)
         array *= np.uint8(255 if expand else 1)
+    # Pillow spreads grey of 2 or 4 bits over 0..255. A mask needs the stored values back.
     if not expand and kind == 0 and depth in (2, 4):
-        array = array // np.uint8(255 // (2**depth - 1))  # Pillow spreads them over 0..255; labels are what is stored
+        array = array // np.uint8(255 // (2**depth - 1))
     return _Pixels(array, array.ndim == 3, palette, lossy)
 
 
 def _png_header(path: Path) -> tuple[int, int]:
-    """Bit depth and colour type of a PNG, which Pillow's modes no longer tell."""
+    """Read the bit depth and colour type of a PNG from its header, because Pillow's modes do not tell them."""
     with path.open("rb") as file:
         header = file.read(26)
     return header[24], header[25]

@@ -1,4 +1,4 @@
-"""A folder or a ZIP with one DICOM series: read member by member, nothing extracted to disk."""
+"""Read one DICOM series from a folder or a ZIP, file by file. Nothing is extracted to disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ml_core.io.formats import suffix_of, suffixes_of
 from ml_core.io.geometry import Plane, stack
 from ml_core.io.image import Image, Mask, check_size, decoding, supported
 
-# Slices are sparse by nature, so the ratio bounds single large files only; the sum bounds the rest.
+# Slices with much background compress well, so the ratio applies to large files only. The total size bounds the rest.
 LIMITS = ArchiveLimits(
     max_entries=10_000,
     max_expanded_bytes=4 * 2**30,
@@ -39,12 +39,15 @@ Member = tuple[str, Callable[[], BinaryIO]]
 
 
 def read_image(path: Path) -> Image:
-    """Read the series as a volume (D, H, W) sorted along its normal; a series of one file as that file."""
+    """Read a series as a volume sorted along its normal. A series of one file is read like that file.
+
+    Raises ImageError.
+    """
     return dicom.to_image(_read(path, raw=False))
 
 
 def read_mask(path: Path) -> Mask:
-    """Read a series of label maps, stored values as they are."""
+    """Read a series of label maps as their stored values, neither rescaled nor inverted. Raises ImageError."""
     return dicom.to_mask(_read(path, raw=True))
 
 
@@ -75,7 +78,10 @@ def _read(path: Path, *, raw: bool) -> dicom.Slices:
 
 
 def _fill(members: list[Member], *, raw: bool) -> NDArray[Any]:
-    """(C, D, H, W), filled slice by slice so that the volume is in memory once."""
+    """Decode the slices into one volume (C, D, H, W).
+
+    It is filled slice by slice, so that it is in memory only once.
+    """
     volume: NDArray[Any] | None = None
     for index, (name, opened) in enumerate(members):
         with naming(name), opened() as file:
@@ -84,7 +90,8 @@ def _fill(members: list[Member], *, raw: bool) -> NDArray[Any]:
         if volume is None:
             volume = np.empty((pixels.shape[0], len(members), *pixels.shape[1:]), dtype=pixels.dtype)
         if pixels.dtype != volume.dtype:
-            # Slices are narrowed one by one: a slope of its own can make one wider than those before it.
+            # Each slice has the smallest dtype for its values. A slice with a rescale slope of its own can need a
+            # wider one than the slices before it.
             wider = np.promote_types(volume.dtype, pixels.dtype)
             volume = volume.astype(np.float32 if wider.kind == "f" else wider, copy=False)
         volume[:, index] = pixels
@@ -132,7 +139,10 @@ def _check_alike(headers: list[tuple[str, Callable[[], BinaryIO], Dataset]], fra
 def _by_number(
     headers: list[tuple[str, Callable[[], BinaryIO], Dataset]],
 ) -> list[tuple[str, Callable[[], BinaryIO], Dataset]]:
-    """Sorted by InstanceNumber where slices have no position, so that `stack` can keep the order."""
+    """Sort slices without position by InstanceNumber, because `stack` keeps the order of such slices.
+
+    Raises ImageError no_position if the numbers are missing or not distinct.
+    """
     if any(dicom.single_plane(header).position is not None for _, _, header in headers):
         return headers
     numbers = [header.get("InstanceNumber") for _, _, header in headers]
@@ -153,7 +163,7 @@ def _header(name: str, opened: Callable[[], BinaryIO]) -> Dataset:
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Put the member's name in front of the reason."""
+    """Put the file's name in front of the reason of every error, since a series has many files."""
     try:
         with decoding(dicom.WHAT, dicom.CURE):
             yield
@@ -163,7 +173,10 @@ def naming(name: str) -> Iterator[None]:
 
 @contextmanager
 def _members(path: Path) -> Iterator[list[Member]]:
-    """The series' files by name, each with a function that opens it; guards first, junk left out."""
+    """Yield the names of the DICOM files, sorted, each with a function that opens it.
+
+    The folder or ZIP is checked against the limits first. Junk and notes are omitted.
+    """
     with _as_image_error():
         if path.is_dir():
             files = list_folder(path, LIMITS)
@@ -171,13 +184,13 @@ def _members(path: Path) -> Iterator[list[Member]]:
             return
         with SafeArchive(path, LIMITS) as archive:
             names = sorted(archive.sizes)
-            wanted = [name for name in names if _wanted(name, partial(archive.open, name))]
-            yield [(name, partial(_unpacked, archive, name)) for name in wanted]
+            dicom_names = [name for name in names if _wanted(name, partial(archive.open, name))]
+            yield [(name, partial(_unpacked, archive, name)) for name in dicom_names]
 
 
 @contextmanager
 def _as_image_error() -> Iterator[None]:
-    """What `containers` refuses, in the words of a series."""
+    """Turn an ArchiveError into an ImageError whose message speaks of a series."""
     try:
         yield
     except ArchiveError as error:
@@ -199,13 +212,16 @@ def _opener(file: Path) -> Callable[[], BinaryIO]:
 
 
 def _unpacked(archive: SafeArchive, name: str) -> BinaryIO:
-    """In memory, since pydicom goes back and forth."""
+    """Expand a member into memory, because pydicom reads back and forth and a ZIP member is slow to rewind."""
     with archive.open(name) as member:
         return io.BytesIO(member.read())
 
 
 def _wanted(name: str, opened: Callable[[], IO[bytes]]) -> bool:
-    """True for DICOM, False for notes; anything else is refused by name."""
+    """Whether a file belongs to the series: true for DICOM, false for notes and DICOMDIR.
+
+    Raises ImageError nested_archive or not_dicom for any other file.
+    """
     with naming(name), opened() as file:
         head = file.read(132)
     base = name.rpartition("/")[2].lower()
