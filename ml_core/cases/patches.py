@@ -1,4 +1,4 @@
-"""Patches of stored cases: drawn for training, cut out for validation."""
+"""Patches of stored cases: drawn at random for training, cut at given places for validation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from ml_core.planning.plan import Plan
 
 MAPPED_BYTES, MAPPED_CASES = 128 * 2**20, 64
 
-
 _Arrays = tuple[NDArray[np.float16], NDArray[np.uint8]]
 
 
 class _MappedCases:
-    """The cases used last, still mapped: mapping one takes longer than cutting a patch. Only some, since mapped files count as memory
-    and each keeps a file open."""
+    """Keeps the most recently used cases mapped, because mapping a case takes longer than cutting a patch from it.
+
+    The number is limited: mapped files count as memory, and each keeps a file open.
+    """
 
     def __init__(self) -> None:
         self._arrays: LRUCache[Path, _Arrays] = LRUCache(MAPPED_BYTES, _mapped_bytes)
@@ -36,18 +37,24 @@ class _MappedCases:
 
 
 def _mapped_bytes(arrays: _Arrays) -> int:
-    """What a case counts for: a small one so much that there are never more than MAPPED_CASES, a huge one so little that it is kept."""
+    """The weight of a case in the cache.
+
+    A small case weighs enough that at most MAPPED_CASES are kept. A huge case weighs at most the whole cache, so that
+    it can be kept at all.
+    """
     nbytes = sum(array.nbytes for array in arrays)
     return min(max(nbytes, MAPPED_BYTES // MAPPED_CASES), MAPPED_BYTES)
 
 
 class PatchSampler:
-    """Draws batches of patches. Cases are drawn evenly; a share of the patches is placed on a class, in a case that has it.
+    """Draws batches of patches.
 
-    Classes of equally many cases are drawn evenly. One of few cases comes less often, by the root of their number: often enough to
-    be learnt, and not so often that the few are learnt by heart.
+    Every case is equally likely. A share of the patches (`plan.foreground_share`) is placed on a class instead: first a
+    class is drawn, then one of the cases that contain it. The chance of a class grows with the square root of the
+    number of cases that contain it, so that a rare class is learnt without its few cases being memorised.
 
-    The numbers of a step come from the seed and the step alone, so that a training that goes on draws what it would have drawn.
+    The random numbers of a step depend only on the seed and the step, so a resumed training draws the same patches as
+    one that was never interrupted.
     """
 
     def __init__(self, cases: list[StoredCase], plan: Plan) -> None:
@@ -63,7 +70,7 @@ class PatchSampler:
         self._chances = weights / weights.sum()
 
     def units(self) -> int:
-        """How many patches it takes to see every pixel about once."""
+        """The number of patches that together have about as many pixels as all cases."""
         return sum(
             max(1, round(math.prod(case.shape) / math.prod(self.patch)))
             if len(self.patch) == 3
@@ -72,14 +79,14 @@ class PatchSampler:
         )
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images float32 (B, C, *patch) and class positions uint8 (B, *patch)."""
+        """The batch of one step: images float32 (B, C, *patch) and class positions uint8 (B, *patch)."""
         rng = np.random.default_rng([self.plan.seed, step])
         drawn = [self.draw(rng) for _ in range(self.plan.batch_size)]
         images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*drawn, strict=True))
         return images.float(), labels
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-        """One patch: (C, *patch) and (*patch)."""
+        """Draw one patch: image float16 (C, *patch) and class positions uint8 (*patch)."""
         on_a_class = rng.random() < self.plan.foreground_share
         chosen = int(rng.choice(self._classes, p=self._chances)) if on_a_class else 0
         cases = self._having[chosen] if on_a_class else self.cases
@@ -88,7 +95,7 @@ class PatchSampler:
         if on_a_class:
             places = case.places[chosen]
             index, *place = (int(item) for item in places[rng.integers(len(places))])
-            # Anywhere that keeps the place inside the patch, not always its middle.
+            # The patch is shifted at random, so that the network does not learn that the class lies in the middle.
             corner = [
                 spot - int(rng.integers(size // 4, max(size // 4 + 1, 3 * size // 4)))
                 for spot, size in zip(place, self.patch, strict=True)
@@ -105,7 +112,10 @@ class PatchSampler:
         return self.cut(case, index, corner)
 
     def cut(self, case: StoredCase, index: int, corner: Sequence[int]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-        """The patch of slice or volume `index` that begins at `corner`."""
+        """Cut the patch that begins at `corner` from slice or volume `index`; shapes and dtypes as for `draw`.
+
+        Where the case is smaller than the patch, it is padded by mirroring.
+        """
         window = tuple(slice(low, low + size) for low, size in zip(corner, self.patch, strict=True))
         images, labels = self._mapped.of(case)
         cut = with_neighbours(images, index, self.context, window)
@@ -113,9 +123,10 @@ class PatchSampler:
 
 
 def with_neighbours(images: NDArray[Any], index: int, context: int, window: tuple[slice, ...] = ()) -> NDArray[Any]:
-    """Slice `index` of (N, C, …) with `context` neighbours on each side as channels: ((2 * context + 1) * C, …).
+    """Stack slice `index` of (N, C, …) and `context` neighbours on each side as channels.
 
-    Beyond the ends the last slice is repeated.
+    Returns ((2 * context + 1) * C, …). The first and the last slice stand in for neighbours beyond the ends. `window`
+    cuts the spatial axes.
     """
     cut = (slice(None), *window)
     if not context:
@@ -125,7 +136,7 @@ def with_neighbours(images: NDArray[Any], index: int, context: int, window: tupl
 
 
 def pad_to(array: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
-    """Pad the last axes at their ends to at least `shape`, mirroring what is there."""
+    """Pad the last axes at their ends to at least `shape`, by mirroring the array."""
     missing = [max(0, size - length) for size, length in zip(shape, array.shape[-len(shape) :], strict=True)]
     if not any(missing):
         return array

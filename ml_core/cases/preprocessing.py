@@ -1,4 +1,7 @@
-"""From a decoded image to what a network is fed, and back. Training, validation, inference and export use these functions."""
+"""Turns a decoded image into the array that a network is fed, and label maps back onto the image's grid.
+
+Training, validation, inference and export all use these functions, so that a model sees the same input everywhere.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,18 @@ from ml_core.dataset.fingerprint import CLIPPED, body_of
 from ml_core.io import Image, is_oriented, to_screen
 from ml_core.planning.plan import Preprocessing
 
-WIDE = (0.001, 99.999)  # percentiles, where CLIPPED would cut a class off: ten pixels of a megapixel
-AS_GOOD_AS_THE_SAME = 0.02  # a grid within two percent of the wanted one is left as it is
+# Percentiles to clip at where CLIPPED would cut off a class. They cut ten pixels of a megapixel at each end.
+WIDE = (0.001, 99.999)
+# An axis whose spacing is within two percent of the target is not resampled.
+AS_GOOD_AS_THE_SAME = 0.02
 
 
 def preprocess(image: Image, how: Preprocessing) -> NDArray[np.float32]:
-    """float32 (N, C, H, W), N = 1 for a picture and the number of slices for a volume; (1, C, D, H, W) where `how.whole`.
+    """Normalise an image and resample it to the network's grid (`network_shape`).
 
-    Oriented volumes are laid as on the screen, which is how single slices are stored: a model sees both alike. The result
-    is on the network's grid (`network_shape`), linear between pixels and averaging where it gets smaller.
+    Returns float32 (N, C, H, W), where N is 1 for a picture and the number of slices for a volume; (1, C, D, H, W) if
+    `how.whole`. Oriented volumes are turned the way a screen shows them. Single slices are stored that way too, so a
+    model sees both alike.
     """
     array = _with_channels(to_screen(image.array, oriented=is_oriented(image)), how.channels)
     scaled = np.stack([_normalise(channel, how) for channel in array])
@@ -36,15 +42,17 @@ def preprocess(image: Image, how: Preprocessing) -> NDArray[np.float32]:
     if tuple(laid.shape[2:]) == shape[1:]:
         return np.ascontiguousarray(laid)
     resized = torch.empty(len(laid), how.channels, *shape[1:])
-    for index, picture in enumerate(laid):  # one by one: a copy of the whole volume is enough
+    # Slices are resampled one at a time, because a second copy of a whole volume may not fit into memory.
+    for index, picture in enumerate(laid):
         resized[index] = resample(torch.from_numpy(np.ascontiguousarray(picture)), shape[1:])
     return resized.numpy()
 
 
 def labels_to_network(labels: NDArray[np.uint8], image: Image, how: Preprocessing) -> NDArray[np.uint8]:
-    """Class positions on the image's grid → uint8 (N, H, W) or (1, D, H, W) on the network's, laid like `preprocess`.
+    """Bring class positions from the image's grid to the network's, with the axes in the order that `preprocess` gives.
 
-    Resampled by the class with the largest share, so that thin structures keep their width where the grid gets coarser.
+    Returns uint8 (N, H, W) or (1, D, H, W). Each pixel gets the class with the largest share in it, so that thin
+    structures keep their width when the grid gets coarser.
     """
     laid = labels_to_slices(labels, image, how.slice_axis)
     shape = network_shape(image, how)
@@ -54,7 +62,10 @@ def labels_to_network(labels: NDArray[np.uint8], image: Image, how: Preprocessin
 
 
 def network_shape(image: Image, how: Preprocessing) -> tuple[int, int, int]:
-    """(slices, H, W) of the image on the network's grid; 1 slice for a picture. Slices of 2D networks are never resampled."""
+    """(slices, H, W) of the image on the network's grid; a picture has 1 slice.
+
+    A 2D network gets every slice of a volume: only rows and columns are resampled.
+    """
     own = _laid((1, *image.shape) if image.dimensions == 2 else image.shape, image, how)
     if how.spacing is None:
         return own
@@ -73,7 +84,7 @@ def network_shape(image: Image, how: Preprocessing) -> tuple[int, int, int]:
 
 
 def resample(array: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Float (C, H, W) or (C, D, H, W) → the spatial `shape`: linear, with an antialiasing filter where an axis shrinks."""
+    """Resample float (C, H, W) or (C, D, H, W) linearly to the spatial `shape`, antialiased where an axis shrinks."""
     if tuple(array.shape[1:]) == tuple(shape):
         return array
     if array.ndim == 3:
@@ -88,14 +99,17 @@ def resample(array: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def labels_to_slices(labels: NDArray[Any], image: Image, slice_axis: int) -> NDArray[Any]:
-    """The label map of `image` as `preprocess` lays the image: (H, W) → (1, H, W); (D, H, W) → (slices, …). A view."""
+    """Order the axes of a label map as `preprocess` orders those of its image; returns a view.
+
+    (H, W) → (1, H, W); (D, H, W) → (slices, …).
+    """
     if labels.ndim == 2:
         return labels[None]
     return np.moveaxis(to_screen(labels, oriented=is_oriented(image)), slice_axis, 0)
 
 
 def slices_to_labels(slices: NDArray[Any], image: Image, slice_axis: int) -> NDArray[Any]:
-    """The inverse of labels_to_slices."""
+    """The inverse of `labels_to_slices`."""
     if image.dimensions == 2:
         picture: NDArray[Any] = slices[0]
         return picture
@@ -104,22 +118,22 @@ def slices_to_labels(slices: NDArray[Any], image: Image, slice_axis: int) -> NDA
 
 
 def _laid(per_axis: tuple[Any, ...], image: Image, how: Preprocessing) -> tuple[Any, Any, Any]:
-    """Numbers per axis (z, y, x) in the order in which the network sees the axes."""
+    """Reorder one value per axis (z, y, x) into the order in which the network sees the axes."""
     if image.dimensions == 2:
         return per_axis[0], per_axis[1], per_axis[2]
-    rest = [item for axis, item in enumerate(per_axis) if axis != how.slice_axis]
-    return per_axis[how.slice_axis], rest[0], rest[1]
+    in_plane = [item for axis, item in enumerate(per_axis) if axis != how.slice_axis]
+    return per_axis[how.slice_axis], in_plane[0], in_plane[1]
 
 
 def _resample_labels(labels: NDArray[np.uint8], shape: tuple[int, ...], *, along_slices: bool) -> NDArray[np.uint8]:
-    """(S, H, W) → `shape`, class by class."""
-    best, found = torch.full(shape, -1.0), torch.zeros(shape, dtype=torch.uint8)
+    """Resample (S, H, W) to `shape`: each class as a share of every pixel, and the largest share wins."""
+    largest_share, classes = torch.full(shape, -1.0), torch.zeros(shape, dtype=torch.uint8)
     for index in np.unique(labels):
-        mine = torch.from_numpy((labels == index).astype(np.float32))
-        share = resample(mine[None], shape)[0] if along_slices else resample(mine, shape[1:])
-        better = share > best
-        best[better], found[better] = share[better], int(index)
-    return found.numpy()
+        mask = torch.from_numpy((labels == index).astype(np.float32))
+        share = resample(mask[None], shape)[0] if along_slices else resample(mask, shape[1:])
+        better = share > largest_share
+        largest_share[better], classes[better] = share[better], int(index)
+    return classes.numpy()
 
 
 def _with_channels(array: NDArray[Any], channels: int) -> NDArray[Any]:
@@ -127,7 +141,8 @@ def _with_channels(array: NDArray[Any], channels: int) -> NDArray[Any]:
         return array
     if channels == 3:
         return np.repeat(array[:1], 3, axis=0)
-    weights = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma
+    # The brightness of a colour by ITU-R BT.601.
+    weights = np.array([0.299, 0.587, 0.114], np.float32)
     return np.tensordot(weights, array.astype(np.float32), axes=1)[None]
 
 
@@ -139,15 +154,15 @@ def _normalise(channel: NDArray[Any], how: Preprocessing) -> NDArray[np.float32]
     corner = channel.reshape(-1)[0]
     body = body_of(channel, corner) if how.without_air else channel.reshape(-1)
     low, high = _range(body)
-    if (
-        low == high and body.size < channel.size
-    ):  # a thing of one value on its ground: its percentiles would hide the ground
+    # A body of a single value would be clipped to it, and the ground with it, so nothing would be left to see.
+    if low == high and body.size < channel.size:
         body = channel.reshape(-1)
         low, high = _range(body)
     if low == high:
         low, high = body.min(), body.max()
     of_body = np.clip(body, low, high).astype(np.float32)
-    if how.wide:  # mean and spread stay those of the common values
+    # Mean and standard deviation still come from the narrow range, which rare extreme values do not disturb.
+    if how.wide:
         low, high = np.percentile(body, WIDE)
     clipped = np.clip(channel, low, high).astype(np.float32)
     own: NDArray[np.float32] = (clipped - of_body.mean()) / np.float32(max(float(of_body.std()), 1e-6))

@@ -1,6 +1,6 @@
-"""Training data: every case is decoded and normalised once into memory-mapped files.
+"""The store of training data: every case is decoded and normalised once, into files that are memory-mapped.
 
-Memory stays small however large the dataset is: the operating system keeps what is used and drops the rest.
+Memory stays small however large the dataset is, because the operating system drops the pages that are not in use.
 """
 
 from __future__ import annotations
@@ -25,31 +25,38 @@ from ml_core.io import read_image, read_mask
 from ml_core.planning.budget import NO_DEADLINE, Deadline
 from ml_core.planning.plan import Plan
 
-VERSION = 2  # of what `_decode` writes: raise it where the same file and plan give other arrays
-PIXELS_KEPT = 2_000  # places remembered per class and case to centre patches on
-PLACES_IN_MEMORY = 1_000_000  # per class; of many cases each keeps fewer
+# The version of what `_decode` writes. Raise it when the same file and plan give other arrays than before.
+VERSION = 2
+# Places of each class that a case stores, for patches to be put on.
+PIXELS_KEPT = 2_000
+# Places of each class that are held in memory, over all cases together.
+PLACES_IN_MEMORY = 1_000_000
 
 
 @dataclass(frozen=True)
 class StoredCase:
-    """A case on the network's grid, on disk. Arrays are mapped when they are asked for and forgotten when they are dropped,
-    so that the memory of a training does not grow with the dataset.
+    """A case on the network's grid, stored on disk.
 
-    images: float16 (N, C, H, W) or (1, C, D, H, W); labels: uint8 (N, H, W) or (1, D, H, W), positions in the plan's
-    class_values. places: class index → int32 (K, 3 or 4) of (slice, row, column) or (0, slice, row, column) where the class is.
+    Its arrays are mapped anew at each access and not kept, so that the memory of a training does not grow with the
+    dataset.
     """
 
     stem: Path
+    """The path of its files without their suffixes."""
     shape: tuple[int, ...]
+    """The shape of `labels`."""
     places: dict[int, NDArray[np.int32]]
+    """Class position → places of the class: int32 (K, 3) of (slice, row, column) or (K, 4) of (0, slice, row, column)."""
 
     @property
     def images(self) -> NDArray[np.float16]:
+        """float16 (N, C, H, W) or (1, C, D, H, W)."""
         mapped: NDArray[np.float16] = np.load(self.stem.with_suffix(".images.npy"), mmap_mode="r")
         return mapped
 
     @property
     def labels(self) -> NDArray[np.uint8]:
+        """uint8 (N, H, W) or (1, D, H, W): positions in the plan's class_values."""
         mapped: NDArray[np.uint8] = np.load(self.stem.with_suffix(".labels.npy"), mmap_mode="r")
         return mapped
 
@@ -63,9 +70,10 @@ def open_store(
     deadline: Deadline = NO_DEADLINE,
     least: int = 1,
 ) -> list[StoredCase]:
-    """Decode what is not in `folder` yet, and open all. `on_case(done, total)` is called after each case.
+    """Open all cases, and decode those that are not in `folder` yet. `on_case(done, total)` is called after each case.
 
-    With a deadline no case is waited for after it, once `least` are there: the first ones of `cases` come back.
+    Once the deadline has passed and `least` cases are open, the rest of `cases` is left out of the result.
+    Raises TrainingError for a case whose image or mask cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -86,7 +94,7 @@ def open_store(
 
 
 def stored_stem(folder: Path, case: Case, plan: Plan) -> Path:
-    """Where a decoded case lies: its name says its content and how it was made ready."""
+    """The path of a decoded case without suffix. Its name is a hash of the files' content and of the preprocessing."""
     content = [VERSION, case.key or str(case.image.resolve()), plan.preprocessing.to_json(), plan.class_values]
     content += [sorted(case.codes.items())] if case.codes else []
     return folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -102,19 +110,19 @@ def _decode(case: Case, plan: Plan, stem: Path) -> None:
     labels = labels_to_network(indices, image, plan.preprocessing)
     _save(stem.with_suffix(".images.npy"), preprocess(image, plan.preprocessing).astype(np.float16))
     _save(stem.with_suffix(".labels.npy"), labels)
-    # The places go last: their file says that the other two are whole.
+    # The places are written last: where their file exists, the other two are complete.
     _save(stem.with_suffix(".places.npy"), _places(labels, len(plan.class_values)))
 
 
 def _places(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int32]:
-    """Rows of class and index in `labels`."""
+    """Up to PIXELS_KEPT random places of each class: int32 rows of (class, *index in `labels`)."""
     rng = np.random.default_rng(0)
     rows = [np.zeros((0, 1 + labels.ndim), np.int32)]
     for index in range(classes):
-        found = np.flatnonzero(labels == index)
-        if found.size > PIXELS_KEPT:
-            found = rng.choice(found, PIXELS_KEPT, replace=False)
-        places = np.stack(np.unravel_index(found, labels.shape), axis=1)
+        pixels = np.flatnonzero(labels == index)
+        if pixels.size > PIXELS_KEPT:
+            pixels = rng.choice(pixels, PIXELS_KEPT, replace=False)
+        places = np.stack(np.unravel_index(pixels, labels.shape), axis=1)
         rows.append(np.concatenate([np.full((len(places), 1), index), places], axis=1).astype(np.int32))
     return np.concatenate(rows)
 
@@ -131,6 +139,7 @@ def _load(stem: Path, most_places: int) -> StoredCase:
     shape = np.load(stem.with_suffix(".labels.npy"), mmap_mode="r").shape
     places = {}
     for index in np.unique(rows[:, 0]):
-        found = rows[rows[:, 0] == index, 1:]
-        places[int(index)] = found[:: -(-len(found) // max(1, most_places))].copy()  # without a hold on the others
+        of_class = rows[rows[:, 0] == index, 1:]
+        # A copy, because a view would keep all rows in memory.
+        places[int(index)] = of_class[:: -(-len(of_class) // max(1, most_places))].copy()
     return StoredCase(stem, shape, places)

@@ -1,4 +1,4 @@
-"""The model card: what a model is, what it was trained on and how good it was, in Markdown."""
+"""The model card, in Markdown: what a model is, what it was trained on and how good it is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ml_core.prediction.decisions import Decisions
 
 
 def model_card(plan: Plan, metrics: Metrics | None, facts: Mapping[str, object], decisions: Decisions) -> str:
-    """`metrics`: None where the training was stopped before its evaluation."""
+    """Write the card as Markdown. `metrics` is None if the training was stopped before its evaluation."""
     lines = [
         f"# {facts.get('name', 'Segmentation model')}",
         "",
@@ -59,14 +59,14 @@ def _class_row(row: ClassMetrics) -> str:
 
 
 def _decided(decisions: Decisions) -> list[str]:
-    """What was measured on the validation cases, and what came of it."""
+    """The section about what was measured on the validation cases and decided by it; empty if nothing was."""
     made = {
         "serving": decisions.serving,
         "mirroring": decisions.mirroring,
         "postprocessing": decisions.postprocessing,
     }
-    found = [f"- {name}: {decision.reason}" for name, decision in made.items() if decision]
-    return ["", "## Measured on the validation cases", "", *found] if found else []
+    lines = [f"- {name}: {decision.reason}" for name, decision in made.items() if decision]
+    return ["", "## Measured on the validation cases", "", *lines] if lines else []
 
 
 def _shown(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What a training measured on its validation cases beside the network, and what came of it. Kept in the model package."""
+"""The decisions that a training takes on its validation cases after the network is trained. The package keeps them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ PostprocessingField = Annotated[
 
 @dataclass(frozen=True)
 class Refinements:
-    """What a model does beside one pass of its network, because it helped on the validation cases."""
+    """What a model does besides running its network once, because that scored better on the validation cases."""
 
     mirroring: str = "none"
-    """"none", "flips" (along all axes) or "flips and turns" (rows and columns swapped as well); answers are averaged."""
+    """Which mirrored copies of an image the predictions are averaged over: "none", "flips" (along all axes) or
+    "flips and turns" (rows and columns swapped as well)."""
     postprocessing: Postprocessing | None = None
-    """How label maps are cleaned."""
+    """How label maps are cleaned; None leaves them as they are."""
 
 
 @dataclass(frozen=True)
 class MirroringDecision(Document):
-    """Whether the answers of mirrored copies of an image are averaged."""
+    """Whether predictions are averaged over mirrored copies of the image."""
 
     used: str
-    """One of the words of `Refinements.mirroring`."""
+    """One of the values of `Refinements.mirroring`."""
     reason: str
     """A sentence for people."""
     dice: Annotated[dict[str, Number] | None, LeftOut] = None
-    """The mean Dice with each of these words; None where it was not measured."""
+    """Value of `Refinements.mirroring` → the mean Dice with it; None if it was not measured."""
     cases: Annotated[int | None, LeftOut] = None
     """On how many cases it was measured."""
 
@@ -47,28 +48,28 @@ class PostprocessingDecision(Document):
     """Whether label maps are cleaned."""
 
     used: PostprocessingField | None
-    """What is done to each class; None where nothing is done."""
+    """What is done to each class; None if nothing is done."""
     reason: str
     """A sentence for people."""
     measured: Annotated[Report | None, LeftOut] = None
-    """What was tried, with its numbers; None where it was not measured."""
+    """What was tried, and its scores; None if nothing was measured."""
     cases: Annotated[int | None, LeftOut] = None
     """On how many cases it was measured."""
 
 
 @dataclass(frozen=True)
 class Decisions(Document):
-    """All of them. They are missing where a training was stopped before."""
+    """All decisions. A training that was stopped before it could measure has none."""
 
     serving: Annotated[Serving | None, LeftOut] = None
-    """What runs the network."""
+    """Which runtime runs the network."""
     mirroring: Annotated[MirroringDecision | None, LeftOut] = None
-    """Whether mirrored copies answer as well."""
+    """Whether predictions are averaged over mirrored copies."""
     postprocessing: Annotated[PostprocessingDecision | None, LeftOut] = None
     """Whether label maps are cleaned."""
 
     def refinements(self) -> Refinements:
-        """What is to be done at every prediction."""
+        """What the decisions make every prediction do."""
         return Refinements(
             mirroring=self.mirroring.used if self.mirroring else "none",
             postprocessing=self.postprocessing.used if self.postprocessing else None,

@@ -1,4 +1,7 @@
-"""The self-contained model: one ZIP with weights, plan, metrics, split and a card. Holds no pickle."""
+"""The model package: one ZIP with weights, plan, metrics, split and model card.
+
+It contains no pickle, because loading a pickle from a stranger runs the stranger's code.
+"""
 
 from __future__ import annotations
 
@@ -28,28 +31,28 @@ LEARNT_FROM = "learnt_from.json"
 
 @dataclass(frozen=True)
 class Package:
-    """A trained model."""
+    """A trained model and everything that is known about it."""
 
     plan: Plan
-    """How images are made ready, and which network they go through."""
+    """How images are preprocessed, and which network they go through."""
     members: list[dict[str, Tensor]]
-    """The tensors of each network by their names, as its state_dict; several for an ensemble."""
+    """The state_dict of each network; an ensemble has several."""
     metrics: Metrics | None
-    """Of the held-out cases; None where the training was stopped before its evaluation."""
+    """The metrics of the held-out cases; None if the training was stopped before its evaluation."""
     split: StoredSplit
-    """Who was learnt from and who was held out, by the ids of the cases."""
+    """Which cases the model learnt from and which were held out, by their ids."""
     facts: dict[str, Any]
-    """Where it comes from: name, dataset, epochs, …; and the warnings."""
+    """The origin of the model (name, dataset, epochs, …) and its warnings."""
     decisions: Decisions = field(default_factory=Decisions)
-    """What is done beside the network, because it helped on the validation cases."""
+    """What was decided on the validation cases after the training."""
     converted: list[tuple[bytes, bytes]] = field(default_factory=list)
-    """OpenVINO's (xml, weights) of each network; empty where they did not agree with the networks."""
+    """Each network as an OpenVINO model (xml, weights); empty if the model runs in PyTorch."""
     learnt_from: list[str] | None = None
-    """Marks (Case.mark) of the images that the networks, and the model they started from, learnt from; None where unknown."""
+    """Marks (Case.mark) of the images that the networks, or their warm start, learnt from; None if unknown."""
 
 
 def write_package(path: Path, package: Package) -> None:
-    """Write the ZIP, whole or not at all."""
+    """Write the ZIP. A failure leaves no half-written file at `path`."""
     part = path.with_name(f".{path.name}.part")
     documents = {
         "package.json": {
@@ -79,7 +82,7 @@ def write_package(path: Path, package: Package) -> None:
 
 
 def read_package(path: Path) -> Package:
-    """Raises ConfigError when the file is not a whole package of a format that this version knows."""
+    """Read a package. Raises ConfigError if the file is damaged, or has a format that this version does not know."""
     try:
         with zipfile.ZipFile(path) as archive:
             facts = json.loads(archive.read("package.json"))

@@ -1,4 +1,7 @@
-"""Cleaning of label maps: largest component, minimum size, filled holes; each used only where validation cases got better."""
+"""Cleans label maps: keeps the largest component, removes small ones, fills holes.
+
+Each step is used only for classes whose validation cases score better with it.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +19,42 @@ from ml_core.errors import ConfigError
 from ml_core.measures.metrics import bounding_box, overlap_metrics
 
 MINIMUM_SIZES = (16, 64, 256, 1024)
-MARGIN = 0.001  # of mean Dice: less is chance with the few validation cases there are, and not worth another step
-MIN_CASES = 3  # with the class, or found in: fewer say too little about the next image
+# The gain in mean Dice that a step must bring. With few validation cases a smaller gain may be chance.
+MARGIN = 0.001
+# The least number of cases whose Dice is defined. Fewer say too little about the next image.
+MIN_CASES = 3
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is done to one class."""
+    """How one class is cleaned."""
 
     largest_component: bool = False
     """Keep only the largest connected component."""
     minimum_size: int = 0
     """Remove components of fewer pixels (voxels) of the input's own grid; 0 keeps all."""
     fill_holes: bool = False
-    """Background that the class encloses becomes the class; other classes inside of it stay."""
+    """Turn background that the class encloses into the class. Other classes inside it stay."""
 
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """A Cleaning per class position; classes that are not named, and always the background (0), stay as they are."""
+    """A Cleaning for each class position. Classes without one stay as they are, and so does the background (0)."""
 
     classes: Mapping[int, Cleaning] = field(default_factory=dict)
 
     @property
     def is_active(self) -> bool:
-        """Whether it does anything."""
+        """Whether any class is cleaned."""
         return any(cleaning != Cleaning() for cleaning in self.classes.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: class position as text → fields of Cleaning."""
+        """JSON values: class position as text → the fields of its Cleaning."""
         return {str(index): asdict(cleaning) for index, cleaning in sorted(self.classes.items())}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Postprocessing:
-        """Raises ConfigError (code postprocessing) for what `to_dict` cannot have written."""
+        """The inverse of `to_dict`. Raises ConfigError (code postprocessing) for values that it cannot have written."""
         try:
             classes = {int(index): Cleaning(**fields) for index, fields in values.items()}
         except (TypeError, ValueError, AttributeError) as error:
@@ -59,53 +64,58 @@ class Postprocessing:
 
 @dataclass(frozen=True)
 class Candidate(Document):
-    """One step that was tried on one class. Dice is the mean over the cases where it is defined, misses count as 0."""
+    """One step that was tried on one class.
+
+    Dice is the mean over the cases where it is defined. A miss, a case with the class in which nothing of it was found,
+    counts as 0.
+    """
 
     name: str
-    """In words, for people."""
+    """The name of the step, for people."""
     dice_before: Number
-    """Without it."""
+    """The mean Dice without the step."""
     dice: Number
-    """With it."""
+    """The mean Dice with the step."""
     misses_before: int
-    """Cases with the class in which nothing of it was found, without it."""
+    """The number of misses without the step."""
     misses: int
-    """The same with it."""
+    """The number of misses with the step."""
     used: bool
-    """Whether it helped."""
+    """Whether the step helped, and the model uses it."""
 
 
 @dataclass(frozen=True)
 class ClassReport(Document):
-    """What was tried on one foreground class."""
+    """The steps that were tried on one foreground class."""
 
     index: Annotated[int, Field(alias="class")]
     """The position of the class."""
     dice: Number
-    """The mean before; NaN where no case is defined."""
+    """The mean Dice without any cleaning; NaN if it is defined for no case."""
     misses: int
-    """Before."""
+    """The number of misses without any cleaning."""
     candidates: list[Candidate]
-    """In the order in which they were tried."""
+    """The steps, in the order in which they were tried."""
 
 
 @dataclass(frozen=True)
 class Report(Document):
-    """What was measured to choose a post-processing, for the model package."""
+    """The measurements behind a choice of post-processing; the model package keeps them."""
 
     margin: float
     """The gain in mean Dice that a step had to bring."""
     cases: int
-    """On how many cases it was measured."""
+    """The number of cases that were measured."""
     classes: list[ClassReport]
-    """Of each foreground class."""
+    """A report for each foreground class."""
 
 
 def apply(labels: NDArray[np.uint8], how: Postprocessing) -> NDArray[np.uint8]:
-    """Class positions (H, W) or (D, H, W) → the same, cleaned; the input itself where nothing is to do.
+    """Clean class positions (H, W) or (D, H, W); returns the input itself if there is nothing to do.
 
-    Class after class, small to large position: removed pixels become background, then holes are filled. Pixels that touch
-    by a corner are connected, and a hole is enclosed when no path by edges (faces) leads out of it to the image's border.
+    Classes are cleaned one after the other, by ascending position: removed pixels become background, then holes are
+    filled. Pixels are connected if they touch at a corner. A hole is background from which no path across edges (faces
+    in a volume) leads to the border of the image.
     """
     if not how.is_active:
         return labels
@@ -124,12 +134,15 @@ def apply(labels: NDArray[np.uint8], how: Postprocessing) -> NDArray[np.uint8]:
 
 
 def choose(cases: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], classes: int) -> tuple[Postprocessing, Report]:
-    """What helps on validation cases, given as (predicted, reference) class positions; `classes` counts the background.
+    """Choose the steps that help on validation cases, given as (predicted, reference) class positions uint8.
 
-    For each foreground class: of largest component and MINIMUM_SIZES the best, then hole filling on top of it; each only if
-    the mean Dice (undefined cases left out, misses as 0: ml_core.measures.metrics) of MIN_CASES or more rises by MARGIN or more, twice as
-    many of them get better as get worse, and there are no more misses. The largest component alone is kept only where no
-    reference has several. One pass over the cases, one in memory at a time.
+    `classes` is the number of classes with the background. For each foreground class the best of "largest component"
+    and MINIMUM_SIZES is chosen, then hole filling on top of it. A step is used only if the class has a defined Dice in
+    MIN_CASES or more cases, the mean Dice (undefined cases left out, misses as 0: ml_core.measures.metrics) rises by
+    MARGIN or more, at least twice as many cases get better as get worse, and the number of misses does not rise.
+    "Largest component" is ruled out if any reference has several components.
+
+    The cases are read in one pass, so that only one is in memory at a time.
     """
     first = {"largest component": Cleaning(largest_component=True)}
     first |= {f"minimum size {size}": Cleaning(minimum_size=size) for size in MINIMUM_SIZES}
@@ -150,14 +163,14 @@ def choose(cases: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], classes
         candidates: list[Candidate] = []
         ranked = {name: table[cleaning, False] for name, cleaning in first.items()}
         helpful = {
-            name: _mean_and_misses(found)[0]
-            for name, found in ranked.items()
-            if _helps(before, found) and not (first[name].largest_component and index in scattered)
+            name: _mean_and_misses(values)[0]
+            for name, values in ranked.items()
+            if _helps(before, values) and not (first[name].largest_component and index in scattered)
         }
         best = max(helpful, key=lambda name: helpful[name], default="")
         cleaning = first[best] if best else Cleaning()
-        for name, found in ranked.items():
-            candidates.append(_candidate(name, before, found, used=name == best))
+        for name, values in ranked.items():
+            candidates.append(_candidate(name, before, values, used=name == best))
         base, filled = ranked[best] if best else before, table[cleaning, True]
         fill = _helps(base, filled)
         candidates.append(_candidate("fill holes", base, filled, used=fill))
@@ -174,7 +187,7 @@ def _score(
     index: int,
     table: dict[tuple[Cleaning, bool], list[float]],
 ) -> None:
-    """Add the Dice of one class in one case under every cleaning. Other classes are taken as they are."""
+    """Append to `table` the Dice of one class in one case with every cleaning. Other classes are not cleaned."""
     mask, truth = predicted == index, reference == index
     n_truth = int(np.count_nonzero(truth))
     if not mask.any():
@@ -187,13 +200,14 @@ def _score(
     for (cleaning, fill), values in table.items():
         kept = _keep(mask, *components, cleaning)
         if fill:
-            kept = kept | _holes(kept) & (free | mask)  # what was removed is background by then
+            # Removed pixels of the class count as background, as they do in `apply`.
+            kept = kept | _holes(kept) & (free | mask)
         tp = int(np.count_nonzero(kept & truth))
         values.append(overlap_metrics(tp, int(np.count_nonzero(kept)) - tp, n_truth - tp)["dice"])
 
 
 def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-    """Numbered components of a mask, and the size of each number, 0 for what is outside."""
+    """Number the components of a mask; also returns the pixels of each number. Number 0, the outside, has size 0."""
     numbers, _ = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     sizes = np.bincount(numbers.ravel())
     sizes[0] = 0
@@ -210,15 +224,19 @@ def _keep(
 
 
 def _holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What ndimage.binary_fill_holes adds, in one pass instead of one for each pixel of the longest way out of the mask."""
+    """The pixels that ndimage.binary_fill_holes would add.
+
+    That function grows the outside pixel by pixel and needs many passes; numbering the outside components needs one.
+    """
     holes = np.zeros_like(mask)
     if mask.any():
         box = bounding_box(mask)
-        numbers, found = ndimage.label(~mask[box])
-        enclosed = np.ones(found + 1, bool)
+        numbers, count = ndimage.label(~mask[box])
+        enclosed = np.ones(count + 1, bool)
         for axis in range(mask.ndim):
             enclosed[np.take(numbers, [0, -1], axis)] = False
-        enclosed[0] = False  # the mask itself
+        # Number 0 is the mask itself.
+        enclosed[0] = False
         holes[box] = enclosed[numbers]
     return holes
 
@@ -230,9 +248,13 @@ def _mean_and_misses(dice: list[float]) -> tuple[float, int]:
 
 
 def _helps(before: list[float], after: list[float]) -> bool:
-    """NaN of all cases is never better: where no case has the class left, nothing shows what would be lost."""
+    """Whether a step is used, by the rule that `choose` states.
+
+    A mean of NaN is never better: if no case has the class any more, nothing shows what would be lost.
+    """
     (mean_before, misses_before), (mean, misses) = _mean_and_misses(before), _mean_and_misses(after)
-    change = np.nan_to_num(after, nan=1.0) - np.nan_to_num(before, nan=1.0)  # what is undefined is a right "not there"
+    # An undefined Dice means that the class is in neither mask: a correct answer, which counts as 1.
+    change = np.nan_to_num(after, nan=1.0) - np.nan_to_num(before, nan=1.0)
     better, worse = int((change > 0).sum()), int((change < 0).sum())
     enough = int(np.isfinite(before).sum()) >= MIN_CASES
     return enough and mean - mean_before >= MARGIN and misses <= misses_before and better >= 2 * worse

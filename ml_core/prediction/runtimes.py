@@ -1,8 +1,8 @@
-"""What runs a trained network: PyTorch, or on the CPU the same network as an OpenVINO model, where that gives the same masks.
+"""The runtimes of a trained network: PyTorch, or OpenVINO on a CPU if it gives the same masks.
 
-Either is a `Forward`, so that nobody else needs to know which one it is. The OpenVINO model is kept as bytes in the model package; it
-is for every batch and image size, because for a size that comes again one dynamic model is as quick as one made for that size
-(benchmarks/serving.py), and it need not be compiled again for each size of a batch of images.
+Both are a `Forward`, so callers need not know which one they have. The model package holds the OpenVINO model as bytes.
+One model serves every batch and image size: it is as quick as one made for a single size (benchmarks/serving.py), and
+it is compiled only once.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Normalised images (N, C, *spatial) float32 → logits (N, K, *spatial) float32, 2D or 3D. For one thread at a time."""
 
 I = TypeVar("I")  # noqa: E741 (an image, in whatever form the predict functions take it)
-MAX_DIFFERENCE = 0.001  # of Dice; below what a second training with another seed changes by a factor of ten
-_SAME = 0.01  # of the largest logit: conversion rounds the weights to float16
+# The Dice of a quicker runtime may differ by less than this. Training with another seed changes Dice ten times as much.
+MAX_DIFFERENCE = 0.001
+# Logits may differ by this share of the largest one, because conversion rounds the weights to float16.
+_SAME = 0.01
 
 
 class NotConvertibleError(MLError):
-    """OpenVINO cannot run this network as PyTorch does."""
+    """OpenVINO cannot run a network, or its result differs from PyTorch's."""
 
 
 class TorchForward:
-    """A network in PyTorch, on the GPU where there is one. precision: "bf16" (autocast) or "fp32"."""
+    """Runs a network in PyTorch, on the GPU if there is one. precision: "bf16" (autocast) or "fp32"."""
 
     def __init__(self, network: nn.Module, precision: str) -> None:
         import torch
@@ -64,9 +66,9 @@ class TorchForward:
 
 
 class OpenVinoForward:
-    """A converted network on the CPU. Needs no PyTorch.
+    """Runs a converted network on the CPU, without PyTorch.
 
-    precision: "bf16" is used where the CPU computes in it, else "fp32".
+    precision: "bf16" or "fp32"; a CPU that does not compute in bf16 uses fp32.
     """
 
     def __init__(self, xml: bytes, weights: bytes, precision: str) -> None:
@@ -79,26 +81,28 @@ class OpenVinoForward:
         self._request = compiled.create_infer_request()
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        # The result is copied: the request keeps its own for the next call.
+        # OpenVINO returns a copy of the result, so the next call cannot overwrite it.
         logits: NDArray[np.float32] = self._request.infer([np.ascontiguousarray(batch)], share_inputs=True)[0]
         return logits
 
 
 def _openvino() -> ModuleType:
-    """OpenVINO without its telemetry, which would report every import and conversion to its makers.
+    """Import OpenVINO without its telemetry, which would report every import and conversion to its makers.
 
-    An import of `openvino_telemetry` that fails makes OpenVINO use its own stand-in, which sends nothing.
+    If `openvino_telemetry` cannot be imported, OpenVINO uses a stand-in of its own that sends nothing.
     """
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to say "cannot be imported"
+    # None in sys.modules makes an import fail.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     return importlib.import_module("openvino")
 
 
 def convert(network: nn.Module, example: Tensor, *, any_size: bool = True) -> tuple[bytes, bytes]:
-    """The network as an OpenVINO model: its XML, and its weights in float16. On the CPU, in eval mode afterwards.
+    """Convert a network to an OpenVINO model: its XML, and its weights in float16.
 
-    example: float32 (1, C, *spatial), as small as the network takes. any_size: the model takes every spatial size that the network
-    takes; False: only the example's, for networks that are built for one (windows). It takes every batch size in both cases.
-    Raises NotConvertibleError when OpenVINO does not know an operation, or its result is not PyTorch's.
+    The network is moved to the CPU and to evaluation mode. example: float32 (1, C, *spatial), as small as the network
+    accepts. any_size: whether the model accepts every spatial size that the network does, or only the example's (for
+    networks built for one size). It accepts every batch size in either case.
+    Raises NotConvertibleError if OpenVINO does not know an operation, or if its result differs from PyTorch's.
     """
     import torch
 
@@ -107,34 +111,39 @@ def convert(network: nn.Module, example: Tensor, *, any_size: bool = True) -> tu
     spatial = [-1] * (example.dim() - 2) if any_size else list(example.shape[2:])
     shape = openvino.PartialShape([-1, example.shape[1], *spatial])
     with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")  # the tracer's, about sizes; what they could spoil is checked below
+        # The tracer warns of sizes that it may have frozen. `_check` finds out whether it has.
+        warnings.simplefilter("ignore")
         path = Path(folder) / "model.xml"
         try:
             openvino.save_model(openvino.convert_model(network, example_input=example, input=shape), path)
             xml, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
             _check(network, OpenVinoForward(xml, weights, "fp32"), example, any_size)
-        except (RuntimeError, ValueError, TypeError) as error:  # OpenVINO's exceptions are RuntimeErrors
+        # OpenVINO's exceptions are RuntimeErrors.
+        except (RuntimeError, ValueError, TypeError) as error:
             reason = f"OpenVINO cannot run this network ({str(error).strip().splitlines()[-1]})."
             raise NotConvertibleError("not_convertible", reason, "It is used in PyTorch.") from error
     return xml, weights
 
 
 def _check(network: nn.Module, converted: Forward, example: Tensor, any_size: bool) -> None:
-    """Compare on a batch, and on a larger size: tracing can freeze what should follow the input. Raises ValueError."""
+    """Compare the logits for a batch, and for a larger image if `any_size`. Raises ValueError if they differ.
+
+    Tracing can freeze sizes that should follow the input, which the example alone would not show.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
     sizes = [example.shape[2:], [2 * example.shape[2], *example.shape[3:]]] if any_size else [example.shape[2:]]
     for size in sizes:
         images = torch.randn(2, example.shape[1], *size, generator=generator)
-        expected, found = network(images).numpy(), converted(images.numpy())
-        if found.shape != expected.shape or np.abs(found - expected).max() > _SAME * np.abs(expected).max():
+        expected, actual = network(images).numpy(), converted(images.numpy())
+        if actual.shape != expected.shape or np.abs(actual - expected).max() > _SAME * np.abs(expected).max():
             raise ValueError(f"its logits differ for images of {' x '.join(map(str, size))}")
 
 
 @dataclass(frozen=True)
 class Serving(Document):
-    """What runs a model: the decision that goes into its package."""
+    """The decision which runtime runs a model, and in which precision."""
 
     runtime: str
     """"openvino" or "torch"."""
@@ -143,13 +152,13 @@ class Serving(Document):
     reason: str
     """A sentence for people."""
     dice_difference: Annotated[float | None, LeftOut] = None
-    """The largest difference of a class's mean Dice from PyTorch in fp32; None where nothing was compared."""
+    """The largest difference of a class's mean Dice from PyTorch in fp32; None if nothing was compared."""
     cases: Annotated[int | None, LeftOut] = None
-    """On how many cases it was measured."""
+    """The number of cases that were compared."""
     unit: Annotated[str | None, LeftOut] = None
-    """What each of these cases is."""
+    """What each of these cases is, such as "validation case"."""
     seconds: Annotated[dict[str, float] | None, LeftOut] = None
-    """What one forward pass took in each runtime."""
+    """Name of each runtime → seconds of one forward pass."""
 
 
 def choose(
@@ -162,26 +171,26 @@ def choose(
     precision: str = "bf16",
     unit: str = "validation case",
 ) -> Serving:
-    """Whether the model is served by `fast`, or by `exact` (PyTorch in fp32).
+    """Decide whether a model is served by `fast`, or by `exact` (PyTorch in fp32).
 
-    fast, exact: an image to its label map of class positions. cases: validation images with their reference label maps (`unit`:
-    what each of them is), each read once. The rule: per class, the mean Dice over the cases whose reference has the class may
-    differ by less than MAX_DIFFERENCE.
+    `fast` is used if, for every class, the mean Dice over the cases whose reference has the class differs by less than
+    MAX_DIFFERENCE. fast, exact: functions from an image to its label map of class positions. cases: validation images
+    with their reference label maps, each read once. runtime, precision: those of `fast`. unit: what each case is.
     """
     scores: list[list[tuple[float, float]]] = [[] for _ in range(classes)]
     count = 0
     for image, reference in cases:
         count += 1
-        found, expected = fast(image), exact(image)
+        actual, expected = fast(image), exact(image)
         for index in np.unique(reference):
             truth = reference == index
-            scores[index].append((_dice(truth, found == index), _dice(truth, expected == index)))
+            scores[index].append((_dice(truth, actual == index), _dice(truth, expected == index)))
     if count == 0:
         return Serving("torch", "fp32", "There was no validation case to compare the converted network on.", cases=0)
     means = [np.mean(pairs, axis=0) for pairs in scores if pairs]
     difference = max(abs(float(ours - theirs)) for ours, theirs in means)
-    over = f"one {unit}" if count == 1 else f"{count} {unit}s"
-    report = f"its Dice differs by at most {difference:.5f} from PyTorch in fp32 on {over}"
+    compared = f"one {unit}" if count == 1 else f"{count} {unit}s"
+    report = f"its Dice differs by at most {difference:.5f} from PyTorch in fp32 on {compared}"
     if difference < MAX_DIFFERENCE:
         names = {"openvino": "OpenVINO", "torch": "PyTorch"}
         reason = f"{names[runtime]} in {precision}: {report}."
