@@ -51,7 +51,8 @@ def create_dataset_from_upload(
         raise MedSegError("empty", "The archive is empty. Choose a ZIP file with images/ and masks/.", attr="archive")
     if archive.size > settings.MEDSEG_MAX_UPLOAD_BYTES:
         limit = settings.MEDSEG_MAX_UPLOAD_BYTES // 2**20
-        raise MedSegError("too_large", f"The archive is larger than {limit} MB.", attr="archive", http_status=413)
+        text = f"The archive is larger than {limit} MB. Split it into several datasets."
+        raise MedSegError("too_large", text, attr="archive", http_status=413)
     if not storage.is_zip(archive):
         file_name = clean_file_name(archive.name)
         cure = "Zip the folder that holds images/ and masks/ and upload that."
