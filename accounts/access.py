@@ -1,7 +1,7 @@
-"""Who sees and may do what: the one rule for every row that has a `project`.
+"""The rules of access: who may see a row that has a `project`, and who may do what with it.
 
-The tables of the apps above have `objects = ProjectJobs.as_manager()`, so every page and every API query starts with
-`Table.objects.visible_to(user)`; every service that changes a row calls `require`.
+The tables of the apps above have `objects = ProjectJobs.as_manager()`. Every page and every API query starts with
+`Table.objects.visible_to(user)`, and every service that changes a row calls `require`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from medseg_site.shared.jobs.row import JobQuerySet
 Action = Literal["view", "annotate", "change", "delete", "manage"]
 Rows = TypeVar("Rows", bound=QuerySet[Any])
 
-# `change` is all work on rows: upload, train, segment, cancel, rename. `manage` is about the project and its members.
+# `change` covers all work on rows: upload, train, segment, cancel, rename. `manage` covers the project and its members.
 ALLOWED: dict[str, frozenset[Action]] = {
     Role.VIEWER: frozenset({"view"}),
     Role.ANNOTATOR: frozenset({"view", "annotate"}),
@@ -29,12 +29,12 @@ ALLOWED: dict[str, frozenset[Action]] = {
 
 
 def has_all_rights(user: Any) -> bool:
-    """True of the single user and of superusers."""
+    """Whether the user may do everything. That is so for superusers, and for everybody in single-user mode."""
     return settings.MEDSEG_SINGLE_USER or (user is not None and user.is_superuser)
 
 
 def projects_of(user: Any) -> list[int]:
-    """Numbers of the user's projects: the personal one and those that they are a member of. One query."""
+    """The ids of the user's projects: the personal one, and those with a membership. It takes one query."""
     if user is None or user.pk is None:
         return []
     personal = Project.objects.filter(personal_of=user.pk).order_by().values_list("pk", flat=True)
@@ -43,10 +43,10 @@ def projects_of(user: Any) -> list[int]:
 
 
 def visible_to(rows: Rows, user: Any) -> Rows:
-    """Those of the rows that this user may see.
+    """The rows that this user may see.
 
-    The projects are asked for first: with one number in place of a subquery the database takes the rows of a list in
-    the order of the index (project, time) and stops after a page.
+    The ids of the projects are fetched first. With ids in place of a subquery, the database reads the rows of a list in
+    the order of the index (project, time) and stops after one page.
     """
     if has_all_rights(user):
         return rows.all()
@@ -67,7 +67,7 @@ def visible_rows(table: type[Model]) -> Callable[[Any], QuerySet[Any]]:
 
 
 def role_of(user: Any, project: int) -> str | None:
-    """The user's role in the project of this number; None where they are not in it."""
+    """The user's role in the project with the id `project`. None when the user is not in it."""
     if user is None or user.pk is None:
         return None
     if Project.objects.filter(pk=project, personal_of=user.pk).exists():
@@ -76,7 +76,7 @@ def role_of(user: Any, project: int) -> str | None:
 
 
 def may(user: Any, action: Action, row: Any) -> bool:
-    """Whether the user may do this to the row, which has a `project` or is one."""
+    """Whether the user may do this to the row. The row has a `project`, or is a Project itself."""
     if has_all_rights(user):
         return True
     project = row.pk if isinstance(row, Project) else row.project_id
@@ -85,21 +85,22 @@ def may(user: Any, action: Action, row: Any) -> bool:
 
 
 def require(user: Any, action: Action, row: Any) -> None:
-    """Raises MedSegError (403) where the user may not."""
+    """Raise MedSegError (403) when the user may not do this to the row."""
     if not may(user, action, row):
-        text = f"Your role in the project of {row} does not allow that ({action}). Ask an owner of the project for another role."
+        cure = "Ask an owner of the project for another role."
+        text = f"Your role in the project of {row} does not allow that ({action}). {cure}"
         raise MedSegError("permission_denied", text, http_status=403)
 
 
 class ProjectRows(QuerySet[Any]):
-    """Rows of a table that has a `project`."""
+    """The rows of a table that has a `project`."""
 
     def visible_to(self, user: Any) -> Self:
         return visible_to(self, user)
 
 
 class ProjectJobs(JobQuerySet):
-    """The same of jobs, without the log: only the log's own address shows it, and it may hold half a megabyte."""
+    """The rows of a table of jobs, without their logs: a log may hold half a megabyte, and only one page shows it."""
 
     def visible_to(self, user: Any) -> Self:
         return visible_to(self, user).defer("log")

@@ -1,4 +1,4 @@
-"""Projects, their members and the audit in the admin: to look at."""
+"""Admin pages of projects, their members and the audit. Nothing can be changed there."""
 
 from __future__ import annotations
 

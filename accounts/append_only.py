@@ -1,7 +1,8 @@
-"""Triggers that refuse every change of an audit event, whoever asks for it. They are made after every `migrate`.
+"""Database triggers that refuse to change or delete an audit event. They are made after every `migrate`.
 
-One change passes: Django forgets the number of a deleted user or project. A command that removes old events would drop
-the triggers, delete, and make them again in one transaction: no other connection sees the table without them.
+One change is allowed: Django sets the id of a deleted user or project to null. A command that removes old events would
+drop the triggers, delete the rows and make the triggers again in one transaction, so that no other connection ever sees
+the table without them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ REASON = "audit events are never changed"
 
 
 def install(using: str = "default", **kwargs: Any) -> None:
-    """For Django's post_migrate."""
+    """Make the triggers again. Django's signal post_migrate calls this."""
     connection = connections[using]
     make = {"sqlite": _sqlite, "postgresql": _postgresql}.get(connection.vendor)
     if make is None or TABLE not in connection.introspection.table_names():
@@ -31,7 +32,7 @@ def install(using: str = "default", **kwargs: Any) -> None:
 
 
 def remove(using: str = "default") -> None:
-    """Let everything pass, until `install` is called again."""
+    """Drop the triggers. Until `install` is called, every change is allowed."""
     connection = connections[using]
     on_table = f" ON {TABLE}" if connection.vendor == "postgresql" else ""
     with connection.cursor() as cursor:
@@ -40,12 +41,15 @@ def remove(using: str = "default") -> None:
 
 
 def _changes(same: str) -> str:
-    """A condition: the UPDATE does more than forget. `same`: the operator that also finds two nulls alike."""
-    kept = []
+    """The SQL condition that an UPDATE does more than set those ids to null.
+
+    `same` is the operator that also finds two nulls equal.
+    """
+    conditions = []
     for column in (field.column for field in AuditEvent._meta.concrete_fields):
         is_same = f"NEW.{column} {same} OLD.{column}"
-        kept.append(f"({is_same} OR NEW.{column} IS NULL)" if column in FORGOTTEN else is_same)
-    return f"NOT ({' AND '.join(kept)})"
+        conditions.append(f"({is_same} OR NEW.{column} IS NULL)" if column in FORGOTTEN else is_same)
+    return f"NOT ({' AND '.join(conditions)})"
 
 
 def _sqlite() -> list[str]:

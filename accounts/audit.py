@@ -1,4 +1,4 @@
-"""The audit: who did what to which row. Services call `record` in the transaction of what they do."""
+"""The audit: who did what to which row. Services call `record` in the same transaction as the change itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _address: ContextVar[str] = ContextVar("address", default="")
 
 
 class AddressMiddleware:
-    """Lets `record` know where the present request comes from; services are not told of requests."""
+    """Keeps the address of the present request for `record`, because services do not get the request."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
@@ -31,9 +31,9 @@ class AddressMiddleware:
 
 
 def record(user: Any, act: Act, row: Any) -> None:
-    """Write down that the user did this to the row, which has a KIND, a uuid and a project.
+    """Record that the user did this to the row, which has a KIND, a uuid and a project.
 
-    Called before a row is deleted. Where the transaction fails, nothing was done and nothing is written.
+    Call it before a row is deleted. If the transaction fails, the change is undone and so is its record.
     """
     AuditEvent.objects.create(
         user=user,

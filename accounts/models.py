@@ -1,4 +1,4 @@
-"""Projects and who is in them, what people did, and the answers that a repeated request gets again."""
+"""The tables of projects, memberships, audit events, and the answers that a repeated request gets again."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from medseg_site.shared.catalogue.declarations import Stored
 
 
 class Project(models.Model):
-    """Whose rows are: every dataset, model, inference, batch and upload belongs to one project.
+    """The owner of rows: every dataset, model, inference, batch and upload belongs to one project.
 
-    A personal project is its user's own, without a membership. It stays, with its rows, when the user is deleted.
+    A personal project belongs to one user and has no memberships. When the user is deleted, it stays, with its rows.
     """
 
-    # It has no object in storage. The manifest of each of its rows says all of it.
+    # A project has no object in storage. The manifest of each of its rows holds all its columns.
     STORED: ClassVar = Stored(told_in_full=True)
 
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     name = models.CharField(max_length=200)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
-    # Null: the project is shared.
+    # Null for a shared project.
     personal_of = models.OneToOneField(
         settings.AUTH_USER_MODEL,
         null=True,
@@ -44,7 +44,7 @@ class Project(models.Model):
 
 
 class Role(models.TextChoices):
-    """What a member of a project is. accounts/access.py says what each may do."""
+    """The roles of a member in a project. accounts/access.py says what each of them may do."""
 
     VIEWER = "viewer"
     ANNOTATOR = "annotator"
@@ -53,7 +53,7 @@ class Role(models.TextChoices):
 
 
 class Membership(models.Model):
-    """A user in a project."""
+    """A user is a member of a project, with a role."""
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="memberships")
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships")
@@ -72,9 +72,9 @@ class Membership(models.Model):
 
 
 class AuditEvent(models.Model):
-    """Who did what to which row. It is written once and never changed (accounts/append_only.py).
+    """An entry of the audit: who did what to which row. It is never changed (see accounts/append_only.py).
 
-    User and project may be deleted later; the names of the user and of the object stay.
+    The user and the project may be deleted later. The names of the user and of the object stay in the entry.
     """
 
     at = models.DateTimeField(default=timezone.now, editable=False)
@@ -94,7 +94,7 @@ class AuditEvent(models.Model):
         on_delete=models.SET_NULL,
         related_name="audit_events",
     )
-    # Where the request came from. Empty: nobody's request, such as a command.
+    # The IP address that the request came from. It is empty without a request, such as for a command.
     address = models.CharField(max_length=45, blank=True, editable=False)
 
     class Meta:
@@ -107,16 +107,20 @@ class AuditEvent(models.Model):
 
 
 class RequestKey(models.Model):
-    """The `Idempotency-Key` of one request, and what that was answered (accounts/request_keys.py)."""
+    """The `Idempotency-Key` of one request, and the answer that the request got (see accounts/request_keys.py)."""
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="request_keys")
     key = models.CharField(max_length=200)
-    request = models.TextField()  # such as "POST /api/v1/models/"
-    sha256 = models.CharField(max_length=64)  # of what was sent
-    # Null: the first request is still being answered.
+    # The method and the path, such as "POST /api/v1/models/".
+    request = models.TextField()
+    # The checksum of what was sent. The same key with another checksum is refused.
+    sha256 = models.CharField(max_length=64)
+    # Null while the first request is still being answered.
     status_code = models.PositiveSmallIntegerField(null=True)
-    answer = models.TextField(blank=True)  # JSON as it was sent
-    location = models.TextField(blank=True)  # the answer's header
+    # The JSON text of the answer.
+    answer = models.TextField(blank=True)
+    # The Location header of the answer.
+    location = models.TextField(blank=True)
     created_at = models.DateTimeField(default=timezone.now, db_index=True)
 
     class Meta:

@@ -1,6 +1,7 @@
-"""`Idempotency-Key`: a POST that is sent again, since its answer was lost, gets the first answer and does nothing twice.
+"""The header `Idempotency-Key`: a POST that is sent again gets the first answer again, and nothing is done twice.
 
-The key is claimed before the request is worked on, by a row that is unique for user and key, so of two at once one works.
+A client sends a request again when the answer was lost. The key is claimed before the work begins, by a row that is
+unique for user and key. Of two requests that arrive at once, only one is therefore worked on.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ else:
 
 HEADER, REPLAY_HEADER = "Idempotency-Key", "Idempotent-Replay"
 KEPT = timedelta(hours=24)
-# A request that has no answer after so long died with its process, and another one may take its key.
+# A request without an answer after this time died with its process, and another request may take its key.
 LONGEST_ANSWER = timedelta(minutes=10)
-MAX_KEY = 200  # characters
+# The longest key, in characters.
+MAX_KEY = 200
 
 
 class ReplayError(Exception):
-    """The request was answered before: `row` holds the answer."""
+    """The request was answered before. `row` holds the answer."""
 
     def __init__(self, row: RequestKey) -> None:
         self.row = row
@@ -42,7 +44,7 @@ class ReplayError(Exception):
 
 
 class IdempotentPosts(View):
-    """For every API view that takes POST; stands first among its bases. tests/test_architecture.py looks for it."""
+    """The base class of every API view that takes POST. It has to be the first base (tests/test_architecture.py)."""
 
     held: RequestKey | None = None
 
@@ -68,7 +70,7 @@ class IdempotentPosts(View):
 
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
         answer: Any = super().finalize_response(request, response, *args, **kwargs)
-        # What is no JSON (a picture) is made again when it is asked for again.
+        # Only JSON is kept. Any other answer, such as a picture, is made again for a repeated request.
         if self.held is not None and isinstance(answer, Response) and answer.status_code < 500:
             text = JSONRenderer().render(answer.data).decode()
             kept = {"status_code": answer.status_code, "answer": text, "location": answer.get("Location", "")}
@@ -78,23 +80,27 @@ class IdempotentPosts(View):
         return answer
 
     def _release(self) -> None:
-        """The request may be sent again with this key."""
+        """Give the key back, so that the request may be sent again with it."""
         if self.held is not None:
             RequestKey.objects.filter(pk=self.held.pk).delete()
             self.held = None
 
 
 def claim(user: Any, request: Request, key: str) -> RequestKey:
-    """The row of a request that is to be worked on. Raises ReplayError for one that was answered, MedSegError (400, 409)."""
+    """Claim the key for a request, and return the row of the claim.
+
+    Raises ReplayError when the request was answered before. Raises MedSegError when the key is malformed (400), was
+    used for another request (409), or belongs to a request that is still being answered (409).
+    """
     if not key.isascii() or not key.isprintable() or not 1 <= len(key) <= MAX_KEY:
         text = f"An {HEADER} has 1 to {MAX_KEY} printable ASCII characters, such as a UUID."
         raise MedSegError("invalid_key", text)
-    said = {"request": f"POST {request.get_full_path()}", "sha256": checksum(request.data)}
+    sent = {"request": f"POST {request.get_full_path()}", "sha256": checksum(request.data)}
     _forget_where_over(user, key)
-    row, is_new = RequestKey.objects.get_or_create(user=user, key=key, defaults=said)
+    row, is_new = RequestKey.objects.get_or_create(user=user, key=key, defaults=sent)
     if is_new:
         return row
-    if (row.request, row.sha256) != (said["request"], said["sha256"]):
+    if (row.request, row.sha256) != (sent["request"], sent["sha256"]):
         text = f"This {HEADER} was used for another request. Send each request with a key of its own."
         raise MedSegError("key_used", text, http_status=409)
     if row.status_code is None:
@@ -110,7 +116,7 @@ def _forget_where_over(user: Any, key: str) -> None:
 
 
 def checksum(data: Any) -> str:
-    """SHA-256 of what was sent: the fields, and of each file its name, size and SHA-256, whatever order they came in."""
+    """The SHA-256 (hex) of what was sent: the fields, and the name, size and SHA-256 of each file, in any order."""
     fields = dict(sorted(data.lists())) if isinstance(data, QueryDict) else data
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=_of_file).encode()).hexdigest()
 
@@ -124,6 +130,6 @@ def _of_file(file: UploadedFile[Any]) -> dict[str, Any]:
 
 
 def forget_old() -> int:
-    """Remove the keys that are older than a day. How many."""
+    """Remove the keys that are older than a day. Returns the number removed."""
     count, _ = RequestKey.objects.filter(created_at__lt=timezone.now() - KEPT).delete()
     return count

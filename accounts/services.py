@@ -1,4 +1,4 @@
-"""What can be asked of accounts."""
+"""Everything that the other apps ask of accounts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from accounts.models import Project
 
 
 def personal_project(user: Any) -> Project:
-    """The user's own project, made at first need. Two requests at once get the same one."""
+    """The personal project of a user. It is made on first use; two requests at once get the same project."""
     project, _ = Project.objects.get_or_create(personal_of=user, defaults={"name": user.get_username()})
     return project

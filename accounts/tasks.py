@@ -1,4 +1,4 @@
-"""Celery's side of accounts."""
+"""The Celery tasks of accounts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets, their classes and samples in the admin."""
+"""Admin pages of datasets, their classes and their samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medseg_site.shared.web.admin import JOB_FIELDS, JobAdmin, ReadOnlyAdmin, Ta
 
 
 class ClassInline(TabularInline):
-    """Names and colours can be changed; which values there are is the check's business."""
+    """The classes of a dataset. Their names and colours can be changed. The check decides which values there are."""
 
     model = DatasetClass
     form = ClassForm

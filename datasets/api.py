@@ -1,4 +1,4 @@
-"""/api/v1/datasets/"""
+"""The API at /api/v1/datasets/."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from medseg_site.shared.web.downloads import object_response, part_response
 from medseg_site.shared.web.job_api import JobLogMixin
 from ml_core.io.formats import FORMATS, suffix_of
 
-SLICE = OpenApiParameter("slice", int, description="Slice of a volume, from 0; the middle one when left out.")
+SLICE = OpenApiParameter("slice", int, description="The slice of a volume, from 0. Without it, the middle one.")
 PNG = {(200, "image/png"): OpenApiTypes.BINARY}
 
 
@@ -54,7 +54,7 @@ class DatasetViewSet(
     mixins.DestroyModelMixin,
     viewsets.GenericViewSet[Dataset],
 ):
-    """Datasets: a ZIP of images and masks, checked by a worker until it is `ready` or in `error`."""
+    """A dataset is a ZIP of images and masks. A worker checks it, and it ends as `ready` or as `error`."""
 
     queryset = Dataset.objects.none()
     serializer_class = DatasetSerializer
@@ -69,30 +69,30 @@ class DatasetViewSet(
 
     @extend_schema(request=DatasetCreateSerializer, responses={202: DatasetSerializer, 201: DatasetSerializer})
     def create(self, request: Request) -> Response:
-        """Upload a ZIP (multipart, `archive`), import one from a URL (`source_url`), or take one that came in parts (`upload`)."""
-        wanted = DatasetCreateSerializer(data=request.data)
-        wanted.is_valid(raise_exception=True)
-        given = wanted.validated_data
-        if "archive" in given:
+        """Create a dataset from a ZIP (multipart, `archive`), a URL (`source_url`) or a complete upload (`upload`)."""
+        serializer = DatasetCreateSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        values = serializer.validated_data
+        if "archive" in values:
             dataset = services.create_dataset_from_upload(
                 user=request.user,
-                name=given["name"],
-                description=given["description"],
-                archive=given["archive"],
+                name=values["name"],
+                description=values["description"],
+                archive=values["archive"],
             )
-        elif "upload" in given:
+        elif "upload" in values:
             dataset = services.create_dataset_from_parts(
                 user=request.user,
-                name=given["name"],
-                description=given["description"],
-                upload=given["upload"],
+                name=values["name"],
+                description=values["description"],
+                upload=values["upload"],
             )
         else:
             dataset = services.create_dataset_from_url(
                 user=request.user,
-                name=given["name"],
-                description=given["description"],
-                source_url=given["source_url"],
+                name=values["name"],
+                description=values["description"],
+                source_url=values["source_url"],
             )
         wait_for_end(dataset, wait_seconds(request))
         return answer_started(
@@ -110,12 +110,15 @@ class DatasetViewSet(
     @extend_schema(request=VersionCreateSerializer, responses={202: DatasetSerializer, 201: DatasetSerializer})
     @versions.mapping.post
     def create_version(self, request: Request, pk: str) -> Response:
-        """A new version based on this one: a ZIP with pairs that are new or take the place of those of their names, and
-        samples to leave out. What does not change is shared, and the split stays: new samples are trained on."""
+        """Create a new version of this one from a ZIP of pairs, from names of samples to leave out, or from both.
+
+        A pair replaces the sample of the same name, or is added. Both versions share the files that do not change. The
+        samples keep their part of the split, and new samples are trained on.
+        """
         base = get_object_or_404(self.get_queryset(), pk=pk)
-        wanted = VersionCreateSerializer(data=request.data)
-        wanted.is_valid(raise_exception=True)
-        dataset = services.create_version(user=request.user, base=base, **wanted.validated_data)
+        serializer = VersionCreateSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        dataset = services.create_version(user=request.user, base=base, **serializer.validated_data)
         wait_for_end(dataset, wait_seconds(request))
         return answer_started(
             request, dataset, self.get_serializer(dataset).data, reverse("dataset-detail", args=[dataset.pk])
@@ -124,20 +127,20 @@ class DatasetViewSet(
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
     @action(detail=True)
     def download(self, request: Request, pk: str) -> HttpResponseBase:
-        """The archive as it came; of a later version, all of its samples as a ZIP in the layout that an upload has."""
+        """The archive as it was uploaded. For a later version: a ZIP of all its samples, in the layout of an upload."""
         return dataset_zip(request, self.get_object())
 
     @extend_schema(request=None, responses={202: DatasetSerializer})
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
-        """Stop the check, or the download before it: the dataset ends as `error`. The archive stays and can be checked again."""
+        """Stop the check, or the download before it. The dataset ends as `error` and can be checked again."""
         dataset = services.cancel_dataset(user=request.user, dataset=self.get_object())
         return Response(self.get_serializer(dataset).data, status=202)
 
     @extend_schema(request=None, responses={202: DatasetSerializer})
     @action(detail=True, methods=["post"])
     def recheck(self, request: Request, pk: str) -> Response:
-        """Check a dataset that ended as `error` once more, for instance after a cancel or when a limit was raised."""
+        """Check a dataset that ended as `error` once more, for instance after a cancel or after a limit was raised."""
         dataset = services.recheck_dataset(user=request.user, dataset=self.get_object())
         return Response(self.get_serializer(dataset).data, status=202)
 
@@ -148,10 +151,10 @@ class DatasetViewSet(
     @action(detail=True, methods=["patch"], url_path=r"classes/(?P<value>-?[0-9]{1,9})", url_name="class")
     def rename_class(self, request: Request, pk: str, value: str) -> Response:
         """Give a class another name or colour."""
-        wanted = ClassUpdateSerializer(data=request.data)
-        wanted.is_valid(raise_exception=True)
+        serializer = ClassUpdateSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
         item = services.rename_class(
-            user=request.user, dataset=self.get_object(), value=int(value), **wanted.validated_data
+            user=request.user, dataset=self.get_object(), value=int(value), **serializer.validated_data
         )
         return Response(ClassSerializer(item).data)
 
@@ -164,16 +167,17 @@ class DatasetViewSet(
     )
     def samples(self, request: Request, pk: str) -> Response:
         """The images of a dataset with their masks, in the order of their names."""
-        # Not get_object(): it would search and order the datasets by what is asked of the samples.
+        # get_object() would apply the search and the order of the samples to the datasets.
         dataset = get_object_or_404(self.get_queryset(), pk=pk)
-        found = Sample.objects.filter(dataset=dataset)
+        rows = Sample.objects.filter(dataset=dataset)
         if split := request.query_params.get("split"):
-            found = found.filter(split=split.replace("\0", ""))  # Postgres refuses to compare with it
+            # Postgres refuses texts that hold a null character.
+            rows = rows.filter(split=split.replace("\0", ""))
         for backend in (SearchFilter, OrderingFilter):
-            found = backend().filter_queryset(request, found, self)
+            rows = backend().filter_queryset(request, rows, self)
         if not any(request.query_params.get(name) for name in ("split", "search", "ordering")):
-            found = dataset.all_samples()
-        return answer_page(self.paginator, found, request, SampleSerializer)
+            rows = dataset.all_samples()
+        return answer_page(self.paginator, rows, request, SampleSerializer)
 
     def _sample(self, sample_id: str) -> Sample:
         return get_object_or_404(Sample, dataset=self.get_object(), pk=sample_id)
@@ -181,7 +185,7 @@ class DatasetViewSet(
     @extend_schema(responses=PNG, parameters=[SLICE])
     @action(detail=True, url_path=r"samples/(?P<sample_id>[0-9]{1,18})/image", url_name="sample-image")
     def sample_image(self, request: Request, pk: str, sample_id: str) -> HttpResponse:
-        """The image as an 8-bit picture (grey or RGB) for the screen (one slice of a volume)."""
+        """The image, or one slice of a volume, as an 8-bit PNG (grey or RGB) for the screen."""
         sample = self._sample(sample_id)
         return display.slice_response(
             lambda: display.display_array(sample.image_key, sample.image_sha256), request.query_params.get("slice")
@@ -190,7 +194,7 @@ class DatasetViewSet(
     @extend_schema(responses=PNG, parameters=[SLICE])
     @action(detail=True, url_path=r"samples/(?P<sample_id>[0-9]{1,18})/labels", url_name="sample-labels")
     def sample_labels(self, request: Request, pk: str, sample_id: str) -> HttpResponse:
-        """The mask as an 8-bit picture: a pixel is the position of its class in the dataset's `classes`."""
+        """The mask, or one slice of it, as an 8-bit PNG. A pixel is the position of its class in `classes`."""
         sample = self._sample(sample_id)
         values = [item.value for item in sample.dataset.classes.all()]
         oriented = display.shown_as_volume(sample.shape, sample.spacing)
@@ -202,7 +206,7 @@ class DatasetViewSet(
     @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
     @action(detail=True, url_path=r"samples/(?P<sample_id>[0-9]{1,18})/mask", url_name="sample-mask")
     def sample_mask(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
-        """The mask in the dataset's label values: PNG, or NIfTI for a volume."""
+        """The mask in the dataset's label values, as a PNG, or as NIfTI for a volume."""
         sample = self._sample(sample_id)
         kind = FORMATS[suffix_of(sample.mask_key)]
         return object_response(

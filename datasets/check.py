@@ -1,4 +1,4 @@
-"""The worker's side of a dataset: bring the archive, check every pair, store what is good, write the catalogue."""
+"""The worker's side of a dataset: fetch the archive, check every pair, store the good ones, and write the catalogue."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ from ml_core.errors import ImageError
 from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
 from uploads.verification import UploadDamagedError, checked_sha256
 
-MAX_ISSUES = 1_000  # kept; the rest is counted
+# The row keeps so many issues, so that it stays small. Any further ones are only counted.
+MAX_ISSUES = 1_000
 ROWS_AT_ONCE = 500
 
 
 def check(pk: int) -> None:
-    """Check one dataset. The row ends as ready, or as error with the reason."""
+    """Check one dataset. The row then ends as `ready`, or as `error` with the reason."""
     run(_DatasetCheck(), pk)
 
 
@@ -45,7 +46,7 @@ class _DatasetCheck(Work[Dataset]):
     model = Dataset
     TOO_LONG = "The check took longer than its time limit. Split the dataset into smaller ones."
     UNEXPECTED = "The check ended unexpectedly ({error}). Check it again; if it fails again, see its log."
-    # What is wrong with the archive itself: it is removed, for another check would find the same.
+    # Errors of the archive itself. The archive is then removed, because another check would find the same errors.
     USELESS_ARCHIVE = (ArchiveError, UrlImportError, UploadDamagedError, DatasetRefusedError)
 
     def do(self, job: Claim[Dataset]) -> None:
@@ -80,9 +81,11 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     changes = changes_of(samples, base)
     if base and changes["kept"] == base.dataset.file_count == len(samples):
         raise _nothing_new(base, check.issues)
-    job.beat(force=True)  # the last moment to notice a wish to cancel
+    # This is the last moment at which a cancel can still stop the check.
+    job.beat(force=True)
     split = split_of(samples, found.duplicates, base)
-    mask_codes = {str(code): value for code, value in found.codes.items()}  # as JSON keeps it
+    # JSON keeps the keys of an object as texts.
+    mask_codes = {str(code): value for code, value in found.codes.items()}
     columns: dict[str, Any] = {
         "file_count": len(samples),
         "modality": fingerprint.modality[:32],
@@ -92,14 +95,16 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
         "fingerprint": replace(fingerprint, grouping=split.grouping, mask_codes=mask_codes).to_json(),
         **_issue_columns(check.issues),
     }
-    # Samples first, for their manifest tells their numbers; the dataset is not ready before that lies in storage.
+    # The samples are written first, because the manifest states their ids. The dataset becomes ready only once the
+    # manifest is in storage.
     with transaction.atomic():
         job.update(progress={})
         Sample.objects.filter(dataset=dataset).delete()
         DatasetClass.objects.filter(dataset=dataset).delete()
         rows = _sample_rows(dataset, samples, split)
-        while some := list(islice(rows, ROWS_AT_ONCE)):  # memory must not grow with their number
-            Sample.objects.bulk_create(some)
+        # The rows are written in chunks, so that memory does not grow with their number.
+        while chunk := list(islice(rows, ROWS_AT_ONCE)):
+            Sample.objects.bulk_create(chunk)
         DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in found.classes)
     with job.kept_alive():
         columns = manifests.store_done(dataset, {**columns, **job.last_words()})
@@ -130,8 +135,12 @@ def _sample_rows(dataset: Dataset, samples: list[CheckedSample], split: Split) -
 
 
 def _refuse(job: Claim[Dataset], reason: str, issues: list[Issue]) -> None:
-    """Remove what came and was made, then say so: once the row is `error` it may be checked again from its URL, and what
-    lies there is that check's. An upload cannot be checked again without its archive; if this dies first, it is needed."""
+    """Remove the archive and everything that was made from it, and end the row as `error` with the reason.
+
+    An archive that came from a URL is removed before the row ends: once the row is `error`, a new check may start, and
+    the archive in storage is then the one that the new check fetched. An uploaded archive is removed after the row has
+    ended: if this worker dies in between, the upload is still there for the next attempt.
+    """
     archive = storage.object_key("datasets", job.row.uuid, "archive.zip")
     _discard(job)
     if job.row.source_url:
@@ -148,7 +157,7 @@ def _refuse(job: Claim[Dataset], reason: str, issues: list[Issue]) -> None:
 
 
 def _discard(job: Claim[Dataset]) -> None:
-    """Remove what a check made that did not come to its end, while the row is still its own."""
+    """Remove what an unfinished check made. A check whose row belongs to somebody else by now removes nothing."""
     prefix = storage.object_key("datasets", job.row.uuid)
     mine = Dataset.objects.filter(pk=job.row.pk, claim_token=job.token)
     if not mine.exists():
@@ -161,13 +170,15 @@ def _discard(job: Claim[Dataset]) -> None:
 
 
 def _bring_archive(job: Claim[Dataset], folder: Path) -> Path:
-    """A local file with the archive: the stored upload, or what the URL serves, which is then stored too."""
+    """Return a local file with the archive: the stored upload, or a download from the URL, which is stored too."""
     dataset = job.row
     if dataset.s3_key:
-        with job.kept_alive():  # bringing and reading gigabytes takes longer than a heartbeat may be silent
+        # To fetch and read gigabytes takes longer than the time after which a job without a heartbeat counts as lost.
+        with job.kept_alive():
             path = storage.fetch(dataset.s3_key, dataset.checksum or None)
             checksum = dataset.checksum or checked_sha256(dataset.uuid, path)
-        if not dataset.checksum:  # it came in parts, which nobody had read as one file before
+        # An upload in parts has no checksum of the whole file until a worker reads it here.
+        if not dataset.checksum:
             job.update(checksum=checksum)
             dataset.checksum = checksum
         return path
@@ -203,7 +214,10 @@ def _base_of(dataset: Dataset) -> Base | None:
 
 
 def _check_pairs(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[DatasetCheck, list[CheckedSample]]:
-    """The archive's pairs, and of a later version the samples that stay. One that only leaves some out has no archive."""
+    """Check the pairs of the archive, together with the samples that a later version keeps.
+
+    A version that only leaves samples out has no archive. Raises DatasetRefusedError when the archive has no pairs.
+    """
     dataset = job.row
     limits = ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)
     has_archive = bool(dataset.s3_key or dataset.source_url)
@@ -223,7 +237,7 @@ def _check_items(
     items, checked = merged.items, list[CheckedSample]()
     prefix = storage.object_key("datasets", job.row.uuid, "samples")
     compared = min(len(items), findings.MAX_COMPARED)
-    # Kept alive, for one large volume can take longer to read, or slow storage to take, than a heartbeat may be silent.
+    # The job is kept alive because it can take long to read one large volume, or to send it to slow storage.
     with job.kept_alive(), PairPipeline(archive, folder, prefix, compared) as pipeline:
         for position, item, read in pipeline.read(items):
             job.beat({"stage": "checking", "done": position, "total": len(items), "fraction": position / len(items)})
@@ -237,7 +251,8 @@ def _check_items(
                 check.issues.append(findings.NOT_REPLACED.issue(item.name))
                 known = pipeline.know(partial(read_kept, earlier), check)
             finally:
-                del read  # its pixels
+                # The future behind this call holds the pixels of the pair.
+                del read
             checked += pipeline.store(known, position)
         for sample in pipeline.rest():
             job.beat()
@@ -246,7 +261,7 @@ def _check_items(
 
 
 def _nothing_new(base: Base, issues: list[Issue]) -> DatasetRefusedError:
-    cure = "Add pairs that are new or differ from those of the same name, or name samples to leave out."
+    cure = "Add new pairs, or pairs that differ from those of the same name, or name images to leave out."
     first = findings.first_problem(issues, cure)
     return findings.NOTHING_NEW.refusal(issues, version=base.dataset.version, first=first)
 

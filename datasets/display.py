@@ -1,4 +1,4 @@
-"""Pictures of stored images and label maps for the browser: PNGs of one slice, from a small cache of decoded files."""
+"""PNGs of single slices of stored images and label maps, from a small cache of decoded files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ from ml_core.io import display_volume, read_image, read_mask, to_screen
 
 CACHE_BYTES = 512 * 2**20
 
-
-# The arrays used last, so that turning through a volume decodes it once, also one that is larger than the cache.
+# The arrays used last, so that a person who scrolls through a volume has it decoded once. An array that is larger than
+# the cache counts as exactly the cache's size, so that it is kept as well.
 _arrays: LRUCache[Any, NDArray[Any]] = LRUCache(CACHE_BYTES, lambda array: min(array.nbytes, CACHE_BYTES))
 _arrays_lock = threading.Lock()
 
 
 @cached(_arrays, key=lambda key, sha256: ("image", sha256), lock=_arrays_lock)
 def display_array(key: str, sha256: str) -> NDArray[np.uint8]:
-    """The stored image ready for the screen: uint8 (D, H, W, C), D = 1 for a picture. Raises MedSegError (404, 409) without one."""
+    """The stored image ready for the screen: uint8 (D, H, W, C), with D = 1 for a picture.
+
+    Raises MedSegError when the object is missing (404) or damaged (409), and ImageError when it cannot be read.
+    """
     return display_volume(read_image(_fetch(key, sha256)))
 
 
@@ -39,7 +42,10 @@ def display_array(key: str, sha256: str) -> NDArray[np.uint8]:
     lock=_arrays_lock,
 )
 def label_array(key: str, sha256: str, values: list[int], *, oriented: bool) -> NDArray[np.uint8]:
-    """The stored label map as indices into `values`, laid as its image is on the screen: uint8 (D, H, W)."""
+    """The stored label map as indices into `values`, turned like its image on the screen: uint8 (D, H, W).
+
+    Raises the same errors as display_array.
+    """
     labels = read_mask(_fetch(key, sha256)).values
     order = np.argsort(values)
     indices = order[np.clip(np.searchsorted(np.asarray(values)[order], labels), 0, len(values) - 1)].astype(np.uint8)
@@ -47,14 +53,15 @@ def label_array(key: str, sha256: str, values: list[int], *, oriented: bool) -> 
 
 
 def shown_as_volume(shape: list[int], spacing: list[float] | None) -> bool:
-    """Whether a row's image is laid on the screen by the directions in the body (as ml_core.io.is_oriented of the image)."""
+    """Whether the image is turned for the screen by its directions in the body (as ml_core.io.is_oriented says)."""
     return len(shape) == 3 and spacing is not None
 
 
 def _fetch(key: str, sha256: str) -> Any:
     try:
         return storage.fetch(key, sha256)
-    except FileNotFoundError:  # other OSErrors are outages, such as a full disk
+    # Any other OSError is an outage, such as a full disk.
+    except FileNotFoundError:
         raise MedSegError("no_object", "The file is not in storage any more.", http_status=404) from None
     except storage.StorageCorruptError as error:
         cure = "Put it back from a backup of the storage; without one, delete what it belongs to and upload it again."
@@ -62,7 +69,7 @@ def _fetch(key: str, sha256: str) -> Any:
 
 
 def slice_index(text: str | None, depth: int) -> int:
-    """The query's `slice`; the middle one without it. Raises MedSegError when there is no such slice."""
+    """The slice that `text` asks for, or the middle one without a text. Raises MedSegError when there is none."""
     if text is None or text == "":
         return depth // 2
     index = whole_number(text, maximum=depth - 1)
@@ -74,7 +81,10 @@ def slice_index(text: str | None, depth: int) -> int:
 
 
 def overlay(image: NDArray[np.uint8], labels: NDArray[Any], colors: list[str], opacity: float) -> NDArray[np.uint8]:
-    """Colours of all classes but the first (background) over a picture: (H, W, C) and (H, W) → (H, W, 3)."""
+    """Blend the colours of all classes but the first (background) into a picture: (H, W, C) and (H, W) → (H, W, 3).
+
+    `labels` are indices into `colors`, which are #rrggbb. `opacity` is from 0 to 1.
+    """
     table = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors], dtype=np.float32)
     weight = np.where(labels > 0, np.float32(opacity), np.float32(0))[..., None]
     blended = image * (1 - weight) + table[labels] * weight
@@ -98,7 +108,10 @@ def png_response(array: NDArray[np.uint8]) -> HttpResponse:
 
 
 def slice_response(load: Callable[[], NDArray[np.uint8]], index: str | None) -> HttpResponse:
-    """One slice of what `load` gives (D, H, W[, C]) as a PNG. A file that cannot be shown is an error, not a crash."""
+    """Answer with one slice of the array (D, H, W[, C]) that `load` returns, as a PNG.
+
+    Raises MedSegError (409) when the file cannot be read, so that the user learns why.
+    """
     volume = _loaded(load)
     return png_response(volume[slice_index(index, len(volume))])
 
@@ -110,6 +123,7 @@ def overlay_response(
     opacity: float,
     index: str | None,
 ) -> HttpResponse:
+    """Answer with one slice of an image and its label map over it, as a PNG. Raises MedSegError like slice_response."""
     pixels, labels = _loaded(load_image), _loaded(load_labels)
     position = slice_index(index, len(pixels))
     return png_response(overlay(pixels[position], labels[position], colors, opacity))

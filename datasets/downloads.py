@@ -1,4 +1,4 @@
-"""A dataset as one ZIP: as it came, or of a later version all that it holds, in the layout that an upload has."""
+"""Downloads of a dataset as one ZIP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from ml_core.io.formats import suffix_of
 
 
 def dataset_zip(request: HttpRequest, dataset: Dataset) -> HttpResponseBase:
-    """Raises WrongStateError where there is no archive (yet)."""
+    """Answer with the archive as it was uploaded, or with a ZIP of all samples of a later version.
+
+    That ZIP has the layout of an upload. Raises WrongStateError while the dataset is not ready and has no archive.
+    """
     if dataset.based_on is None and dataset.s3_key:
         name = dataset.archive_name or "archive.zip"
         kind = "application/zip"
@@ -23,7 +26,7 @@ def dataset_zip(request: HttpRequest, dataset: Dataset) -> HttpResponseBase:
             request, dataset.s3_key, content_type=kind, name=name, sha256=dataset.checksum, download=True
         )
     if dataset.status != dataset.WORDS.done:
-        raise WrongStateError("There is nothing to download before the dataset is ready.")
+        raise WrongStateError("The dataset is not ready, so there is nothing to download. Wait for its check.")
     rows = list(dataset.samples.values_list("name", "image_key", "image_sha256", "mask_key"))
     return zip_response(_entries(rows), name=f"{dataset}.zip")
 
@@ -31,7 +34,8 @@ def dataset_zip(request: HttpRequest, dataset: Dataset) -> HttpResponseBase:
 def _entries(rows: list[tuple[str, str, str, str]]) -> Iterator[ZipEntry]:
     for name, image_key, image_sha256, mask_key in rows:
         ending = suffix_of(image_key)
-        if ending == ".zip":  # a series: its slices, as find_pairs knows them
+        # A DICOM series is stored as a ZIP. Its slices go into a folder, where an upload has them too.
+        if ending == ".zip":
             with zipfile.ZipFile(storage.fetch(image_key, image_sha256)) as series:
                 for member in series.namelist():
                     yield f"images/{name}/{member}", [series.read(member)]

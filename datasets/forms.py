@@ -1,4 +1,4 @@
-"""Forms of the dataset pages. (Uploads go to the API, which shows their progress.)"""
+"""Forms of the dataset pages. The upload has none: the page sends it to the API, which lets it show the progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ else:
 
 
 class ClassForm(ClassModelForm):
-    """Name and colour of one class."""
+    """The name and the colour of one class."""
 
     class Meta:
         model = DatasetClass
@@ -31,7 +31,7 @@ class ClassForm(ClassModelForm):
         return color.lower()
 
     def rename(self, user: Any) -> None:
-        """Save through the service; what it refuses becomes an error of the field."""
+        """Save through the service. When the service refuses, its reason becomes an error of the field."""
         given = self.cleaned_data
         try:
             services.rename_class(

@@ -1,4 +1,4 @@
-"""The catalogue: datasets, their samples and their classes. Files live in storage; these rows say what is there."""
+"""The tables of datasets, their samples and their classes. The files are in storage; these rows say which ones."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ WORDS = JobWords(queued="uploaded", working="uploaded", done="ready", failed="er
 
 
 class Dataset(Job):
-    """A ZIP of images and masks, and what the check found in it: one version, which never changes once it is ready.
+    """One version of a dataset: a ZIP of images and masks, and what the check found in it.
 
-    A later version of the same `family` is a row of its own; its samples name the objects of the version that it is
-    based on, where those did not change.
+    A ready version never changes, except for its name, its description and the names and colours of its classes. A
+    later version of the same `family` is a row of its own. Where a sample did not change, both versions name the same
+    objects.
     """
 
     WORDS = WORDS
@@ -36,21 +37,22 @@ class Dataset(Job):
 
     name = models.CharField(max_length=200)
     description = models.TextField(blank=True)
-    family = models.UUIDField(default=uuid.uuid4, editable=False)  # that of the first version's uuid
+    # The uuid of the first version. All versions of a dataset share it.
+    family = models.UUIDField(default=uuid.uuid4, editable=False)
     version = models.PositiveIntegerField(default=1, editable=False)
-    based_on = models.PositiveIntegerField(
-        null=True, blank=True, editable=False
-    )  # another version; it may be deleted by now
-    leave_out = models.JSONField(
-        default=list, blank=True, editable=False
-    )  # names of its samples that are not wanted any more
-    changes = models.JSONField(default=dict, blank=True, editable=False)  # {kept, added, replaced, left_out}: numbers
+    # The number of the version that this one was made from. That version may be deleted by now.
+    based_on = models.PositiveIntegerField(null=True, blank=True, editable=False)
+    # The names of those samples of `based_on` that are not in this version.
+    leave_out = models.JSONField(default=list, blank=True, editable=False)
+    # How many samples differ from `based_on`: {kept, added, replaced, left_out}.
+    changes = models.JSONField(default=dict, blank=True, editable=False)
     s3_bucket = models.CharField(max_length=200, blank=True, editable=False)
     s3_key = models.CharField(max_length=300, blank=True, editable=False)
     uploaded_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
     file_count = models.PositiveIntegerField(default=0, editable=False)
     total_size_mb = models.FloatField(default=0, editable=False)
-    checksum = models.CharField(max_length=64, blank=True, editable=False)  # SHA-256 of the archive as it came
+    # The SHA-256 of the archive as it was uploaded.
+    checksum = models.CharField(max_length=64, blank=True, editable=False)
     archive_name = models.CharField(max_length=300, blank=True, editable=False)
     source_url = models.TextField(blank=True, editable=False)
     is_synthetic = models.BooleanField(default=False, editable=False)
@@ -83,7 +85,10 @@ class Dataset(Job):
         return reverse("datasets:detail", args=[self.pk])
 
     def all_samples(self) -> QuerySet[Sample]:
-        """In order, for a paginator: a dataset that is ready is neither counted nor walked through for each page."""
+        """The samples in order, for a paginator.
+
+        A ready dataset knows their number and numbers them without a gap, so no page has to count or skip them.
+        """
         samples = self.samples.order_by("position")
         last = samples.values_list("position", flat=True).last()
         if self.status == WORDS.done and last == self.file_count - 1:
@@ -92,7 +97,7 @@ class Dataset(Job):
 
     @property
     def base(self) -> Dataset | None:
-        """The version that this one is based on; None for a first one, and where that was deleted."""
+        """The version that this one is based on. None for a first version, and when that version was deleted."""
         if self.based_on is None:
             return None
         return Dataset.objects.filter(family=self.family, version=self.based_on).first()
@@ -106,7 +111,7 @@ class Dataset(Job):
 
 
 class DatasetClass(models.Model):
-    """One value of the masks. The lowest (or 0) is background."""
+    """One value of the masks, with its name and its colour (#rrggbb). The lowest value (or 0) is background."""
 
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="classes")
     value = models.IntegerField(editable=False)
@@ -125,7 +130,7 @@ class DatasetClass(models.Model):
 
 
 class Sample(models.Model):
-    """One image with its mask. The mask is stored in the dataset's label values on the image's own grid."""
+    """One image with its mask. The mask is stored in the dataset's label values on the grid of the image."""
 
     STORED: ClassVar = Stored(
         objects={"image_key": "image_sha256", "mask_key": "mask_sha256", "thumbnail_key": None}, apart=True
@@ -134,7 +139,8 @@ class Sample(models.Model):
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="samples")
     position = models.PositiveIntegerField(editable=False)
     name = models.CharField(max_length=300)
-    patient_group = models.CharField(max_length=64, blank=True, editable=False)  # a salted hash, or a key from the name
+    # A salted hash of the DICOM PatientID, or a key from the name. A group stays in one part of the split.
+    patient_group = models.CharField(max_length=64, blank=True, editable=False)
     split = models.CharField(max_length=8, choices=[("train", "train"), ("val", "val"), ("test", "test")], blank=True)
     shape = models.JSONField(default=list, editable=False)
     spacing = models.JSONField(null=True, editable=False)
@@ -143,7 +149,7 @@ class Sample(models.Model):
     mask_key = models.CharField(max_length=300, editable=False)
     mask_sha256 = models.CharField(max_length=64, editable=False)
     thumbnail_key = models.CharField(max_length=300, editable=False)
-    # Where in that object it lies, in bytes; None where the object is this one thumbnail, as it was in earlier versions.
+    # Where the thumbnail is in that object, in bytes. None when the object holds only this one thumbnail.
     thumbnail_offset = models.PositiveIntegerField(null=True, editable=False)
     thumbnail_size = models.PositiveIntegerField(null=True, editable=False)
 

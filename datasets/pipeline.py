@@ -1,7 +1,11 @@
-"""Pairs through three steps at once: read and compared by threads, made known one after the other, stored by threads.
+"""Takes the pairs of a dataset through three steps at once.
 
-Decoding, compression and the store's answers are waited for outside Python's lock, so threads are enough. What is under way
-is bounded, in pairs and in bytes: memory does not grow with the archive, and large volumes are read one at a time.
+1. Threads read pairs ahead.
+2. One thread enters them into the check, one after the other and in order.
+3. Threads store them.
+
+Threads are enough, because decoding, compression and waiting for the store happen outside Python's lock. The pairs and
+bytes under way are limited: memory does not grow with the archive, and large volumes are read one at a time.
 """
 
 from __future__ import annotations
@@ -37,26 +41,31 @@ from ml_core.dataset.pairing import Pair
 from ml_core.errors import ImageError
 from ml_core.io.containers import ArchiveError, SafeArchive
 
-Item = Pair | Sample  # a pair of the archive, or a sample of an earlier version that stays
+# A pair of the archive, or a sample of an earlier version that stays.
+Item = Pair | Sample
 Read = UnpackedPair | ReadKept
 
-READ_BYTES = 16 * 2**20  # of files whose pairs are read ahead; decoded, they are some times as much
-STORED_AT_ONCE = 8  # a store elsewhere answers each after some milliseconds; more threads are in each other's way
-WAITING_TO_BE_STORED = 64  # pairs, as files in the scratch folder
+# Pairs are read ahead while their files have no more bytes than this. Decoded, they take a few times as much memory.
+READ_BYTES = 16 * 2**20
+# A remote store takes some milliseconds to answer, so several threads wait for it. More would slow each other down.
+STORED_AT_ONCE = 8
+# So many pairs may wait, as files in the scratch folder, until they are stored.
+WAITING_TO_BE_STORED = 64
 
 
 class PairPipeline:
-    """A context manager. On leaving it, also by an error, no thread reads or stores any more."""
+    """The threads that read and store pairs. It is a context manager; on leaving, all of them have ended."""
 
     def __init__(self, archive: SafeArchive | None, folder: Path, prefix: str, compared: int) -> None:
-        """prefix: of the samples' keys. compared: how many pairs' signatures are kept, to be compared when all are read."""
+        """`prefix` begins the keys of the samples' objects. `compared` pairs are compared with each other."""
         self._archive, self._folder, self._prefix = archive, folder, prefix
         self._signatures = _SignatureFile(folder / "signatures", compared)
         self._readers = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "read")
         self._writers = ThreadPoolExecutor(STORED_AT_ONCE if storage.is_remote() else 2, "store")
         self._thumbnails = ThumbnailWriter(self._writers, f"{prefix}/thumbnails")
         self._being_stored: deque[Future[CheckedSample]] = deque()
-        self._free: SimpleQueue[Path] = SimpleQueue()  # folders are used again: making one takes longer than a file
+        # Folders are used again, because making a folder takes longer than making a file.
+        self._free: SimpleQueue[Path] = SimpleQueue()
         self._folders = 0
 
     def __enter__(self) -> Self:
@@ -69,7 +78,7 @@ class PairPipeline:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[int, Item, Callable[[], Read]]]:
-        """Position, item, and a call that gives what was read or raises what was wrong with it; in order."""
+        """Yield in order: a position, its item, and a call that returns the item's content or raises its error."""
         ahead: deque[tuple[int, Item, int, Future[Read]]] = deque()
         most = max(2, os.cpu_count() or 1) + 1
         for position, item in enumerate(items):
@@ -81,7 +90,7 @@ class PairPipeline:
             yield self._next(ahead)
 
     def _size_of(self, item: Item) -> int:
-        """Bytes of its files, as far as that is known without opening them."""
+        """The size in bytes of an item's files, or an estimate of it where only an open file would tell."""
         if isinstance(item, Sample):
             return math.prod(item.shape)
         assert self._archive is not None
@@ -114,28 +123,29 @@ class PairPipeline:
             raise
 
     def know(self, read: Callable[[], Read], check: DatasetCheck, earlier: Sample | None = None) -> KnownSample:
-        """In order: see know_pair. Raises what was wrong with the pair.
+        """Enter an item into the check. Items have to come in order (see know_pair). Raises the error of a bad pair.
 
-        It has no files where it is stored already: one that stays, or a pair that is the same as the `earlier` sample of its name.
+        The result has no files when they are in storage already. That is so for a sample that stays, and for a pair
+        whose files are the same as those of the `earlier` sample with its name.
         """
-        found = read()
-        if isinstance(found, ReadKept):
-            kept = know_kept(found, check)
+        content = read()
+        if isinstance(content, ReadKept):
+            kept = know_kept(content, check)
             kept.sample.signature = self._signatures.keep(kept.sample.signature)
             return kept
         try:
-            known = know_pair(found, check)
+            known = know_pair(content, check)
         except ImageError:
-            self._give_back(found.folder)
+            self._give_back(content.folder)
             raise
         known.sample.signature = self._signatures.keep(known.sample.signature)
         if earlier is not None and known.files and is_unchanged(known.files, earlier):
-            self._give_back(found.folder)
+            self._give_back(content.folder)
             return KnownSample(as_stored(earlier, known.sample.signature), known.thumbnail, None)
         return known
 
     def _give_back(self, folder: Path) -> None:
-        """The files of a pair that is stored, or not stored after all."""
+        """Empty the folder of a pair that is stored or left out, so that another pair can use it."""
         for path in folder.iterdir():
             path.unlink()
         self._free.put(folder)
@@ -146,7 +156,10 @@ class PairPipeline:
         return sample
 
     def store(self, known: KnownSample, position: int) -> list[CheckedSample]:
-        """Store a pair beside all else. Gives those that are stored by now, in order; where their thumbnails lie is known after `rest`."""
+        """Store a pair in the background, and return the samples that have been stored by now, in order.
+
+        Their thumbnails have a key only after `rest` has ended.
+        """
         self._thumbnails.add(known.sample, known.thumbnail)
         if known.files is None:
             stays: Future[CheckedSample] = Future()
@@ -160,21 +173,21 @@ class PairPipeline:
         return stored
 
     def rest(self) -> Iterator[CheckedSample]:
-        """Those that were still being stored, in order; after the last one all is stored."""
+        """Yield the samples that were still being stored, in order. After the last one, everything is stored."""
         while self._being_stored:
             yield self._being_stored.popleft().result()
         self._thumbnails.finish()
 
 
 class _SignatureFile:
-    """Signatures in a mapped file: 8 KB a case in memory would grow with the archive."""
+    """Keeps signatures in a memory-mapped file. In memory they would take 8 KB a pair, and grow with the archive."""
 
     def __init__(self, path: Path, most: int) -> None:
         self._path, self._most, self._count = path, most, 0
         self._rows: NDArray[np.float16] | None = None
 
     def keep(self, signature: NDArray[np.float16]) -> NDArray[np.float16]:
-        """The same numbers where they do not count; nothing of those beyond `most`, which are not compared."""
+        """Return the same numbers as a row of the file; an empty array beyond `most`, where nothing is compared."""
         if self._count == self._most:
             return signature[:0]
         if self._rows is None:

@@ -1,4 +1,4 @@
-"""One pair of a dataset: read, checked, and stored with its normalised mask; and its thumbnail."""
+"""One image with its mask, on its way into a dataset: it is read, checked, given a thumbnail, and stored."""
 
 from __future__ import annotations
 
@@ -28,39 +28,46 @@ THUMBNAIL_SIDE = 256
 
 @dataclass(slots=True)
 class CheckedSample:
-    """A good pair, stored."""
+    """A pair that passed the check, with the facts that its row of `samples` needs."""
 
     name: str
-    file: str  # the image's in the archive, or the folder of a series
+    # The path of the image in the archive, or the folder of a DICOM series.
+    file: str
     group: str
     shape: tuple[int, ...]
     spacing: list[float] | None
     image: storage.StoredObject
     mask: storage.StoredObject
-    signature: NDArray[np.float16]  # of ml_core.dataset.near_duplicates
-    thumbnail_key: str = ""  # these three are told by ThumbnailWriter
+    # For the comparison in ml_core.dataset.near_duplicates.
+    signature: NDArray[np.float16]
+    # ThumbnailWriter sets these three. Offset and size are in bytes.
+    thumbnail_key: str = ""
     thumbnail_offset: int = 0
     thumbnail_size: int = 0
 
     @property
     def content(self) -> str:
-        """The same for the same bytes; known once the image is stored."""
+        """Equal for two images with the same bytes. It is empty until the image is stored."""
         return self.image.sha256
 
 
 @dataclass
 class UnpackedPair:
-    """A pair that was read and whose parts fit together: pixels, and in `folder` the files to store."""
+    """A pair that was read and whose image and mask fit together. `folder` holds the files to store."""
 
     pair: Pair
     folder: Path
     image_path: Path
     read: ReadPair
-    labels_path: Path | None  # None for a mask in colours: which value a colour has only the class table knows
+    # None for a mask in colours: only the class table knows which value a colour has.
+    labels_path: Path | None
 
 
 def unpack_pair(pair: Pair, archive: SafeArchive, folder: Path) -> UnpackedPair:
-    """Raises ImageError or ArchiveError with `file` set to the culprit. Nothing of it depends on other pairs."""
+    """Extract and read one pair of the archive. It depends on no other pair, so pairs may be read in any order.
+
+    Raises ImageError or ArchiveError, with `file` set to the file at fault.
+    """
     image_path, mask_path = folder / f"image{_suffix(pair.image[0])}", folder / f"mask{_suffix(pair.mask)}"
     image_file = pair.image[0].rpartition("/")[0] if pair.is_series else pair.image[0]
     if pair.is_series:
@@ -78,16 +85,17 @@ def unpack_pair(pair: Pair, archive: SafeArchive, folder: Path) -> UnpackedPair:
 
 @dataclass
 class KnownSample:
-    """A good pair whose values are known to the class table, ready to be stored. It holds no pixels any more."""
+    """A good pair whose mask values the class table knows. It is ready to be stored and holds no pixels any more."""
 
     sample: CheckedSample
     thumbnail: bytes
-    files: PairFiles | None  # None: image and mask are stored already
+    # None when image and mask are in storage already.
+    files: PairFiles | None
 
 
 @dataclass
 class PairFiles:
-    """The files of a pair, in a folder of their own."""
+    """The files of one pair. No other pair uses their folder."""
 
     folder: Path
     image: Path
@@ -95,12 +103,16 @@ class PairFiles:
 
 
 def know_pair(unpacked: UnpackedPair, check: DatasetCheck) -> KnownSample:
-    """See DatasetCheck.add: pairs come here in order."""
+    """Enter a pair into the class table and make its thumbnail. Pairs have to come in order (see DatasetCheck.add).
+
+    Raises ImageError when the pair does not fit those before it.
+    """
     pair, read, image = unpacked.pair, unpacked.read, unpacked.read.image
     values = check.add(read)
     labels_path = unpacked.labels_path or write_label_map(values, image, unpacked.folder)
     sample = CheckedSample(
-        name=pair.name[:300],  # as long as the column
+        # The column `samples.name` has room for so many characters.
+        name=pair.name[:300],
         file=read.image_file,
         group=patient_group(image, pair.name),
         shape=image.shape,
@@ -114,24 +126,24 @@ def know_pair(unpacked: UnpackedPair, check: DatasetCheck) -> KnownSample:
 
 
 def store_sample(sample: CheckedSample, files: PairFiles, prefix: str) -> None:
-    """Store image and mask."""
+    """Store image and mask below `prefix`, and note their keys and checksums in `sample`."""
     sample.image = storage.store_file(f"{prefix}/image{_suffix(files.image.name)}", files.image)
     sample.mask = storage.store_file(f"{prefix}/mask{_suffix(files.labels.name)}", files.labels)
 
 
 def _suffix(name: str) -> str:
-    """The ending of a file as an object's key may have it: none that the user made up."""
+    """The ending for an object's key. It is that of a known format, because keys hold nothing that a user made up."""
     return suffix if (suffix := suffix_of(name)) in FORMATS else ".dcm"
 
 
 def _extract_series(pair: Pair, archive: SafeArchive, folder: Path) -> Path:
-    """All slices of a series as one ZIP, which ml_core.io reads as a volume."""
+    """Write all slices of a DICOM series into one ZIP, which ml_core.io reads as a volume."""
     target = folder / "image.zip"
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as series:
         for index, name in enumerate(pair.image):
             part = folder / "slice"
             archive.extract(name, part)
-            # No time of day: the same slices give the same bytes, also in a later version.
+            # The entry has no time of day, so that the same slices give the same bytes in a later version too.
             entry = zipfile.ZipInfo(f"{index:05d}.dcm")
             entry.compress_type = zipfile.ZIP_DEFLATED
             with part.open("rb") as source, series.open(entry, "w") as out:
@@ -141,14 +153,21 @@ def _extract_series(pair: Pair, archive: SafeArchive, folder: Path) -> Path:
 
 
 def patient_group(image: Image, name: str) -> str:
-    """What must stay on one side of a split: a salted hash of the DICOM PatientID (which goes no further), or the name's `sub-X`."""
+    """The group of samples that must stay in one part of the split.
+
+    It is a salted hash of the DICOM PatientID, which itself is stored nowhere, or else the `sub-X` in the name.
+    """
     if image.patient:
         return "p-" + salted_hmac("datasets.patient", image.patient, algorithm="sha256").hexdigest()[:24]
     return group_of_name(name)
 
 
 def thumbnail_jpeg(image: Image, values: NDArray[Any], colors: dict[int, str]) -> bytes:
-    """The image with its mask over it; of a volume the slice with most foreground."""
+    """A JPEG of the image with its mask over it. A volume shows the slice with the most foreground.
+
+    `values` are label values in the shape of the image; `colors` maps each of them to #rrggbb. No side of the JPEG is
+    longer than THUMBNAIL_SIDE pixels.
+    """
     background = min(colors)
     index = None
     if image.dimensions == 3:

@@ -1,4 +1,4 @@
-"""Datasets as the API shows and takes them."""
+"""The serializers of the datasets API: what it answers and what it accepts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
 
 
 class DatasetCreateSerializer(serializers.Serializer[Any]):
-    """One of `archive` (multipart), `source_url` or `upload` (JSON)."""
+    """A new dataset from exactly one of `archive` (multipart), `source_url` or `upload` (JSON)."""
 
     name = serializers.CharField(max_length=200)
     description = serializers.CharField(required=False, allow_blank=True, default="", max_length=10_000)
@@ -84,13 +84,15 @@ class DatasetCreateSerializer(serializers.Serializer[Any]):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if sum(name in attrs for name in ("archive", "source_url", "upload")) != 1:
-            text = "Send a ZIP file as `archive` (multipart), its address as `source_url`, or a complete `upload`: one of these."
+            text = (
+                "Send one of these: a ZIP as `archive` (multipart), its address as `source_url`, a complete `upload`."
+            )
             raise serializers.ValidationError({"archive": [serializers.ErrorDetail(text, code="required")]})
         return attrs
 
 
 class NamesField(serializers.ListField):
-    """A list of names; in a form also one text with a name a line."""
+    """A list of names. A form may also send one text with one name per line."""
 
     child = serializers.CharField(max_length=300, trim_whitespace=False)
 
@@ -108,16 +110,16 @@ class NamesField(serializers.ListField):
 
 
 class VersionCreateSerializer(serializers.Serializer[Any]):
-    """At most one of `archive` (multipart), `source_url` and `upload` (JSON), and names of samples to leave out."""
+    """A new version from at most one of `archive` (multipart), `source_url`, `upload` (JSON), and from `leave_out`."""
 
     archive = serializers.FileField(required=False, allow_empty_file=True)
     source_url = serializers.CharField(required=False, max_length=2_000)
     upload = serializers.UUIDField(required=False, help_text="A complete upload (see /api/v1/uploads/).")
-    leave_out = NamesField(required=False, help_text="Names of samples that the new version does not have.")
+    leave_out = NamesField(required=False, help_text="Names of samples to leave out of the new version.")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if sum(name in attrs for name in ("archive", "source_url", "upload")) > 1:
-            text = "Send new pairs as `archive` (multipart), `source_url` or `upload`: one of these."
+            text = "Send new pairs in only one way: as `archive` (multipart), as `source_url` or as `upload`."
             raise serializers.ValidationError({"archive": [serializers.ErrorDetail(text, code="invalid")]})
         return attrs
 

@@ -1,4 +1,4 @@
-"""What can be asked of datasets. Pages, API and admin all come through here."""
+"""Everything that can be done with datasets. Pages, API and admin all call these functions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from uploads.services import find_upload, mark_used, place_upload
 
-MANY_SAMPLES = 500  # of a dataset: a worker removes them, so that the request need not wait
+# A worker removes the objects of a dataset with more samples than this, so that the request need not wait.
+MANY_SAMPLES = 500
 
 
 def create_dataset_from_upload(
@@ -41,17 +42,21 @@ def create_dataset_from_upload(
     is_synthetic: bool = False,
     change: Change | None = None,
 ) -> Dataset:
-    """Store the ZIP and start its check. `change`: a later version, to which the ZIP brings what is new."""
+    """Store the ZIP and start its check. With `change`, the ZIP brings the new pairs of a later version.
+
+    Raises MedSegError when the archive is empty, too large or no ZIP file, or when the name is not allowed.
+    """
     name = clean_name(name)
     if not archive.size:
         raise MedSegError("empty", "The archive is empty. Choose a ZIP file with images/ and masks/.", attr="archive")
     if archive.size > settings.MEDSEG_MAX_UPLOAD_BYTES:
         limit = settings.MEDSEG_MAX_UPLOAD_BYTES // 2**20
-        raise MedSegError("too_large", f"The archive is larger than {limit} MB.", attr="archive", http_status=413)
+        text = f"The archive is larger than {limit} MB. Split it into several datasets."
+        raise MedSegError("too_large", text, attr="archive", http_status=413)
     if not storage.is_zip(archive):
         file_name = clean_file_name(archive.name)
-        text = f"{file_name} is not a ZIP file, or it is damaged. Zip the folder that holds images/ and masks/ and upload that."
-        raise MedSegError("not_a_zip", text, attr="archive")
+        cure = "Zip the folder that holds images/ and masks/ and upload that."
+        raise MedSegError("not_a_zip", f"{file_name} is not a ZIP file, or it is damaged. {cure}", attr="archive")
     owner = uuid.uuid4()
     stored = storage.store_upload(storage.object_key("datasets", owner, "archive.zip"), archive)
     try:
@@ -75,24 +80,28 @@ def create_dataset_from_upload(
 def create_dataset_from_parts(
     *, user: Any, name: str, upload: uuid.UUID, description: str = "", change: Change | None = None
 ) -> Dataset:
-    """A dataset of an archive that came in parts; its check finds out the checksum. Asking twice gives the same dataset."""
+    """Create a dataset that arrived in parts. The same upload always gives the same dataset.
+
+    The check computes the checksum. Raises MedSegError when the user has no such upload.
+    """
     name = clean_name(name)
-    found = find_upload(user=user, upload=upload, purpose="dataset")
-    made: Dataset | None = Dataset.objects.visible_to(user).filter(uuid=found.uuid).first()
-    if made:
-        return made  # the answer to the first request was lost
-    place_upload(found)
+    upload_row = find_upload(user=user, upload=upload, purpose="dataset")
+    existing: Dataset | None = Dataset.objects.visible_to(user).filter(uuid=upload_row.uuid).first()
+    # The client asks again when the answer to its first request was lost.
+    if existing:
+        return existing
+    place_upload(upload_row)
     with transaction.atomic():
-        mark_used(found)
+        mark_used(upload_row)
         return _create(
             user=user,
-            uuid=found.uuid,
+            uuid=upload_row.uuid,
             name=name,
             description=description,
-            archive_name=found.file_name,
-            s3_key=found.key,
-            total_size_mb=round(found.size / 2**20, 3),
-            project_id=found.project_id,
+            archive_name=upload_row.file_name,
+            s3_key=upload_row.key,
+            total_size_mb=round(upload_row.size / 2**20, 3),
+            project_id=upload_row.project_id,
             change=change,
         )
 
@@ -100,7 +109,10 @@ def create_dataset_from_parts(
 def create_dataset_from_url(
     *, user: Any, name: str, source_url: str, description: str = "", change: Change | None = None
 ) -> Dataset:
-    """Start the download of a ZIP; a worker fetches and checks it."""
+    """Create a dataset from an address. A worker downloads the ZIP and checks it.
+
+    Raises MedSegError when the address cannot be imported.
+    """
     name = clean_name(name)
     try:
         check_url(source_url, allow_private=settings.MEDSEG_URL_IMPORT_ALLOW_PRIVATE)
@@ -112,7 +124,7 @@ def create_dataset_from_url(
 
 @dataclass(frozen=True)
 class Change:
-    """What a later version does to `base`: its samples of these names are left out."""
+    """How a later version differs from `base`: the samples with the names in `leave_out` are not in it."""
 
     base: Dataset
     leave_out: Sequence[str] = ()
@@ -127,10 +139,10 @@ def create_version(
     source_url: str = "",
     leave_out: Sequence[str] = (),
 ) -> Dataset:
-    """A new version of a dataset: pairs of an archive are added, or take the place of those of their names; some samples go.
+    """Create a new version of `base`, in the same project.
 
-    It is in the project of `base`. Raises MedSegError where nothing is asked for or a name is unknown, WrongStateError
-    where `base` is not ready.
+    A pair of the new archive replaces the sample of the same name, or is added. The samples in `leave_out` are dropped.
+    Raises MedSegError when no change is asked for or a name is unknown, and WrongStateError when `base` is not ready.
     """
     require(user, "change", base)
     change = Change(base, list(dict.fromkeys(leave_out)))
@@ -155,7 +167,10 @@ def _unknown_names(change: Change) -> str:
 
 
 def _create(*, user: Any, change: Change | None = None, **columns: Any) -> Dataset:
-    """In the user's personal project where neither the columns nor a change say another."""
+    """Create the row and send it to a worker.
+
+    It is in the user's personal project, unless `columns` or `change` name another one.
+    """
     if change is None and "project_id" not in columns:
         columns["project_id"] = personal_project(user).pk
     with transaction.atomic():
@@ -167,16 +182,20 @@ def _create(*, user: Any, change: Change | None = None, **columns: Any) -> Datas
         )
         manifests.keep_new(dataset)
         if change:
-            manifests.keep_up(change.base)  # one of before versions would not say that it is of this family
+            # The manifest of a dataset that was stored before there were versions does not name its family.
+            manifests.keep_up(change.base)
         audit.record(user, "upload", dataset)
         send_on_commit(dataset)
     return dataset
 
 
 def _version_columns(change: Change) -> dict[str, Any]:
-    """The next number of the family. Its rows are locked, so that nobody takes the same one or deletes the base meanwhile."""
+    """The columns of the family's next version.
+
+    The family's rows are locked, so that nobody takes the same number or deletes the base meanwhile.
+    """
     lock_family(change.base)
-    # Asked anew: on Postgres the locking query itself does not see what was committed while it waited.
+    # The rows are read by a second query. On Postgres, a locking query does not see what was committed while it waited.
     family = Dataset.objects.filter(family=change.base.family)
     base = (
         family.filter(pk=change.base.pk, status=Dataset.WORDS.done)
@@ -184,7 +203,7 @@ def _version_columns(change: Change) -> dict[str, Any]:
         .first()
     )
     if base is None:
-        raise WrongStateError("Only a ready dataset can have a new version.")
+        raise WrongStateError("Only a ready dataset can have a new version. Wait for its check.")
     last = family.aggregate(Max("version"))["version__max"]
     return {
         "project_id": base.project_id,
@@ -197,23 +216,27 @@ def _version_columns(change: Change) -> dict[str, Any]:
 
 
 def lock_family(dataset: Dataset) -> None:
-    """All versions of a dataset, until the transaction ends."""
+    """Lock the rows of all versions of a dataset until the transaction ends."""
     list(Dataset.objects.select_for_update().filter(family=dataset.family).order_by("pk").values_list("pk"))
 
 
 def why_not_recheckable(dataset: Dataset) -> str | None:
-    """Why a check cannot be started again now; None where it can."""
+    """The reason why the check cannot be started again now; None when it can."""
     only_leaves_out = dataset.based_on is not None and not dataset.archive_name
     has_archive = bool(dataset.s3_key or dataset.source_url or only_leaves_out)
     return why_not_requeueable(dataset) or (None if has_archive else "There is no archive to check. Upload it again.")
 
 
 def recheck_dataset(*, user: Any, dataset: Dataset) -> Dataset:
-    """Check an archive that was refused once more, for instance after a limit was raised."""
+    """Check a dataset that ended as `error` once more, for instance after a limit was raised.
+
+    Raises WrongStateError when its check cannot be started again.
+    """
     require(user, "change", dataset)
     refuse_if(why_not_recheckable(dataset))
     with transaction.atomic():
-        lock_family(dataset)  # see delete_dataset
+        # delete_dataset takes the same lock: the version that this one is based on cannot be deleted meanwhile.
+        lock_family(dataset)
         requeue(dataset, issues=[], issue_count=0)
         audit.record(user, "resume", dataset)
     return dataset
@@ -229,11 +252,14 @@ def cancel_dataset(*, user: Any, dataset: Dataset) -> Dataset:
 
 
 def delete_dataset(*, user: Any, dataset: Dataset) -> None:
-    """Remove the row and every object. Models trained on it stay. Raises WrongStateError while a training reads it."""
+    """Remove the row and every object. Models that were trained on the dataset stay.
+
+    Raises WrongStateError while a training reads it or a newer version is being made from it.
+    """
     require(user, "delete", dataset)
     owner = dataset.uuid
     refuse_if(why_not_deletable(dataset))
-    # How many samples a check that goes on has stored by now is not known.
+    # A check that is still running may have stored any number of samples, so its dataset counts as large.
     is_large = dataset.is_working or dataset.file_count > MANY_SAMPLES
     owners, checksums = _traces_of(dataset) if is_large else ([owner], [])
     with removal.deletion({Dataset: [owner]}):
@@ -252,9 +278,10 @@ def delete_dataset(*, user: Any, dataset: Dataset) -> None:
 
 
 def _traces_of(dataset: Dataset) -> tuple[list[uuid.UUID], list[str]]:
-    """(its own prefix and those of earlier versions that it names objects of, checksums of which this machine may have copies).
+    """The uuids of the datasets whose objects this one names, and the checksums of which this machine may have copies.
 
-    Read before the transaction, which would keep everybody from writing meanwhile: a dataset that is ready does not change.
+    They are read before the transaction, which would keep everybody else from writing meanwhile. That is safe, because
+    a ready dataset does not change.
     """
     owners, checksums = {dataset.uuid}, {dataset.checksum} - {""}
     columns = ("image_key", "mask_key", "thumbnail_key", "image_sha256", "mask_sha256")
@@ -266,7 +293,7 @@ def _traces_of(dataset: Dataset) -> tuple[list[uuid.UUID], list[str]]:
 
 
 def why_not_deletable(dataset: Dataset) -> str | None:
-    """Why a dataset cannot be deleted now; None where it can."""
+    """The reason why the dataset cannot be deleted now; None when it can."""
     if dataset.models.filter(status__in=["queued", "training"]).exists():
         return "A training reads this dataset. Wait until it has ended, or cancel it first."
     later = Dataset.objects.filter(family=dataset.family, based_on=dataset.version)
@@ -276,7 +303,10 @@ def why_not_deletable(dataset: Dataset) -> str | None:
 
 
 def _delete_objects(dataset: Dataset, named: dict[str, str]) -> None:
-    """What it `named` (key → SHA-256), of earlier versions too, and all below its prefix, but for what other versions name."""
+    """Delete all objects below the dataset's prefix and all those in `named` (key → SHA-256).
+
+    `named` may hold objects of earlier versions. An object that another version names stays.
+    """
     prefix = storage.object_key("datasets", dataset.uuid)
     others = Dataset.objects.filter(family=dataset.family)
     if not others.exists():
@@ -292,7 +322,7 @@ def _delete_objects(dataset: Dataset, named: dict[str, str]) -> None:
 
 
 def why_not_trainable(dataset: Dataset) -> str | None:
-    """Why no model can be trained on a dataset now; None where one can."""
+    """The reason why no model can be trained on the dataset now; None when one can."""
     if dataset.status == Dataset.WORDS.done:
         return None
     if dataset.is_active:
@@ -303,6 +333,10 @@ def why_not_trainable(dataset: Dataset) -> str | None:
 
 
 def rename_class(*, user: Any, dataset: Dataset, value: int, name: str, color: str | None = None) -> DatasetClass:
+    """Give the class with this value another name and, if given, another colour (#rrggbb).
+
+    Raises MedSegError when there is no such class, or when the name or the colour is not allowed.
+    """
     require(user, "change", dataset)
     item = dataset.classes.filter(value=value).first()
     if item is None:

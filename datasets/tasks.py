@@ -1,4 +1,4 @@
-"""Celery's side of datasets. The workers' code is imported inside, so that the web process never loads it."""
+"""The Celery tasks of datasets. They import the workers' code in their bodies, so the web process never loads it."""
 
 from __future__ import annotations
 

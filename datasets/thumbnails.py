@@ -1,4 +1,4 @@
-"""Thumbnails of some samples in one object, JPEG after JPEG (Motion JPEG): a store is waited for, and paid, by the object."""
+"""Thumbnails of many samples in one object, JPEG after JPEG (Motion JPEG). Every object costs time and money."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from concurrent.futures import Executor, Future
 from datasets.samples import CheckedSample
 from medseg_site.shared.storage import objects as storage
 
-TOGETHER = 64  # some 500 KB
+# So many thumbnails lie in one object. Together they take about 500 KB.
+TOGETHER = 64
 
 
 class ThumbnailWriter:
-    """Gathers thumbnails and stores them by `pool`. One thread calls it, in the samples' order.
+    """Collects thumbnails and stores them in the threads of `pool`. Only one thread may call it, in the samples' order.
 
-    An object is named by its content: a check that lost its claim and still writes cannot change what another one wrote.
+    The key of an object holds the checksum of its content. A check that lost its claim and still writes can therefore
+    not change what another check wrote.
     """
 
     def __init__(self, pool: Executor, prefix: str) -> None:
@@ -26,7 +28,10 @@ class ThumbnailWriter:
         self._being_stored: deque[Future[storage.StoredObject]] = deque()
 
     def add(self, sample: CheckedSample, jpeg: bytes) -> None:
-        """The sample is told where its thumbnail lies, by `finish` at the latest. Raises what kept an earlier object from being stored."""
+        """Add the thumbnail of the next sample. The sample knows its key after `finish` at the latest.
+
+        Raises the error of an earlier object that could not be stored.
+        """
         sample.thumbnail_offset, sample.thumbnail_size = len(self._content), len(jpeg)
         self._content += jpeg
         self._gathered.append(sample)
@@ -46,7 +51,7 @@ class ThumbnailWriter:
         self._content.clear()
 
     def finish(self) -> None:
-        """Returns when all of them are stored; raises what kept one from it."""
+        """Wait until all objects are stored. Raises the error of one that could not be stored."""
         if self._gathered:
             self._store()
         while self._being_stored:

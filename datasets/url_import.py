@@ -1,7 +1,8 @@
-"""Download of a dataset's ZIP from an address that a user gave.
+"""Downloads a dataset's ZIP from an address that a user gave.
 
-The server must not become the user's way into its own network (server-side request forgery): every address
-of every hop is checked, and the connection goes to a checked one: a later DNS answer changes nothing.
+A user must not reach the server's own network through this download (server-side request forgery). Every address of
+every redirect is therefore checked, and the connection goes to the address that was checked, so that a later answer of
+the DNS changes nothing.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class UrlImportError(MLError):
-    """An address that cannot be imported. The texts name the host only: path and query may hold secrets."""
+    """An address cannot be imported. The texts name only the host, because path and query may hold secrets."""
 
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """What one download may take: sizes in bytes, times in seconds. `total_seconds` spans all redirects."""
+    """The limits of one download: sizes in bytes, times in seconds. `total_seconds` includes all redirects."""
 
     max_bytes: int = 20 * 2**30
     connect_timeout: float = 10.0
@@ -62,10 +63,10 @@ class DownloadLimits:
 
 
 def check_url(url: str, allow_private: bool = False) -> None:
-    """Check what the address itself tells, without DNS. Raises UrlImportError.
+    """Check the text of an address, without asking the DNS. Raises UrlImportError when it cannot be imported.
 
-    `allow_private` lets private and loopback addresses pass, for a lab's own network; link-local ones, where
-    clouds keep their credentials, and multicast and reserved ones never pass.
+    `allow_private` allows private and loopback addresses, for a lab's own network. Link-local addresses, where clouds
+    keep their credentials, and multicast and reserved addresses are never allowed.
     """
     if len(url) > MAX_URL or "\\" in url or any(c.isspace() or not c.isprintable() for c in url):
         raise _invalid_url()
@@ -99,14 +100,16 @@ def download(
 ) -> str:
     """Write what `url` serves to `target`, whose folder exists, and return the SHA-256 of its bytes in hex.
 
-    `on_progress(received, total)` gets bytes, total None when unknown; it may raise to end the download. On any error nothing is
-    left behind. Raises UrlImportError, or OSError (ENOSPC) where there is no room. With `allow_private`, checked but not pinned.
+    `on_progress(received, total)` gets bytes; `total` is None when the server does not state it. It may raise, which
+    ends the download. After an error nothing is left behind. With `allow_private`, addresses are checked, but the
+    connection is not tied to the checked one. Raises UrlImportError, or OSError (ENOSPC) when the disk is full.
     """
     limits = limits or DownloadLimits()
     part = target.with_name(target.name + ".part")
     try:
         with requests.Session() as session, _Watch(limits.total_seconds) as watch:
-            session.trust_env = False  # no proxy and no .netrc from the environment
+            # No proxy and no .netrc from the environment is used.
+            session.trust_env = False
             session.headers.update(HEADERS)
             open_adapter = _WatchedAdapter(watch)
             for scheme in ("http", "https"):
@@ -121,7 +124,7 @@ def download(
 
 
 class _Watch:
-    """Ends the connections when the time is over: a server that drips bytes never meets a read time-out."""
+    """Cuts the connections when the time is over. A server that drips bytes never hits a read time-out."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -139,7 +142,7 @@ class _Watch:
         self._thread.join()
 
     def keep_sockets_of(self, pool: Any) -> None:
-        """Note every socket that the pool opens from now on."""
+        """Keep every socket that the pool opens from now on, so that it can be cut."""
         make = pool.ConnectionCls
 
         def make_kept(*args: Any, **kwargs: Any) -> Any:
@@ -157,7 +160,7 @@ class _Watch:
 
     @contextmanager
     def explaining(self, host: str) -> Iterator[None]:
-        """Turn what goes wrong on the network into UrlImportError; library texts would show the whole URL."""
+        """Turn errors of the network into UrlImportError. The libraries' own texts would show the whole URL."""
         try:
             yield
         except InvalidIPAddress:
@@ -169,7 +172,8 @@ class _Watch:
             if isinstance(error, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
                 reason = f"The secure connection to {host} failed: its certificate or protocol is not accepted."
                 raise UrlImportError("tls", reason, UPLOAD) from None
-            if isinstance(error, urllib3.exceptions.HTTPError):  # urllib3's own: while the body was read
+            # An error of urllib3 itself was raised while the body was read.
+            if isinstance(error, urllib3.exceptions.HTTPError):
                 raise UrlImportError("incomplete", f"The connection to {host} broke off.", LATER) from None
             raise UrlImportError("unreachable", f"No connection to {host} could be made.", LATER) from None
 
@@ -181,11 +185,12 @@ class _Watch:
     def _run(self) -> None:
         if self._done.wait(self._deadline - time.monotonic()):
             return
-        while not self._done.wait(0.1):  # again and again: a connection may be opening just now
-            for each in list(self._sockets):
+        # The sockets are cut again and again, because another connection may be opening just now.
+        while not self._done.wait(0.1):
+            for opened in list(self._sockets):
                 with suppress(OSError):
-                    # Not SSLSocket.shutdown: that takes the encryption off a socket that is still read.
-                    socket.socket.shutdown(each, socket.SHUT_RDWR)
+                    # SSLSocket.shutdown would take the encryption off a socket that is still being read.
+                    socket.socket.shutdown(opened, socket.SHUT_RDWR)
 
 
 class _WatchedAdapter(HTTPAdapter):
@@ -200,7 +205,7 @@ class _WatchedAdapter(HTTPAdapter):
 
 
 class _PinnedAdapter(_WatchedAdapter, IPFilterAdapter):  # type: ignore[misc]  # the library has no types
-    """Connects to the very address that was checked; the library's list of ranges is shorter than ours."""
+    """Connects to a checked address. Our own list of forbidden ranges decides, since the library's is shorter."""
 
     def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:
         host_params, pool_kwargs = super().build_connection_pool_key_attributes(*args, **kwargs)
@@ -213,7 +218,7 @@ class _PinnedAdapter(_WatchedAdapter, IPFilterAdapter):  # type: ignore[misc]  #
 def _follow(
     session: requests.Session, url: str, limits: DownloadLimits, allow_private: bool, watch: _Watch
 ) -> requests.Response:
-    """Follow redirects one by one, checking each, to a response with status 200 whose body is unread."""
+    """Follow redirects one by one and check each. Returns a response with status 200 whose body is still unread."""
     for _ in range(limits.max_redirects + 1):
         check_url(url, allow_private)
         try:
@@ -221,16 +226,18 @@ def _follow(
         except (requests.RequestException, ValueError):
             raise _invalid_url() from None
         url = request.url or ""
-        check_url(url, allow_private)  # again, as requests writes it: it may have decoded the host
+        # The address is checked again as requests writes it, because requests may have decoded the host.
+        check_url(url, allow_private)
         parts = urlsplit(url)
         host = parts.hostname or ""
         _check_addresses(host, parts.port or (443 if parts.scheme == "https" else 80), allow_private)
         watch.check_time(host)
         with watch.explaining(host):
             times = (limits.connect_timeout, limits.read_timeout)
-            # Not session.send: that would read the body of a redirect into memory, however long.
+            # session.send would read the body of a redirect into memory, however long it is.
             response = session.get_adapter(url).send(request, stream=True, timeout=times)
-        extract_cookies_to_jar(session.cookies, request, response.raw)  # type: ignore[no-untyped-call]  # requests does not type it
+        # requests gives no types for this function.
+        extract_cookies_to_jar(session.cookies, request, response.raw)  # type: ignore[no-untyped-call]
         location = session.get_redirect_target(response)
         if location is None:
             try:
@@ -290,10 +297,10 @@ def _save(
     watch: _Watch,
     on_progress: Callable[[int, int | None], None],
 ) -> str:
-    """Stream the body into `part`, held to the limits whatever the headers say; return its SHA-256 in hex."""
+    """Stream the body into `part` and return its SHA-256 in hex. The limits hold, whatever the headers say."""
     host = urlsplit(response.url).hostname or ""
     if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-        # Expanding it here would need guards of its own, and no server has a reason to compress a ZIP.
+        # To expand it here would need limits of its own, and no server has a reason to compress a ZIP.
         raise UrlImportError("encoded", f"{host} sends the file in a compressed form of its own.", UPLOAD)
     total = whole_number(response.headers.get("Content-Length", ""))
     digest = hashlib.sha256()
@@ -311,7 +318,8 @@ def _save(
         while True:
             with watch.explaining(host):
                 chunk: bytes = response.raw.read(CHUNK_BYTES, decode_content=False)
-            watch.check_time(host)  # a connection that was cut may look like the end of the file
+            # A connection that was cut may look like the end of the file.
+            watch.check_time(host)
             if not chunk:
                 break
             if received == 0 and _is_page(chunk, response.headers.get("Content-Type", "")):
@@ -345,7 +353,10 @@ def _is_page(head: bytes, content_type: str) -> bool:
 
 
 def _literal(host: str) -> Address | None:
-    """The address that a host of digits means, also as 127.1, 2130706433, 0x7f000001 or 0177.0.0.1."""
+    """The IP address that a host stands for, also when it is written as 127.1, 2130706433, 0x7f000001 or 0177.0.0.1.
+
+    None for a name.
+    """
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -378,5 +389,5 @@ def _invalid_url() -> UrlImportError:
 
 
 def _disk_full() -> OSError:
-    """As the operating system would say it: the import waits for room."""
+    """The error that a full disk gives. It counts as an outage, so that the import waits for room."""
     return OSError(errno.ENOSPC, "There is no room for the download.")

@@ -1,6 +1,7 @@
-"""What a later version of a dataset takes over from the one that it is based on: samples, classes and the split.
+"""What a later version of a dataset takes over from the version that it is based on: samples, classes and the split.
 
-The samples that stay are read once more, since a fingerprint and near-duplicates are of all of them; nothing of them is stored again.
+The samples that stay are read again, because the fingerprint and the search for near-duplicates need all of them. Their
+images and masks are not stored again.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from ml_core.io import read_image, read_mask
 
 @dataclass
 class Base:
-    """The version that another one is based on, as far as its check needs it."""
+    """What the check of a version needs to know of the version that it is based on."""
 
     dataset: Dataset
-    samples: dict[str, Sample]  # by name, in order, without those that are to be left out
+    # By name and in order, without the samples that the new version leaves out.
+    samples: dict[str, Sample]
 
     @classmethod
     def of(cls, dataset: Dataset) -> Base | None:
-        """None where there is no such version any more."""
+        """The base of a dataset. None when there is none, or when it was deleted or is not ready."""
         base = dataset.base
         if base is None or base.status != base.WORDS.done:
             return None
@@ -41,7 +43,7 @@ class Base:
         return cls(base, samples)
 
     def class_table(self) -> ClassTable:
-        """Its values with their names and colours, and how colours in masks became values."""
+        """The classes with their names and colours, and which value each colour of a coloured mask became."""
         rows = self.dataset.class_dicts()
         codes = Fingerprint.from_json(self.dataset.fingerprint).mask_codes
         return ClassTable(rows, {int(code): value for code, value in codes.items()})
@@ -49,9 +51,10 @@ class Base:
 
 @dataclass
 class Merged:
-    """What a version is made of, in order: new pairs and earlier samples.
+    """The parts of a version in order: new pairs, and earlier samples that stay.
 
-    instead_of: the earlier sample that a pair replaces. dimensions: 2 or 3 where the earlier ones settle it.
+    `instead_of` maps a pair's name to the earlier sample that it replaces. `dimensions` is 2 or 3 when the earlier
+    samples decide it.
     """
 
     items: list[Pair | Sample]
@@ -60,7 +63,7 @@ class Merged:
 
 
 def merge(base: Base | None, pairs: Sequence[Pair]) -> Merged:
-    """A pair takes the place of the sample of its name; others come last."""
+    """Put each new pair in the place of the sample with its name. Pairs with new names come last."""
     if base is None:
         return Merged(list(pairs))
     new = {pair.name[:300]: pair for pair in pairs}
@@ -71,22 +74,22 @@ def merge(base: Base | None, pairs: Sequence[Pair]) -> Merged:
 
 @dataclass
 class ReadKept:
-    """An earlier sample, read again."""
+    """An earlier sample that was read again, with its pixels."""
 
     sample: Sample
     read: ReadPair
 
 
 class KeptSampleError(MLError):
-    """A sample that should stay cannot be read: no version is made that lacks it without anybody's wish."""
+    """A sample that should stay cannot be read. The check then fails: nobody asked to leave that sample out."""
 
     def __init__(self, sample: Sample, reason: str) -> None:
         cure = "Check again; if that does not help, leave the sample out or replace it."
-        super().__init__("unreadable_sample", f"{sample.name} of the version before cannot be read: {reason}", cure)
+        super().__init__("unreadable_sample", f"{sample.name} of the earlier version cannot be read: {reason}", cure)
 
 
 def read_kept(sample: Sample) -> ReadKept:
-    """Raises KeptSampleError."""
+    """Read image and mask of an earlier sample from storage. Raises KeptSampleError when that is not possible."""
     try:
         image = read_image(storage.fetch(sample.image_key, sample.image_sha256))
         mask = read_mask(storage.fetch(sample.mask_key, sample.mask_sha256), like=image)
@@ -100,7 +103,7 @@ def read_kept(sample: Sample) -> ReadKept:
 
 
 def know_kept(kept: ReadKept, check: DatasetCheck) -> KnownSample:
-    """Its mask is stored in label values already."""
+    """Enter an earlier sample into the check. Its mask is stored in label values already, so it needs no decoding."""
     read = kept.read
     check.add_known(read)
     thumbnail = thumbnail_jpeg(read.image, read.mask.values, check.classes.colors())
@@ -108,8 +111,11 @@ def know_kept(kept: ReadKept, check: DatasetCheck) -> KnownSample:
 
 
 def as_stored(sample: Sample, seen: NDArray[np.float16]) -> CheckedSample:
-    """seen: its signature. Its thumbnail is made and stored again: one object holds those of many, and what is left out of a
-    version must be able to go."""
+    """An earlier sample with the keys of its stored image and mask. `seen` is its signature.
+
+    Its thumbnail is made and stored again. One object holds the thumbnails of many samples, and a sample that a version
+    leaves out must not stay in an object of that version.
+    """
     return CheckedSample(
         name=sample.name,
         file=sample.name,
@@ -123,7 +129,7 @@ def as_stored(sample: Sample, seen: NDArray[np.float16]) -> CheckedSample:
 
 
 def is_unchanged(files: PairFiles, earlier: Sample) -> bool:
-    """Whether a pair that came again is the same, byte by byte, as it would be stored."""
+    """Whether the files of a new pair have the same bytes as the stored files of the earlier sample."""
     for path, sha256 in ((files.image, earlier.image_sha256), (files.labels, earlier.mask_sha256)):
         with path.open("rb") as file:
             if storage.sha256_of(file)[0] != sha256:
@@ -132,9 +138,10 @@ def is_unchanged(files: PairFiles, earlier: Sample) -> bool:
 
 
 def split_of(samples: list[CheckedSample], duplicates: list[int] | None, base: Base | None) -> Split:
-    """Who was held out stays so and new samples are learnt from (ml_core.dataset.splits.reuse_split): numbers of versions compare.
+    """The split of a version. Samples keep the part that they had in the base, so that the scores of versions compare.
 
-    Made anew where the earlier split leaves nothing to validate on, or had no test part and the samples are enough for one by now.
+    New samples are trained on (see ml_core.dataset.splits.reuse_split). The split is made anew when the earlier one
+    leaves nothing to train or validate on, or when it has no test part and there are enough samples for one now.
     """
     groups = [sample.group for sample in samples]
     fresh = split_cases(groups, duplicates=duplicates)
@@ -154,7 +161,7 @@ def split_of(samples: list[CheckedSample], duplicates: list[int] | None, base: B
 
 
 def changes_of(samples: list[CheckedSample], base: Base | None) -> dict[str, int]:
-    """Numbers of samples {kept, added, replaced, left_out}; {} for a first version."""
+    """The numbers of samples {kept, added, replaced, left_out} against the base; {} for a first version."""
     if base is None:
         return {}
     kept = sum(is_kept(sample, base) for sample in samples)
@@ -168,5 +175,6 @@ def changes_of(samples: list[CheckedSample], base: Base | None) -> dict[str, int
 
 
 def is_kept(sample: CheckedSample, base: Base) -> bool:
+    """Whether a sample still names the image of the base, so that it is neither new nor replaced."""
     earlier = base.samples.get(sample.name)
     return earlier is not None and earlier.image_key == sample.image.key

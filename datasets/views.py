@@ -26,7 +26,10 @@ VERSIONS_SHOWN = 20
 
 
 def rows_of(user: Any) -> QuerySet[Dataset]:
-    """Datasets with what a line of a list shows: classes, number of models, first sample. Two queries in all."""
+    """The datasets of a user with what a line of the list shows: classes, number of models, first sample.
+
+    It takes two queries, whatever the number of rows.
+    """
     first = Sample.objects.filter(dataset=OuterRef("pk")).order_by("position").values("pk")[:1]
     of_dataset = Dataset.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
     models = of_dataset.annotate(number=Count("models")).values("number")
@@ -47,7 +50,7 @@ def dataset_list(request: HttpRequest) -> HttpResponse:
 @login_required
 @require_GET
 def dataset_row(request: HttpRequest, pk: int) -> HttpResponse:
-    """One line of the list, which asks for itself while its dataset is checked."""
+    """One line of the list. The page asks for it again and again while its dataset is being checked."""
     dataset = get_object_or_404(rows_of(request.user), pk=pk)
     return render(request, "datasets/partials/dataset_row.html", {"dataset": dataset})
 
@@ -70,7 +73,7 @@ def _upload_context() -> dict[str, Any]:
 @login_required
 @require_GET
 def dataset_version(request: HttpRequest, pk: int) -> HttpResponse:
-    """The form for a further version. `leave_out`: numbers of samples whose names it begins with."""
+    """The form for a new version. The query's `leave_out` holds ids of samples; their names are filled in at first."""
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
     if dataset.status != dataset.WORDS.done:
         return to_page(dataset)
@@ -102,16 +105,16 @@ def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def _versions_of(user: Any, dataset: Dataset) -> list[Dataset]:
-    """The newest first; [] where there is only this one."""
-    found = Dataset.objects.visible_to(user).filter(family=dataset.family).order_by("-version")
-    rows = list(found.defer("fingerprint", "issues", "timeline", "log", "leave_out")[:VERSIONS_SHOWN])
-    return rows if len(rows) > 1 else []
+    """The versions of a dataset, the newest first; [] when there is only this one."""
+    rows = Dataset.objects.visible_to(user).filter(family=dataset.family).order_by("-version")
+    versions = list(rows.defer("fingerprint", "issues", "timeline", "log", "leave_out")[:VERSIONS_SHOWN])
+    return versions if len(versions) > 1 else []
 
 
 @login_required
 @require_GET
 def dataset_live(request: HttpRequest, pk: int) -> HttpResponseBase:
-    """The progress of a check, then the whole page."""
+    """The live part of the page: the progress while the check runs, and the whole page once it has ended."""
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
     if not is_live(request):
         return redirect(dataset)
@@ -151,7 +154,7 @@ def dataset_delete(request: HttpRequest, pk: int) -> HttpResponse:
 @login_required
 @require_POST
 def class_edit(request: HttpRequest, pk: int, class_pk: int) -> HttpResponse:
-    """Another name or colour for a class; answers with the class's own line."""
+    """Change the name or colour of a class. The answer is the line of that class."""
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
     item = get_object_or_404(DatasetClass.objects.select_related("dataset"), dataset=dataset, pk=class_pk)
     form = ClassForm(request.POST, instance=item)

@@ -1,4 +1,4 @@
-"""Models and their epochs in the admin."""
+"""Admin pages of models and their epochs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/api/v1/models/ and /api/v1/architectures/"""
+"""The API at /api/v1/models/ and /api/v1/architectures/."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ModelViewSet(
     mixins.DestroyModelMixin,
     viewsets.GenericViewSet[SegmentationModel],
 ):
-    """Models: `queued` → `training` → `completed` | `failed` | `cancelled`."""
+    """A model and its training: `queued` → `training` → `completed` | `failed` | `cancelled`."""
 
     queryset = SegmentationModel.objects.none()
     serializer_class = ModelSerializer
@@ -73,10 +73,10 @@ class ModelViewSet(
     @extend_schema(request=ModelCreateSerializer, responses={202: ModelSerializer, 201: ModelSerializer})
     def create(self, request: Request) -> Response:
         """Train a model. Every hyperparameter that is left out is planned from the data."""
-        wanted = ModelCreateSerializer(data=request.data, context={"request": request})
-        wanted.is_valid(raise_exception=True)
+        serializer = ModelCreateSerializer(data=request.data, context={"request": request})
+        serializer.is_valid(raise_exception=True)
         try:
-            model = services.create_model(user=request.user, **wanted.validated_data)
+            model = services.create_model(user=request.user, **serializer.validated_data)
         except services.HyperparametersError as error:
             raise refusal(error) from None
         wait_for_end(model, wait_seconds(request))
@@ -85,11 +85,11 @@ class ModelViewSet(
     @extend_schema(request=PlanAskSerializer, responses=PlanSerializer)
     @action(detail=False, methods=["post"])
     def plan(self, request: Request) -> Response:
-        """What a training would use, and why, without starting it. Refused for the same reasons as the training."""
-        wanted = PlanAskSerializer(data=request.data, context={"request": request})
-        wanted.is_valid(raise_exception=True)
+        """Say what a training would use, and why, without starting it. It is refused for the same reasons."""
+        serializer = PlanAskSerializer(data=request.data, context={"request": request})
+        serializer.is_valid(raise_exception=True)
         try:
-            plan = services.preview_plan(user=request.user, **wanted.validated_data)
+            plan = services.preview_plan(user=request.user, **serializer.validated_data)
         except services.HyperparametersError as error:
             raise refusal(error) from None
         return Response({"hyperparameters": plan.hyperparameters(), "reasons": plan.reasons})
@@ -100,24 +100,24 @@ class ModelViewSet(
     @extend_schema(responses=EpochSerializer(many=True))
     @action(detail=True, filterset_class=None, search_fields=[], ordering_fields=[])
     def epochs(self, request: Request, pk: str) -> Response:
-        """The training's curve, an entry an epoch."""
+        """The curve of the training, with one entry per epoch."""
         return answer_page(self.paginator, Epoch.objects.filter(model=self.get_object()), request, EpochSerializer)
 
     @extend_schema(request=None, responses={202: ModelSerializer})
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
-        """Stop the training; the best weights so far are kept."""
+        """Stop the training. Its best weights so far are kept."""
         model = services.cancel_model(user=request.user, model=self.get_object())
         return Response(self.get_serializer(model).data, status=202)
 
     @extend_schema(request=ResumeSerializer, responses={202: ModelSerializer})
     @action(detail=True, methods=["post"])
     def resume(self, request: Request, pk: str) -> Response:
-        """Go on with a failed or cancelled training from its last checkpoint, also with more epochs than first asked for."""
-        wanted = ResumeSerializer(data=request.data)
-        wanted.is_valid(raise_exception=True)
+        """Resume a failed or cancelled training from its last checkpoint. It may be given more epochs than before."""
+        serializer = ResumeSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
         try:
-            model = services.resume_model(user=request.user, model=self.get_object(), changes=wanted.validated_data)
+            model = services.resume_model(user=request.user, model=self.get_object(), changes=serializer.validated_data)
         except services.HyperparametersError as error:
             raise serializers.ValidationError({name: [text] for name, text in error.fields.items()}) from None
         return Response(self.get_serializer(model).data, status=202)
@@ -126,7 +126,7 @@ class ModelViewSet(
         responses={
             (200, "application/zip"): OpenApiTypes.BINARY,
             302: OpenApiResponse(
-                description="Objects are in S3 and clients can reach it: a signed address, good for an hour."
+                description="A signed address, good for an hour. Only where objects are in S3 and clients can reach it."
             ),
         }
     )
@@ -143,17 +143,18 @@ class ModelViewSet(
     @extend_schema(responses={(200, "image/png"): OpenApiTypes.BINARY})
     @action(detail=True, url_path=r"cases/(?P<sample_id>[0-9]{1,18})/overlay", url_name="case-overlay")
     def case_overlay(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
-        """What the model got right and wrong on one held-out case: green found, red missed, blue too much."""
+        """A picture of one held-out case. Green was found, red was missed, and blue is too much."""
         key = storage.object_key("models", self.get_object().uuid, "cases", f"{int(sample_id)}.png")
         return object_response(request, key, content_type="image/png", name=f"case-{sample_id}.png")
 
 
 class ArchitectureListView(ListAPIView[SegmentationModel]):
-    """Every variant that can be trained."""
+    """All architectures that can be trained."""
 
     serializer_class = ArchitectureSerializer
     filter_backends = ()
-    queryset = SegmentationModel.objects.none()  # for the schema's permissions only
+    # The permissions in the schema need a queryset. No row of it is read.
+    queryset = SegmentationModel.objects.none()
 
     def list(self, request: Request, *args: object, **kwargs: object) -> Response:
         rows = [

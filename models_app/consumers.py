@@ -1,4 +1,4 @@
-"""/ws/models/{id}/: the state of a training at once, then every change."""
+"""The WebSocket /ws/models/{id}/. It sends the state of a training at once, and every change after that."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ NOT_FOUND = 4404
 
 
 class ModelConsumer(AsyncJsonWebsocketConsumer):
-    """Sends only; what a client says is ignored."""
+    """Sends the events of one training. Messages from the client are ignored."""
 
     group = ""
 
     async def connect(self) -> None:
         pk = self.scope["url_route"]["kwargs"]["pk"]
-        if pk > MAX_WHOLE_NUMBER:  # no row has it, and a group's name may not be that long
+        # No row has such an id, and it would make the name of the group too long.
+        if pk > MAX_WHOLE_NUMBER:
             await self.accept()
             await self.close(code=NOT_FOUND)
             return
         self.group = group_name(SegmentationModel.KIND, pk)
-        await self.channel_layer.group_add(self.group, self.channel_name)  # first, so that no change falls in between
+        # The client joins the group before the state is read, so that it misses no change in between.
+        await self.channel_layer.group_add(self.group, self.channel_name)
         state = await self._state(pk)
         await self.accept()
         if state is None:

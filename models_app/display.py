@@ -1,4 +1,4 @@
-"""What the pages show of a plan and of a model: its documents turned into rows for the templates."""
+"""Turns the plan, the metrics and the decisions of a model into rows for the templates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ml_core.prediction.runtimes import Serving
 from models_app.models import SegmentationModel
 
 MAX_WORST_CASES = 6
-# Name in ml_core.measures.results.Scores, heading, what it means, and which unit it has.
+# Name in ml_core.measures.results.Scores, heading, meaning, and how its value is written (see Figure.kind).
 METRICS = [
     ("dice", "Dice", "Overlap of prediction and reference: 1 is perfect.", ""),
     ("iou", "IoU", "Intersection over union: stricter than Dice, 1 is perfect.", ""),
@@ -37,7 +37,7 @@ MIRRORINGS = {"none": "Not mirrored", "flips": "Flips", "flips and turns": "Flip
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One hyperparameter. value: None where there is none to show. asked: whether the user chose it."""
+    """One hyperparameter. `value` is None when there is none to show. `asked` says whether the user chose it."""
 
     label: str
     value: Value | None
@@ -48,7 +48,7 @@ class PlanRow:
 
 @dataclass
 class PlanGroup:
-    """The hyperparameters of one heading. open: whether the page shows them at first."""
+    """The hyperparameters of one heading. `open` says whether the page shows them at first."""
 
     heading: str
     rows: list[PlanRow]
@@ -58,16 +58,17 @@ class PlanGroup:
 def planned(
     values: Mapping[str, Value | None], reasons: Mapping[str, str], *, asked: Collection[str]
 ) -> list[PlanGroup]:
-    """A plan as a page shows it, open where it begins and where something was asked for."""
-    found: list[PlanGroup] = []
+    """The rows of a plan, by heading. Open are the first group and every group in which the user chose something."""
+    plan_groups: list[PlanGroup] = []
     for heading, specs in groups().items():
         rows = [_plan_row(name, spec, values.get(name), reasons, name in asked) for name, spec in specs.items()]
         shown = [row for row in rows if row.value is not None or row.reason]
-        found.append(PlanGroup(heading, shown, not found or any(row.asked for row in shown)))
-    if "dimensions" in reasons:  # along which axis a volume is cut is no hyperparameter
-        images = next(group for group in found if group.heading == IMAGES)
+        plan_groups.append(PlanGroup(heading, shown, not plan_groups or any(row.asked for row in shown)))
+    # The axis along which a volume is cut into slices is not a hyperparameter, so it has no row yet.
+    if "dimensions" in reasons:
+        images = next(group for group in plan_groups if group.heading == IMAGES)
         images.rows.append(PlanRow("Slices", None, "", reasons["dimensions"], False))
-    return [group for group in found if group.rows]
+    return [group for group in plan_groups if group.rows]
 
 
 def _plan_row(name: str, spec: Spec, value: Value | None, reasons: Mapping[str, str], asked: bool) -> PlanRow:
@@ -77,7 +78,7 @@ def _plan_row(name: str, spec: Spec, value: Value | None, reasons: Mapping[str, 
 
 
 def plan_of(model: SegmentationModel) -> list[PlanGroup]:
-    """A model's plan; what was asked for as long as there is no plan."""
+    """The plan of a model. Until there is one, the hyperparameters that were asked for."""
     if not model.plan:
         return planned(model.requested, {}, asked=model.requested)
     plan = Plan.from_json(model.plan)
@@ -86,7 +87,10 @@ def plan_of(model: SegmentationModel) -> list[PlanGroup]:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of the headline. kind: "", "distance" or "share", how it is written. interval: its 95 % interval."""
+    """One number of the headline. `interval` is its 95 % interval.
+
+    `kind` is "", "distance" or "share" and decides how the number is written.
+    """
 
     name: str
     label: str
@@ -113,14 +117,14 @@ def headline(metrics: Metrics) -> list[Figure]:
 
 
 def worst_cases(metrics: Metrics) -> list[CaseMetrics]:
-    """The cases that have a picture, worst Dice first; those whose Dice is undefined come last."""
+    """At most MAX_WORST_CASES cases with a picture, the worst Dice first. Those with an undefined Dice come last."""
     cases = [case for case in metrics.per_case if case.picture]
     return sorted(cases, key=lambda case: (math.isnan(case.dice), case.dice))[:MAX_WORST_CASES]
 
 
-def reliability_points(found: Reliability) -> dict[str, list[list[float]]]:
+def reliability_points(reliability: Reliability) -> dict[str, list[list[float]]]:
     """Points [confidence, accuracy, pixels] of the reliability diagram, without the empty bins."""
-    bins = {"all": found.bins, "foreground": found.bins_foreground}
+    bins = {"all": reliability.bins, "foreground": reliability.bins_foreground}
     return {
         name: [[row.confidence, row.accuracy, row.count] for row in rows if row.count] for name, rows in bins.items()
     }
@@ -128,7 +132,7 @@ def reliability_points(found: Reliability) -> dict[str, list[list[float]]]:
 
 @dataclass(frozen=True)
 class DecisionRow:
-    """A row of a table of numbers. used: whether it is what the model does."""
+    """A row of a table of numbers. `used` says whether the model does what this row describes."""
 
     cells: list[str]
     used: bool
@@ -136,7 +140,7 @@ class DecisionRow:
 
 @dataclass(frozen=True)
 class DecisionPart:
-    """One thing that was measured on the validation cases: what is used, why, and a table of numbers."""
+    """One decision from the validation cases: what the model uses, why, and the table of numbers behind it."""
 
     title: str
     used: str
@@ -146,6 +150,7 @@ class DecisionPart:
 
 
 def decided(model: SegmentationModel) -> list[DecisionPart]:
+    """The decisions of a model: its runtime, its mirroring and its post-processing, as far as they were made."""
     decisions, parts = Decisions.from_json(model.decisions), []
     if decisions.serving:
         parts.append(_serving(decisions.serving))
@@ -175,7 +180,7 @@ def _mirroring(made: MirroringDecision) -> DecisionPart:
 
 
 def _postprocessing(made: PostprocessingDecision, names: list[str]) -> DecisionPart:
-    """Per class: as it was, and after what is used; after the best of what was tried where nothing is."""
+    """For every class, the Dice before and after the steps in use. If none is in use, the best one tried is shown."""
     rows, steps = [], set[str]()
     for item in made.measured.classes if made.measured else []:
         used = [step for step in item.candidates if step.used]

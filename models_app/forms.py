@@ -1,4 +1,4 @@
-"""The form that starts a training, made from the table of hyperparameters like the API's schema."""
+"""The form that starts a training. Like the API's schema, it is made from the table of hyperparameters."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ else:
     DatasetField = forms.ModelChoiceField
 
 PLANNED = "Planned from the data"
-MAX_MODELS = 200  # to choose a warm start from, the newest ones
+# So many models, the newest ones, are offered as a warm start.
+MAX_MODELS = 200
 
 
 @dataclass(frozen=True)
 class FieldGroup:
-    """The fields of one heading. open: something in it was filled in or is wrong."""
+    """The fields of one heading. `open` is True when one of them was filled in or is wrong."""
 
     heading: str
     fields: list[forms.BoundField]
@@ -34,7 +35,7 @@ class FieldGroup:
 
 
 class TrainForm(forms.Form):
-    """Name and dataset; every hyperparameter is optional. Limits are checked by ml_core, once for pages and API."""
+    """A name, a dataset, and optional hyperparameters. ml_core checks their limits, for pages and API alike."""
 
     name = forms.CharField(
         max_length=200, help_text="A training with the name of an earlier one becomes its next version."
@@ -49,7 +50,9 @@ class TrainForm(forms.Form):
         super().__init__(*args, **kwargs)
         self.user = user
         self.model: SegmentationModel | None = None
-        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(status="ready")  # type: ignore[attr-defined]  # of a ModelChoiceField
+        ready = Dataset.objects.visible_to(user).filter(status="ready")
+        # This field is a ModelChoiceField, which has a queryset.
+        self.fields["dataset"].queryset = ready  # type: ignore[attr-defined]
         self.plan: Plan | None = None
         for name, spec in specs().items():
             self.fields[name] = self._warm_start(spec) if name == "warm_start" else _field(spec)
@@ -70,7 +73,7 @@ class TrainForm(forms.Form):
         ]
 
     def advanced_errors(self) -> dict[str, str]:
-        """Hyperparameter → what is wrong with it."""
+        """The errors of the hyperparameters: name → text."""
         return {name: " ".join(map(str, texts)) for name, texts in self.errors.items() if name in specs()}
 
     def _warm_start(self, spec: Spec) -> forms.Field:
@@ -81,12 +84,12 @@ class TrainForm(forms.Form):
         )
 
     def hyperparameters(self) -> dict[str, Value]:
-        """Only what was filled in."""
+        """The hyperparameters that were filled in."""
         given = {name: self.cleaned_data.get(name) for name in specs()}
         return {name: value for name, value in given.items() if value not in (None, "")}
 
     def clean(self) -> dict[str, Any]:
-        """Makes the plan too, where there is a dataset: what cannot be planned is refused beside its field."""
+        """Make the plan too, if there is a dataset. A value that cannot be planned gets an error beside its field."""
         given, dataset = self.hyperparameters(), self.cleaned_data.get("dataset")
         try:
             if dataset:
@@ -99,7 +102,7 @@ class TrainForm(forms.Form):
         return self.cleaned_data
 
     def start(self) -> SegmentationModel | None:
-        """Queue the training. None, with the reason beside its field, when the service refuses."""
+        """Queue the training. When the service refuses, return None; the reason then stands beside its field."""
         given = self.cleaned_data
         try:
             return services.create_model(
@@ -131,7 +134,7 @@ def _field(spec: Spec) -> forms.Field:
 
 
 def _choices(spec: Spec) -> list[Any]:
-    """(value, label), or (heading, [(value, label)])."""
+    """The choices as Django wants them: (value, label), or (heading, [(value, label)]) when they are grouped."""
     labels = spec.choices or {}
     if not spec.choice_groups:
         return list(labels.items())
@@ -146,5 +149,5 @@ def _limits(spec: Spec) -> str:
 
 
 def _plain(number: float) -> str:
-    """0.0000001 and not 1e-07."""
+    """Write a number with its digits, such as 0.0000001, and not as 1e-07."""
     return f"{number:,.7f}".rstrip("0").rstrip(".")

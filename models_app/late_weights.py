@@ -1,6 +1,7 @@
-"""The best weights of a cancelled training whose process did not package them itself, packaged by a worker of inferences.
+"""Packages the best weights of a cancelled training whose own process did not do so.
 
-Nobody was at work on the training when it was cancelled, or its process hung and was killed.
+That is the case when no worker had the training as it was cancelled, or when its process hung and was killed. A worker
+for inferences does it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def keep_weights(pk: int) -> None:
-    """Package what the checkpoints hold. The package is dropped where the training goes on meanwhile, or was deleted.
+    """Package the weights in the checkpoints. The package is dropped if the training was resumed or deleted meanwhile.
 
-    An outage is raised, and the reaper asks again; weights that cannot be packaged at all are given up.
+    An outage is raised, and the reaper asks again. Any other error gives the weights up, and the row then says so.
     """
     model = cancelled_with_weights_due().filter(pk=pk).first()
     if model is None:
@@ -52,24 +53,27 @@ def keep_weights(pk: int) -> None:
             add_to_timeline(SegmentationModel.objects.filter(pk=pk), event, attempt=model.attempt)
             announce(SegmentationModel.objects.get(pk=pk), model.status)
             if stored and model.s3_key not in ("", stored.key):
-                # The package of an earlier end goes after the manifest has ceased to name it.
+                # The package of an earlier end is removed once the manifest no longer names it.
                 transaction.on_commit(partial(storage.delete_object, model.s3_key), robust=True)
     if stored and not is_kept and not SegmentationModel.objects.filter(s3_key=stored.key).exists():
         storage.delete_object(stored.key)
 
 
 def _package(model: SegmentationModel, folder: Path) -> Path | None:
-    """model.zip of the best weights, or None where there are none. Of links: the training's own folder stays as it is."""
+    """Return a model.zip of the best weights, or None when there are none.
+
+    It is made from hard links, so that the folder of the training stays as it is.
+    """
     from ml_core.prediction.package import LEARNT_FROM
     from ml_core.training.job import TrainingJob
     from ml_core.training.run import run
 
-    there = scratch.training_folder(model.uuid)
+    training_folder = scratch.training_folder(model.uuid)
     if storage.is_remote():
         bring_checkpoints(model, folder)
     else:
-        for path in sorted([*there.rglob("best.safetensors"), *there.glob(LEARNT_FROM)]):
-            cache.link(path, folder / path.relative_to(there))
+        for path in sorted([*training_folder.rglob("best.safetensors"), *training_folder.glob(LEARNT_FROM)]):
+            cache.link(path, folder / path.relative_to(training_folder))
     if not any(folder.rglob("best.safetensors")):
         return None
     assert model.dataset

@@ -1,4 +1,4 @@
-"""Trained models (and those being trained), and the curve of each."""
+"""The tables of trainings with their models, and of the epochs of each training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEEP_WEIGHTS = "models_app.tasks.keep_weights"
 
 
 class SegmentationModel(Job):
-    """One training and what came out of it. A second one of the same name is the next version."""
+    """One training and its result. A second training with the same name in a project is the next version."""
 
     WORDS = WORDS
     KIND = "model"
@@ -42,18 +42,22 @@ class SegmentationModel(Job):
     s3_bucket = models.CharField(max_length=200, blank=True, editable=False)
     s3_key = models.CharField(max_length=300, blank=True, editable=False)
     checksum = models.CharField(max_length=64, blank=True, editable=False)
-    requested = models.JSONField(default=dict, blank=True, editable=False)  # the hyperparameters as asked for
-    hyperparameters = models.JSONField(default=dict, blank=True, editable=False)  # as really used, once planned
+    # The hyperparameters that the user asked for.
+    requested = models.JSONField(default=dict, blank=True, editable=False)
+    # Those that the training uses. Until there is a plan, they are those that were asked for.
+    hyperparameters = models.JSONField(default=dict, blank=True, editable=False)
     plan = models.JSONField(default=dict, blank=True, editable=False)
     split = models.JSONField(default=dict, blank=True, editable=False)
-    estimate = models.JSONField(default=dict, blank=True, editable=False)  # time and memory, measured before the start
+    # The time and memory that a few steps took before the start.
+    estimate = models.JSONField(default=dict, blank=True, editable=False)
     metrics = models.JSONField(default=dict, blank=True, editable=False)
-    decisions = models.JSONField(default=dict, blank=True, editable=False)  # what helped on the validation cases
+    # What was chosen for predictions, because it helped on the validation cases.
+    decisions = models.JSONField(default=dict, blank=True, editable=False)
     classes = models.JSONField(default=list, blank=True, editable=False)
     warnings = models.JSONField(default=list, blank=True, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
     trained_at = models.DateTimeField(null=True, blank=True, editable=False)
-    # Checkpoints hold weights that no package has yet.
+    # True while the checkpoints hold weights that are in no package yet.
     weights_due = models.BooleanField(default=False, editable=False)
 
     objects: ClassVar = ProjectJobs.as_manager()
@@ -76,17 +80,17 @@ class SegmentationModel(Job):
 
     @property
     def is_usable(self) -> bool:
-        """True when there are weights to segment with: completed, or cancelled after the first validated epoch."""
+        """Whether the model has weights. It is completed then, or was cancelled after its first validated epoch."""
         return bool(self.s3_key)
 
     @property
     def are_weights_due(self) -> bool:
-        """Whether a worker has yet to package the best weights of this cancelled training (models_app/late_weights.py)."""
+        """Whether a worker still has to package the best weights of this cancelled training (see late_weights.py)."""
         return self.status == WORDS.cancelled and self.weights_due and self.dataset_id is not None
 
     @property
     def split_numbers(self) -> dict[str, int | str] | None:
-        """How many samples of the dataset's version were trained on and held out, and what was kept together; None before the plan."""
+        """The number of samples in each part of the split, and the grouping. None before there is a plan."""
         if not self.split:
             return None
         split = StoredSplit.from_json(self.split)
@@ -99,7 +103,10 @@ def cancelled_with_weights_due() -> models.QuerySet[SegmentationModel]:
 
 
 class Epoch(models.Model):
-    """One point of a training's curve. `val_` numbers are over the validation images as the network sees them."""
+    """One point of a training's curve. `seconds` is how long the epoch took.
+
+    The `val_` numbers are measured on the validation images as the network sees them.
+    """
 
     model = models.ForeignKey(SegmentationModel, on_delete=models.CASCADE, related_name="epochs")
     epoch = models.PositiveIntegerField()

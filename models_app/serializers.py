@@ -1,4 +1,4 @@
-"""Models as the API shows and takes them."""
+"""The serializers of the models API: what it answers and what it accepts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from ml_core.planning.hyperparameters import json_schema
 from models_app import services
 from models_app.models import Epoch, SegmentationModel
 
-MAX_NAMES = 50  # of hyperparameters in one request; there are far fewer
+# One request may name so many hyperparameters. There are far fewer.
+MAX_NAMES = 50
 
 
 def refusal(error: services.HyperparametersError) -> serializers.ValidationError:
-    """HTTP 400 with every hyperparameter named: attr is `hyperparameters.<name>`."""
+    """An answer with HTTP 400 that names every wrong hyperparameter: `attr` is `hyperparameters.<name>`."""
     return serializers.ValidationError({"hyperparameters": {name: [text] for name, text in error.fields.items()}})
 
 
 def _schema() -> dict[str, Any]:
-    """ml_core's; here a model to start from is named by its id."""
+    """The JSON Schema of ml_core, except that `warm_start` is the id of a model here, and not a path."""
     schema = json_schema()
     start = schema["properties"]["warm_start"]
     start["description"] = "The id of an earlier model whose weights the training starts from."
@@ -45,7 +46,7 @@ def _json_value(text: Any) -> Any:
 
 @extend_schema_field(_schema())
 class HyperparametersField(serializers.DictField):
-    """An object whose names and limits come from the table in ml_core.planning.hyperparameters.
+    """Hyperparameters by name. The table in ml_core.planning.hyperparameters says which there are and their limits.
 
     A form sends it as JSON text in one field, or as one field for each name (`hyperparameters.epochs`).
     """
@@ -65,13 +66,14 @@ class HyperparametersField(serializers.DictField):
             if not isinstance(data, dict):
                 raise serializers.ValidationError('This is not a JSON object. Send one, such as {"epochs": 20}.')
         values: dict[str, object] = super().to_internal_value(data)
-        # Each unknown name is repeated in the answer, so it must be short, fit for it, and one of few.
+        # The answer repeats every unknown name, so the names must be few, short and printable.
         if len(values) > MAX_NAMES or any(len(name) > 100 or not name.isprintable() for name in values):
             raise serializers.ValidationError(f"Send at most {MAX_NAMES} names, each of a few printable characters.")
         try:
             services.check_hyperparameters(user=self.context["request"].user, values=values)
-        except OverflowError:  # a whole number of hundreds of digits
-            raise serializers.ValidationError("A number is too large.") from None
+        # A whole number of hundreds of digits overflows.
+        except OverflowError:
+            raise serializers.ValidationError("A number is too large. Send a smaller one.") from None
         except services.HyperparametersError as error:
             raise serializers.ValidationError({name: [text] for name, text in error.fields.items()}) from None
         return values
@@ -81,7 +83,7 @@ class SplitSerializer(serializers.Serializer[Any]):
     train = serializers.IntegerField()
     val = serializers.IntegerField()
     test = serializers.IntegerField()
-    grouping = serializers.CharField(help_text="What was kept together")
+    grouping = serializers.CharField(help_text="Which samples stay in one part of the split")
 
 
 class ModelSerializer(serializers.ModelSerializer[SegmentationModel]):
@@ -130,14 +132,14 @@ class ModelCreateSerializer(serializers.Serializer[Any]):
 
 class ResumeSerializer(serializers.Serializer[Any]):
     epochs = serializers.IntegerField(
-        required=False, min_value=1, max_value=10**9, help_text="In all, with those that were trained already"
+        required=False, min_value=1, max_value=10**9, help_text="The total, with the epochs that were trained already"
     )
     time_budget_seconds = serializers.IntegerField(
-        required=False, min_value=1, max_value=10**9, help_text="In all, with the seconds that were used already"
+        required=False, min_value=1, max_value=10**9, help_text="The total, with the seconds that were used already"
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """What else was sent goes along, so that the service can refuse it by name."""
+        """Pass on the unknown names too, so that the service refuses each of them by name."""
         others = {name: value for name, value in dict(self.initial_data or {}).items() if name not in self.fields}
         return {**attrs, **others}
 
@@ -169,7 +171,8 @@ class EpochSerializer(serializers.ModelSerializer[Epoch]):
 
 class ArchitectureSerializer(serializers.Serializer[Any]):
     name = serializers.CharField()
-    label = serializers.CharField()  # type: ignore[assignment]  # the contract's name, which shadows the base's
+    # The API calls this field `label`, which hides an attribute of the base class.
+    label = serializers.CharField()  # type: ignore[assignment]
     summary = serializers.CharField()
     dimensions = serializers.IntegerField()
     encoders = serializers.ListField(child=serializers.CharField())

@@ -1,4 +1,4 @@
-"""What can be asked of models: train, cancel, resume, delete."""
+"""Everything that can be done with models: train, cancel, resume, delete. Pages, API and admin call these functions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from ml_core.planning.request import ConfigErrors, TrainingRequest
 from ml_core.planning.rules import make_plan
 from models_app.models import KEEP_WEIGHTS, SegmentationModel
 
-RESUMABLE = ("epochs", "time_budget_seconds")  # what may change when a training goes on
+# Only these hyperparameters may change when a training is resumed.
+RESUMABLE = ("epochs", "time_budget_seconds")
 
 
 class HyperparametersError(MedSegError):
-    """Hyperparameters that cannot be used: `fields` is name → sentence."""
+    """Some hyperparameters cannot be used. `fields` maps each name to a sentence that says why."""
 
     def __init__(self, fields: dict[str, str]) -> None:
         self.fields = fields
@@ -39,30 +40,35 @@ class HyperparametersError(MedSegError):
 
 
 def why_not_usable(model: SegmentationModel) -> str | None:
-    """Why no image can be segmented with a model now; None where one can."""
+    """The reason why no image can be segmented with the model now; None when one can."""
     if model.is_usable:
         return None
-    return f"{model} is {model.status} and has no weights{' yet' if model.is_active else ''}."
+    if model.is_active:
+        return f"{model} is {model.status} and has no weights yet. Wait for its training."
+    return f"{model} is {model.status} and has no weights. Resume its training, or use another model."
 
 
 def usable_models(user: Any) -> QuerySet[SegmentationModel]:
-    """Models with weights: to segment with, and to start another training from."""
+    """The models with weights. Images can be segmented with them, and trainings can start from them."""
     return SegmentationModel.objects.visible_to(user).exclude(s3_key="")
 
 
 def check_hyperparameters(*, user: Any, values: Mapping[str, object]) -> TrainingRequest:
-    """What can be known without a dataset. `warm_start` may be a number too. Raises HyperparametersError."""
+    """Check everything that can be checked without a dataset. `warm_start` is the id of a model, as a text or a number.
+
+    Raises HyperparametersError.
+    """
     start = values.get("warm_start")
     if isinstance(start, int) and not isinstance(start, bool):
         values = {**values, "warm_start": str(start)}
     try:
-        wanted = TrainingRequest.from_json(values)
+        request = TrainingRequest.from_json(values)
     except ConfigErrors as error:
         raise HyperparametersError(error.fields) from None
-    if wanted.asks_for("warm_start") and not _is_usable_model(user, str(wanted.get("warm_start"))):
-        text = "There is no model of yours with this number that has weights. Choose another one, or leave it out."
+    if request.asks_for("warm_start") and not _is_usable_model(user, str(request.get("warm_start"))):
+        text = "You have no model with this number that has weights. Choose another one, or leave it out."
         raise HyperparametersError({"warm_start": text})
-    return wanted
+    return request
 
 
 def _is_usable_model(user: Any, number: str) -> bool:
@@ -71,34 +77,37 @@ def _is_usable_model(user: Any, number: str) -> bool:
 
 
 def preview_plan(*, user: Any, dataset: Dataset, hyperparameters: Mapping[str, object]) -> Plan:
-    """The plan with its reasons, nearly as the training will make it: of the machine only what can be told without torch.
+    """The plan of a training with its reasons, without starting it.
 
-    Raises HyperparametersError, or WrongStateError for a dataset that is not ready.
+    The training's own plan may differ a little, because here the machine is only guessed, without torch. Raises
+    HyperparametersError, or WrongStateError when the dataset is not ready.
     """
-    wanted = check_hyperparameters(user=user, values=hyperparameters)
+    request = check_hyperparameters(user=user, values=hyperparameters)
     refuse_if(why_not_trainable(dataset))
     fingerprint, seconds = Fingerprint.from_json(dataset.fingerprint), settings.MEDSEG_TRAINING_SECONDS
     try:
-        return make_plan(wanted, fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
+        return make_plan(request, fingerprint, dataset.class_dicts(), Machine.guess(), default_seconds=seconds)
     except ConfigErrors as error:
         raise HyperparametersError(error.fields) from None
 
 
 def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: Mapping[str, object]) -> SegmentationModel:
-    """Queue a training, in the dataset's project. A second model of the same name there becomes its next version."""
+    """Queue a training in the project of the dataset. A second model of the same name there becomes its next version.
+
+    Raises HyperparametersError, and WrongStateError when the dataset is not ready or was deleted.
+    """
     require(user, "change", dataset)
     name = clean_name(name)
     requested = check_hyperparameters(user=user, values=hyperparameters).to_json()
     for _ in range(5):
         try:
             with transaction.atomic():
-                # The lock keeps the dataset from being deleted between this look and the new row.
+                # The lock keeps the dataset from being deleted before the new row names it.
                 locked = Dataset.objects.select_for_update().filter(pk=dataset.pk).first()
                 if locked is None:
                     raise WrongStateError("The dataset was deleted. Choose another one.")
-                preview_plan(
-                    user=user, dataset=locked, hyperparameters=requested
-                )  # what cannot be planned is refused now
+                # Hyperparameters that cannot be planned are refused now, not by the worker.
+                preview_plan(user=user, dataset=locked, hyperparameters=requested)
                 namesakes = SegmentationModel.objects.filter(project=locked.project_id, name=name)
                 latest = namesakes.aggregate(Max("version"))["version__max"] or 0
                 model = SegmentationModel.objects.create(
@@ -117,12 +126,16 @@ def create_model(*, user: Any, name: str, dataset: Dataset, hyperparameters: Map
                 send_on_commit(model)
             return model
         except IntegrityError:
-            continue  # somebody took this version a moment ago: take the next
+            # Somebody else took this version a moment ago, so the next one is tried.
+            continue
     raise MedSegError("busy", "Too many trainings of this name start at once. Try again.", attr="name")
 
 
 def cancel_model(*, user: Any, model: SegmentationModel) -> SegmentationModel:
-    """Stop a training. One that nobody works on is cancelled at once; a worker then packages its best weights."""
+    """Stop a training. If no worker has it, it is cancelled at once, and a worker packages its best weights later.
+
+    Raises WrongStateError when it has ended already.
+    """
     require(user, "change", model)
     with transaction.atomic():
         request_cancel(model)
@@ -133,14 +146,15 @@ def cancel_model(*, user: Any, model: SegmentationModel) -> SegmentationModel:
 
 
 def why_not_resumable(*, user: Any, model: SegmentationModel) -> str | None:
-    """Why a training cannot go on as it was asked for; None where it can."""
+    """The reason why the training cannot be resumed with its hyperparameters; None when it can."""
     if model.dataset is None:
         return "Its dataset was deleted, so the training cannot go on."
     if reason := why_not_requeueable(model):
         return reason
     try:
         check_hyperparameters(user=user, values=model.requested)
-    except HyperparametersError as error:  # such as a model to start from that was deleted since
+    # The model to start from may have been deleted since.
+    except HyperparametersError as error:
         return error.detail
     return None
 
@@ -148,15 +162,16 @@ def why_not_resumable(*, user: Any, model: SegmentationModel) -> str | None:
 def resume_model(
     *, user: Any, model: SegmentationModel, changes: Mapping[str, object] | None = None
 ) -> SegmentationModel:
-    """Go on with a failed or cancelled training from its last checkpoint (from the start where there is none).
+    """Resume a failed or cancelled training from its last checkpoint, or from the start when there is none.
 
-    changes: another number of `epochs` (in all) or `time_budget_seconds`, such as more than first asked for.
+    `changes` may set other totals for `epochs` and `time_budget_seconds`, for instance more than were first asked for.
+    Raises HyperparametersError for any other name or a bad value, and WrongStateError when it cannot be resumed.
     """
     require(user, "change", model)
     changes = changes or {}
-    if strange := set(changes) - set(RESUMABLE):
+    if unknown := set(changes) - set(RESUMABLE):
         text = "This cannot change after the training has started. Only epochs and time_budget_seconds can."
-        raise HyperparametersError(dict.fromkeys(sorted(strange), text))
+        raise HyperparametersError(dict.fromkeys(sorted(unknown), text))
     requested = check_hyperparameters(user=user, values={**model.requested, **changes}).to_json()
     refuse_if(why_not_resumable(user=user, model=model))
     with transaction.atomic():
@@ -166,7 +181,7 @@ def resume_model(
 
 
 def delete_model(*, user: Any, model: SegmentationModel) -> None:
-    """Remove the row and its objects; inferences stay. Raises WrongStateError while it is in use."""
+    """Remove the row and its objects. Inferences stay. Raises WrongStateError while the model is in use."""
     require(user, "delete", model)
     owner = model.uuid
     prefix = storage.object_key("models", owner)
@@ -183,7 +198,7 @@ def delete_model(*, user: Any, model: SegmentationModel) -> None:
 
 
 def why_not_deletable(model: SegmentationModel) -> str | None:
-    """Why a model cannot be deleted now; None where it can."""
+    """The reason why the model cannot be deleted now; None when it can."""
     if model.is_active:
         return "This model is being trained. Cancel the training first."
     if model.inferences.filter(status__in=["queued", "running"]).exists():

@@ -1,4 +1,4 @@
-"""Celery's side of trainings."""
+"""The Celery tasks of trainings. They import the workers' code in their bodies, so the web process never loads it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reap_models() -> None:
     from models_app.models import SegmentationModel, cancelled_with_weights_due
 
     reap(SegmentationModel)
-    # Asked for again in the next pass, until it is done.
+    # Every pass of the reaper asks again, until the weights are packaged.
     for pk in cancelled_with_weights_due().values_list("pk", flat=True):
         keep_weights.apply_async(args=(pk,), expires=60)
 

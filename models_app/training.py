@@ -1,4 +1,4 @@
-"""The worker's side of a training: bring the samples, run ml_core in a process of its own, keep what it makes."""
+"""The worker's side of a training: fetch the samples, run ml_core in a process of its own, and store its results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ NOT_PACKAGED: dict[str, Any] = {"stopped": True, "package": None, "metrics": {},
 
 
 def train(pk: int) -> None:
-    """Run one training. The row ends as completed, cancelled, or failed with the reason; or it is queued for another attempt."""
+    """Run one training.
+
+    The row then ends as completed, as cancelled, or as failed with the reason, or it is queued for another attempt.
+    """
     run(_Training(), pk)
 
 
@@ -74,7 +77,8 @@ def _train(job: Claim[SegmentationModel], folder: Path) -> None:
             document = job_document(job.row, dataset, folder, store)
             outcome = _outcome(job, dataset, folder, document, progress.after_epoch)
     finally:
-        with job.kept_alive():  # the last checkpoint over a slow line
+        # It may take long to send the last checkpoint over a slow line.
+        with job.kept_alive():
             progress.wait()
             shutil.rmtree(folder / "objects", ignore_errors=True)
     _keep(job, folder, outcome)
@@ -87,9 +91,13 @@ def _outcome(
     document: dict[str, Any],
     after_epoch: Callable[[], None],
 ) -> dict[str, Any]:
-    """What the training came to. A process that was to stop and hung has packaged nothing: NOT_PACKAGED."""
+    """Run the training process and return its result.
+
+    The result is NOT_PACKAGED when the training was cancelled before it began, or hung after it was asked to stop.
+    """
     try:
-        with job.kept_alive():  # one large object over a slow line
+        # It may take long to fetch one large object over a slow line.
+        with job.kept_alive():
             objects = _bring_objects(job, dataset, folder)
     except CancelledError:
         return NOT_PACKAGED
@@ -104,7 +112,7 @@ def _outcome(
             if any(folder.rglob("best.safetensors"))
             else "no weights were on the disk yet"
         )
-        job.note("note", f"The training did not answer and was killed; {kept}.")
+        job.note("note", f"The training process did not answer and was killed; {kept}.")
     return outcome or NOT_PACKAGED
 
 
@@ -115,7 +123,7 @@ def write_job(folder: Path, document: dict[str, Any]) -> Path:
 
 
 def _limits(folder: Path) -> dict[str, Any]:
-    """What this machine taught about this training: {"batch": the largest that may be tried}."""
+    """The limits that earlier attempts found on this machine: {"batch": the largest batch size to try}."""
     path = folder / "limits.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
@@ -129,7 +137,7 @@ def _lower_batch(job: Claim[SegmentationModel], folder: Path) -> None:
 
 
 def job_document(model: SegmentationModel, dataset: Dataset, folder: Path, store: Path) -> dict[str, Any]:
-    """ml_core.training.job.TrainingJob, but for what has to be brought to this machine."""
+    """The JSON form of ml_core.training.job.TrainingJob, without the files that have to be fetched first."""
     return {
         "cases": [],
         "split": _stored_split(dataset),
@@ -153,7 +161,10 @@ def job_document(model: SegmentationModel, dataset: Dataset, folder: Path, store
 
 
 def _bring_objects(job: Claim[SegmentationModel], dataset: Dataset, folder: Path) -> dict[str, Any]:
-    """Every object that the training reads, as a local path that stays until its process has ended. Raises CancelledError."""
+    """Fetch every object that the training reads. The local paths stay until its process has ended.
+
+    Raises CancelledError, and TrainingFailedError when an object is missing.
+    """
     cases, samples = [], list(dataset.samples.all())
     for position, sample in enumerate(samples):
         share = position / len(samples)
@@ -187,7 +198,7 @@ def _bring_objects(job: Claim[SegmentationModel], dataset: Dataset, folder: Path
 
 
 def _stored_split(dataset: Dataset) -> dict[str, Any] | None:
-    """The dataset's own split, so that every training on it is compared on the same cases; None where the check made none."""
+    """The split of the dataset, so that all its trainings are compared on the same cases. None when it has no split."""
     samples = list(dataset.samples.only("split"))
     if not all(sample.split for sample in samples):
         return None
@@ -196,7 +207,10 @@ def _stored_split(dataset: Dataset) -> dict[str, Any] | None:
 
 
 def _warm_start(model: SegmentationModel, folder: Path) -> str | None:
-    """The package of the earlier model that the training starts from, as a local path."""
+    """Fetch the package of the model that the training starts from. None when it starts from no model.
+
+    Raises TrainingFailedError when that model was deleted or has no weights.
+    """
     asked = model.requested.get("warm_start")
     if not asked:
         return None
@@ -208,14 +222,16 @@ def _warm_start(model: SegmentationModel, folder: Path) -> str | None:
 
 
 class _KeptProgress:
-    """Now and then what a training has reached goes to storage, so that another machine or database could go on with it.
+    """Stores the progress of a training now and then, so that another machine or a restored database can go on with it.
 
-    On S3 the checkpoints, by a thread beside the training, with the manifest; in a local folder, where they lie already, the manifest.
+    With S3, a thread beside the training stores the checkpoints and the manifest. A local folder holds the checkpoints
+    already, so only the manifest is stored.
     """
 
     def __init__(self, model: SegmentationModel, folder: Path) -> None:
         self.model, self.folder, self.begun = model, folder, time.monotonic()
-        self.stored: dict[Path, int] = {}  # by this attempt: an earlier one may have written more than it came to store
+        # What this attempt has stored. An earlier one may have written checkpoints that it did not get to store.
+        self.stored: dict[Path, int] = {}
         self.thread: threading.Thread | None = None
 
     def after_epoch(self) -> None:
@@ -238,10 +254,11 @@ class _KeptProgress:
 
 
 def _store_checkpoints(model: SegmentationModel, folder: Path, stored: dict[Path, int] | None = None) -> None:
-    """Best and latest of one network, or of each member_<number> of several, but for those that are `stored` already.
+    """Store the best and the latest checkpoint of the network, or of each network in a folder member_<number>.
 
-    Of links, since the training goes on replacing them; `latest` is linked first, so that `best` is never older than what it says.
-    `stored`: path → time of change (ns), which is added to: what could not be stored is tried again the next time.
+    The training replaces the files meanwhile, so hard links to them are stored. `latest` is linked first, so that
+    `best` is never older than `latest` says. `stored` maps each path to the time of its last change (ns); this function
+    adds to it. A file that has not changed is skipped. A file that could not be stored is tried again the next time.
     """
     stored = {} if stored is None else stored
     try:
@@ -260,31 +277,37 @@ def _store_checkpoints(model: SegmentationModel, folder: Path, stored: dict[Path
         log.exception("checkpoints of model %s are not stored; the training goes on", model.pk)
     finally:
         if threading.current_thread() is not threading.main_thread():
-            connection.close()  # of this thread
+            # Every thread has a database connection of its own.
+            connection.close()
 
 
 def bring_checkpoints(model: SegmentationModel, folder: Path) -> None:
-    """What an earlier attempt on another machine stored."""
+    """Fetch the checkpoints that an earlier attempt on another machine stored."""
     if not storage.is_remote():
         return
     prefix = storage.object_key("models", model.uuid, "checkpoints")
     for key in list(storage.keys_below(prefix)):
         target = folder / key.removeprefix(f"{prefix}/")
         if target.exists() and default_storage.get_modified_time(key).timestamp() < target.stat().st_mtime:
-            continue  # this machine was the last to work on it, and got further than what it stored
+            # This machine worked on the training last, and got further than what it stored.
+            continue
         target.parent.mkdir(exist_ok=True)
-        shutil.move(storage.fetch(key), target)  # moved: the cache must not keep an old one under this key
+        # The file is moved, because the cache must not keep an old checkpoint under this key.
+        shutil.move(storage.fetch(key), target)
 
 
 def store_package(model: SegmentationModel, path: Path) -> storage.StoredObject:
-    """Under a key of its own content: a model that was used before it went on training is there until its row says otherwise."""
+    """Store the package under a key that holds its checksum.
+
+    A resumed training thus does not overwrite its earlier package, which is in use until the row names the new one.
+    """
     with path.open("rb") as file:
         sha256, _ = storage.sha256_of(file)
     return storage.store_file(storage.object_key("models", model.uuid, f"model-{sha256[:16]}.zip"), path)
 
 
 def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) -> None:
-    """Objects first, then the row, then the local files away."""
+    """Store the objects, then write the row, then remove the local files."""
     model = job.row
     columns: dict[str, Any] = {"warnings": outcome["warnings"], "progress": {}}
     if outcome is not NOT_PACKAGED:
@@ -308,7 +331,8 @@ def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) 
                 call_on_commit(KEEP_WEIGHTS, model.pk)
         else:
             job.finish(**columns)
-        if earlier:  # of a training that went on: after the manifest, which this end writes, has ceased to name it
+        # The earlier package of a resumed training is removed once the manifest written here no longer names it.
+        if earlier:
             transaction.on_commit(partial(storage.delete_object, earlier), robust=True)
     if outcome["stopped"]:
         return

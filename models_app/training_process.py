@@ -1,4 +1,4 @@
-"""The process that trains: started, listened to, asked to stop, and never left behind."""
+"""The process that trains: it is started, its events are read, it is asked to stop, and it is always ended."""
 
 from __future__ import annotations
 
@@ -44,19 +44,24 @@ from ml_core.training.events import (
 )
 from models_app.models import Epoch, SegmentationModel
 
-SECONDS_TO_NOTICE = (
-    10  # for a process that was asked to stop, beside some of its steps; longer silence is a hanging batch
-)
-SECONDS_TO_PACKAGE = 120  # for it to keep its best weights in good order after that
-SECONDS_OF_SILENCE = 3600  # without any event: it hangs
+# A process that was asked to stop may take so long to answer, beside a few training steps. A longer silence means that
+# it hangs in a batch.
+SECONDS_TO_NOTICE = 10
+# After its answer it may take so long to package its best weights.
+SECONDS_TO_PACKAGE = 120
+# A process that sends no event for so long hangs.
+SECONDS_OF_SILENCE = 3600
 
 
 class TrainingFailedError(Exception):
-    """Why a training ended without a model, and what to do."""
+    """A training ended without a model. The text says why, and what to do."""
 
 
 class TrainingKilledError(AttemptKilledError):
-    """The process was killed; another attempt may go on from its checkpoint. `out_of_memory`: by the system, for its size."""
+    """The process was killed. Another attempt may go on from its checkpoint.
+
+    `out_of_memory` says that the system killed it, because it took too much memory.
+    """
 
     def __init__(self, text: str, *, out_of_memory: bool = False) -> None:
         super().__init__(text)
@@ -64,7 +69,7 @@ class TrainingKilledError(AttemptKilledError):
 
 
 class TrainingProcess:
-    """`python -m ml_core train` in a process group of its own. `on_epoch` is called after every epoch that it tells of."""
+    """`python -m ml_core train` in a process group of its own. `on_epoch` is called after every epoch."""
 
     def __init__(
         self,
@@ -93,9 +98,10 @@ class TrainingProcess:
         )
 
     def outcome(self) -> dict[str, Any] | None:
-        """What `Done` says; None when it hung and was killed after somebody wanted an end.
+        """Wait for the end and return what the `Done` event says. None when the process hung after a request to stop.
 
-        Raises TrainingFailedError, or ClaimLostError after the process was ended.
+        The process has ended when this returns or raises. Raises TrainingFailedError, TrainingKilledError,
+        ClaimLostError when the row is no longer ours, and OSError (ENOSPC) when the disk is full.
         """
         readers = [threading.Thread(target=read, daemon=True) for read in (self._read_events, self._read_errors)]
         for reader in readers:
@@ -147,22 +153,23 @@ class TrainingProcess:
             if self.stop_by and now > max(self.stop_by, heard + SECONDS_TO_NOTICE):
                 return None
             if now - heard > SECONDS_OF_SILENCE:
-                raise TrainingKilledError("The training process hung: it said nothing for an hour, and was ended.")
+                raise TrainingKilledError("The training process hung: it sent nothing for an hour, so it was ended.")
 
     def _handle_patiently(self, line: str) -> Done | None:
-        """A database that is away for half a minute costs no training."""
+        """Handle one line, and wait for a database that is away: half a minute without it must not end a training."""
         event = read_event(line)
         return outages.patiently(lambda: self._handle(event))
 
     def _ask_to_stop(self) -> None:
         assert self.process.stdin
         self.stop_by = time.monotonic() + SECONDS_TO_NOTICE + 3 * self.seconds_a_step
-        with suppress(BrokenPipeError):  # it has just ended by itself
+        # The pipe is broken when the process has just ended by itself.
+        with suppress(BrokenPipeError):
             self.process.stdin.write("stop\n")
             self.process.stdin.flush()
 
     def _handle(self, event: Event) -> Done | None:
-        """The event itself where it is the last one."""
+        """Act on one event. Returns the event if it is the last one."""
         match event:
             case Progress():
                 self.progress = event
@@ -186,7 +193,8 @@ class TrainingProcess:
             case Stopping():
                 self.stop_by = time.monotonic() + SECONDS_TO_PACKAGE
             case Failed(code=code) if code == DISK_FULL:
-                raise OSError(errno.ENOSPC, event.reason)  # an outage: it goes on when there is room
+                # A full disk is an outage: the training goes on when there is room.
+                raise OSError(errno.ENOSPC, event.reason)
             case Failed():
                 raise TrainingFailedError(f"{event.reason} {event.cure}".strip())
             case Done():
@@ -201,7 +209,7 @@ class TrainingProcess:
         self.job.log.add(f"Plan: {network}, batch {plan.batch_size}, patch {plan.patch_size}")
 
     def _align_curve(self, started: Started) -> None:
-        """The rows are those of the checkpoint that it goes on from: none after it, none missing before it."""
+        """Make the curve that of the checkpoint: delete the epochs after it, and add those missing before it."""
         row = self.job.row
         with transaction.atomic():
             Epoch.objects.filter(model=row, epoch__gt=started.epoch).delete()
@@ -219,15 +227,15 @@ class TrainingProcess:
         self.on_epoch()
 
     def _explain_death(self) -> None:
-        """Raises TrainingKilledError after a signal, else TrainingFailedError with the process's last words."""
+        """Raise TrainingKilledError after a signal, and else TrainingFailedError with the last line on stderr."""
         code = self.process.wait()
         if code == -signal.SIGKILL and times_out_of_memory() > self.killed_for_memory:
-            text = "The system ended the training process (-9), since memory ran out. Choose a smaller batch, patch or encoder."
-            raise TrainingKilledError(text, out_of_memory=True)
+            reason = "The system ended the training process (-9), since memory ran out."
+            raise TrainingKilledError(f"{reason} Choose a smaller batch, patch or encoder.", out_of_memory=True)
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else "an unknown signal"
-            text = f"The training process was killed ({name}, {code}). Resume it; if it happens again, look who or what ends processes."
-            raise TrainingKilledError(text)
+            cure = "Resume it; if it happens again, find out who or what ends processes on this machine."
+            raise TrainingKilledError(f"The training process was killed ({name}, {code}). {cure}")
         words = [line for line in self.last_words if line.strip()]
         what = words[-1][:300] if words else f"exit code {code}"
         raise TrainingFailedError(
@@ -236,7 +244,7 @@ class TrainingProcess:
 
 
 def times_out_of_memory() -> int:
-    """How often the system has ended a process for want of memory since it started (Linux; 0 elsewhere)."""
+    """How many processes the system has killed for lack of memory since it started (Linux; 0 on other systems)."""
     try:
         counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
         return int(counters.get("oom_kill", 0))

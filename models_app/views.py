@@ -1,4 +1,4 @@
-"""Pages of models: the list, the form that starts a training, and what came out of it."""
+"""Pages of models: the list, the form that starts a training, and the page of one model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ MODELS_PER_PAGE = 25
 
 
 def rows_of(user: Any) -> QuerySet[SegmentationModel]:
-    """Models with what a line of a list shows. One query."""
+    """The models of a user with what a line of the list shows. It takes one query, whatever the number of rows."""
     shown = SegmentationModel.objects.visible_to(user).select_related("dataset")
     of_model = SegmentationModel.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
-    inferences = of_model.annotate(number=Count("inferences")).values("number")  # the table below is not known here
+    # The table of inferences belongs to an app above this one, so it is counted through its relation.
+    inferences = of_model.annotate(number=Count("inferences")).values("number")
     annotated: QuerySet[SegmentationModel] = shown.annotate(inference_count=Coalesce(Subquery(inferences), 0))
     return annotated
 
@@ -67,20 +68,22 @@ def model_create(request: HttpRequest) -> HttpResponse:
 
 
 def _choices(form: TrainForm) -> dict[str, object]:
-    """What the page needs to know which choices go together; the server checks them again."""
+    """What the page needs to offer only choices that go together. The server checks them again."""
     networks = {
         name: {"encoders": item.encoders, "dimensions": item.dimensions} for name, item in ARCHITECTURES.items()
     }
-    datasets = form.fields["dataset"].queryset.values_list("pk", "dimensions")  # type: ignore[attr-defined]  # of a ModelChoiceField
+    # This field is a ModelChoiceField, which has a queryset.
+    datasets = form.fields["dataset"].queryset.values_list("pk", "dimensions")  # type: ignore[attr-defined]
     return {"architectures": networks, "dimensions": dict(datasets)}
 
 
 @login_required
 @require_POST
 def model_plan(request: HttpRequest) -> HttpResponse:
-    """The plan for what the training form holds now, before anything starts."""
+    """A preview of the plan for what the form holds now. Nothing is started."""
     form = TrainForm(request.POST, user=request.user)
-    form.is_valid()  # a name is not needed yet
+    # The result is ignored, because the name may still be missing.
+    form.is_valid()
     errors = form.advanced_errors()
     context: dict[str, object] = {
         "errors": errors,
@@ -95,13 +98,13 @@ def model_plan(request: HttpRequest) -> HttpResponse:
 
 
 def _chosen_dataset(request: HttpRequest) -> Dataset | None:
-    """The ready dataset of `?dataset=`; the only one there is where none is named."""
+    """The ready dataset that `?dataset=` names. Without a name, the only ready dataset, if there is just one."""
     ready = Dataset.objects.visible_to(request.user).filter(status="ready")
-    wanted = request.GET.get("dataset", "")
-    if (number := whole_number(wanted)) is not None:
+    text = request.GET.get("dataset", "")
+    if (number := whole_number(text)) is not None:
         return ready.filter(pk=number).first()
-    found = list(ready[:2])
-    return found[0] if len(found) == 1 else None
+    newest = list(ready[:2])
+    return newest[0] if len(newest) == 1 else None
 
 
 def _initial(request: HttpRequest) -> dict[str, object]:
@@ -134,7 +137,7 @@ def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
 @login_required
 @require_GET
 def model_live(request: HttpRequest, pk: int) -> HttpResponseBase:
-    """The progress of a training, then the whole page."""
+    """The live part of the page: the progress while the training runs, and the whole page once it has ended."""
     model = get_object_or_404(SegmentationModel.objects.visible_to(request.user), pk=pk)
     if not is_live(request):
         return redirect(model)

@@ -1,4 +1,4 @@
-"""Uploads in the admin: to look at, and to stop."""
+"""The admin page of uploads. They can be looked at and stopped there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/api/v1/uploads/: large files in parts, in the shape of S3's multipart uploads."""
+"""The API at /api/v1/uploads/. It takes large files in parts and follows the form of S3's multipart uploads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class UploadViewSet(
     mixins.DestroyModelMixin,
     viewsets.GenericViewSet[Upload],
 ):
-    """Uploads: `open` → `complete` → `used`. What is complete can become a dataset or a batch (their `upload` field)."""
+    """An upload is `open` → `complete` → `used`. A complete one can become a dataset or a batch (field `upload`)."""
 
     queryset = Upload.objects.none()
     serializer_class = UploadSerializer
@@ -58,10 +58,10 @@ class UploadViewSet(
 
     @extend_schema(request=UploadCreateSerializer, responses={201: UploadSerializer})
     def create(self, request: Request) -> Response:
-        """Begin an upload: the answer says how the file is to be cut."""
-        wanted = UploadCreateSerializer(data=request.data)
-        wanted.is_valid(raise_exception=True)
-        upload = services.create_upload(user=request.user, **wanted.validated_data)
+        """Begin an upload. The answer says into how many parts, and of which size, the file has to be cut."""
+        serializer = UploadCreateSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        upload = services.create_upload(user=request.user, **serializer.validated_data)
         url = reverse("upload-detail", args=[str(upload.uuid)], request=request)
         data = self.get_serializer(upload).data
         return Response(data, status=status.HTTP_201_CREATED, headers={"Location": url})
@@ -69,12 +69,12 @@ class UploadViewSet(
     @extend_schema(request=SignSerializer, responses=SignedPartsSerializer)
     @action(detail=True, methods=["post"], filterset_class=None)
     def sign(self, request: Request, uuid: str) -> Response:
-        """Addresses to PUT parts to: signed ones of S3, or the platform's own."""
-        wanted = SignSerializer(data=request.data)
-        wanted.is_valid(raise_exception=True)
-        given = wanted.validated_data
+        """The addresses to PUT parts to: signed addresses of S3, or addresses of the platform itself."""
+        serializer = SignSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        values = serializer.validated_data
         urls = services.sign_parts(
-            upload=self.get_object(), numbers=given["part_numbers"], checksums=given["checksums"]
+            upload=self.get_object(), numbers=values["part_numbers"], checksums=values["checksums"]
         )
         return Response({"parts": [{"PartNumber": number, "url": url} for number, url in urls.items()]})
 
@@ -89,7 +89,7 @@ class UploadViewSet(
     )
     @action(detail=True, methods=["put"], url_path=r"parts/(?P<number>[0-9]{1,5})", filterset_class=None)
     def part(self, request: Request, uuid: str, number: str) -> Response:
-        """One part of an upload whose files the platform keeps itself (with S3, parts go to S3)."""
+        """Store one part. Only for a platform that keeps its files in a local folder; with S3, parts go to S3."""
         length = request.headers.get("Content-Length", "")
         tag = services.put_part(upload=self.get_object(), number=int(number), source=request._request, length=length)
         return Response({"PartNumber": int(number), "ETag": f'"{tag}"'}, headers={"ETag": f'"{tag}"'})
@@ -97,14 +97,14 @@ class UploadViewSet(
     @extend_schema(request=CompleteSerializer, responses=UploadSerializer)
     @action(detail=True, methods=["post"], filterset_class=None)
     def complete(self, request: Request, uuid: str) -> Response:
-        """Make the parts one file. Asking again after a lost answer gives the same answer."""
-        wanted = CompleteSerializer(data=request.data)
-        wanted.is_valid(raise_exception=True)
-        parts = wanted.validated_data.get("parts")
+        """Join the parts into one file. A repeated request gets the same answer."""
+        serializer = CompleteSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        parts = serializer.validated_data.get("parts")
         tags = None if parts is None else {part["PartNumber"]: part["ETag"] for part in parts}
         upload = services.complete_upload(upload=self.get_object(), tags=tags)
         return Response(self.get_serializer(upload).data)
 
     def perform_destroy(self, instance: Upload) -> None:
-        """Stop an upload; what has arrived is removed."""
+        """Stop an upload. The parts that have arrived are removed."""
         services.abort_upload(user=self.request.user, upload=instance)

@@ -1,4 +1,4 @@
-"""Where the parts of an upload go: the bucket, or the platform's own folder."""
+"""The two places where the parts of an upload go: an S3 bucket, or the local folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from uploads.s3 import S3Parts
 
 
 class Parts(Protocol):
-    """The five steps of S3's multipart uploads, and what the platform needs besides."""
+    """A store of parts.
+
+    begin: prepare the store and return its own id of the upload ("" if it has none).
+    sign: the addresses to PUT parts to, by number.
+    stored: size in bytes and ETag of each part that has arrived, by number.
+    assemble: join the parts into one file. `tags` holds the ETag of each part.
+    tail: the last `length` bytes of the joined file.
+    place: move the joined file to `upload.key`. Doing it twice does no harm.
+    remove: delete everything that belongs to the upload.
+    """
 
     def begin(self, upload: Upload) -> str: ...
     def sign(self, upload: Upload, numbers: list[int]) -> dict[int, str]: ...
@@ -22,5 +31,5 @@ class Parts(Protocol):
 
 
 def parts_of(upload: Upload) -> Parts:
-    """By what the row says, not by today's settings: an upload ends where it began."""
+    """The store of an upload. The row decides, not the present settings, so that an upload ends where it began."""
     return S3Parts() if upload.s3_bucket else LocalParts()

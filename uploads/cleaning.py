@@ -1,4 +1,4 @@
-"""The worker's side of uploads: what nobody goes on with is removed, from the store too."""
+"""The worker's side of uploads: it removes those that nobody continues, from the store and the database."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ log = logging.getLogger(__name__)
 
 
 def remove(upload: Upload) -> None:
-    """Remove an aborted upload: the store first, then the row, so that a crash in between leaves something to find."""
+    """Remove an aborted upload. The row goes last, so that after a crash in between the upload can still be found."""
     parts_of(upload).remove(upload)
     Upload.objects.filter(pk=upload.pk, state=Upload.ABORTED).delete()
 
 
 def clean() -> int:
-    """Remove what nobody touched for MEDSEG_UPLOAD_KEEP_HOURS and what a stopped process left aborted. Returns how many."""
+    """Remove uploads that nobody touched for MEDSEG_UPLOAD_KEEP_HOURS, and aborted ones. Returns the number removed.
+
+    An upload stays aborted when the process that removed it was stopped.
+    """
     before = timezone.now() - timedelta(hours=settings.MEDSEG_UPLOAD_KEEP_HOURS)
     old = Q(updated_at__lt=before)
-    Upload.objects.filter(old, state=Upload.USED).delete()  # its file has another owner now
+    # The file of a used upload belongs to a dataset or batch now, so only the row is deleted.
+    Upload.objects.filter(old, state=Upload.USED).delete()
     unfinished = Q(state__in=[Upload.OPEN, Upload.COMPLETE])
     count = 0
     for upload in Upload.objects.filter((old & unfinished) | Q(state=Upload.ABORTED)):
-        # The UPDATE repeats the condition: somebody may have gone on with it in between.
+        # The UPDATE repeats the condition, because somebody may have continued the upload in between.
         still = Upload.objects.filter((old & unfinished) | Q(state=Upload.ABORTED), pk=upload.pk)
         if not still.update(state=Upload.ABORTED):
             continue

@@ -1,7 +1,7 @@
-"""Parts that go to the platform itself: written straight to their place in one sparse file, which is whole when all are there.
+"""Stores parts in the local folder. Each part is written to its place in one sparse file of the full size.
 
-A part counts once its bytes are on disk (fsync) and only then is recorded, so that a crash at any moment costs at most
-the parts that were on their way. Nothing has to be put together at the end: using the file is a rename.
+A part is recorded only after its bytes are on the disk (fsync). A crash at any moment therefore loses at most the parts
+that were on their way. The file needs no joining at the end, and only a rename brings it to its final place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from medseg_site.shared.base.text import count_of
 from medseg_site.shared.storage import objects as storage
 from uploads.models import Upload, UploadPart
 
-SPARE_BYTES = 2**28  # left on the disk for database and logs
+# So many bytes of the disk stay free for the database and the logs.
+SPARE_BYTES = 2**28
 
 
 def _path(upload: Upload) -> Path:
@@ -30,12 +31,13 @@ def _path(upload: Upload) -> Path:
 
 
 def disk_full() -> MedSegError:
+    """The error (507) of a disk that is full."""
     text = "The server's disk is full. Free some space there; the upload then goes on where it stopped."
     return MedSegError("disk_full", text, http_status=507)
 
 
 class LocalParts:
-    """The local folder as a store of parts, in the shape of S3's."""
+    """The local folder as a store of parts (see uploads.backends.Parts)."""
 
     def begin(self, upload: Upload) -> str:
         path = _path(upload)
@@ -47,46 +49,53 @@ class LocalParts:
         return ""
 
     def sign(self, upload: Upload, numbers: list[int]) -> dict[int, str]:
-        """Addresses on the platform itself, without its host: the same login protects them as everything else."""
+        """Addresses on the platform itself, without its host. The login protects them like every other address."""
         return {number: reverse("upload-part", args=[str(upload.uuid), number]) for number in numbers}
 
     def stored(self, upload: Upload) -> dict[int, tuple[int, str]]:
-        """Size and ETag of each part that is there."""
+        """Size in bytes and ETag (the SHA-256) of each part that has arrived."""
         rows = upload.parts.filter(is_stored=True).values_list("number", "sha256")
         return {number: (upload.bytes_of(number), sha256) for number, sha256 in rows}
 
     def write(self, upload: Upload, number: int, source: IO[bytes] | Any) -> str:
-        """Put the bytes of one part into place and record it. Returns its ETag (its SHA-256)."""
-        wanted, digest, at = upload.bytes_of(number), hashlib.sha256(), (number - 1) * upload.part_size
-        said = self._forget(upload, number)
+        """Write the bytes of one part to their place and record it. Returns its ETag (its SHA-256).
+
+        Raises MedSegError when the size or the checksum is wrong or the disk is full, and WrongStateError when the
+        upload is not open any more or its file is gone.
+        """
+        size, digest, start = upload.bytes_of(number), hashlib.sha256(), (number - 1) * upload.part_size
+        announced = self._forget(upload, number)
         try:
             descriptor = os.open(_path(upload), os.O_WRONLY)
         except FileNotFoundError:
             raise WrongStateError("The parts that had arrived are gone. Begin the upload again.") from None
         try:
-            left = wanted
+            left = size
             while chunk := source.read(storage.CHUNK):
                 if len(chunk) > left:
-                    raise wrong_size(number, wanted)
+                    raise wrong_size(number, size)
                 digest.update(chunk)
-                _write_all(descriptor, chunk, at + wanted - left)
+                _write_all(descriptor, chunk, start + size - left)
                 left -= len(chunk)
             if left:
-                raise wrong_size(number, wanted)
+                raise wrong_size(number, size)
             os.fdatasync(descriptor)
         except OSError as error:
             raise disk_full() if error.errno in (errno.ENOSPC, errno.EDQUOT) else error from error
         finally:
             os.close(descriptor)
-        if said and said != digest.hexdigest():
-            text = f"Part {number} was damaged on its way: its checksum is not the one that was said. Send it again."
+        if announced and announced != digest.hexdigest():
+            text = f"Part {number} was damaged on its way: its checksum is not the announced one. Send it again."
             raise MedSegError("bad_checksum", text)
         values = {"sha256": digest.hexdigest(), "is_stored": True}
         UploadPart.objects.update_or_create(upload=upload, number=number, defaults=values)
         return digest.hexdigest()
 
     def _forget(self, upload: Upload, number: int) -> str:
-        """While it is being written a part does not count. Returns the checksum that its sender said, if any."""
+        """Forget that a part has arrived, so that it does not count while it is written again.
+
+        Returns the checksum that the sender announced, or "" without one.
+        """
         with transaction.atomic():
             row = Upload.objects.select_for_update().get(pk=upload.pk)
             if row.state != Upload.OPEN:
@@ -97,11 +106,11 @@ class LocalParts:
             if part.is_stored:
                 part.delete()
                 return ""
-            said: str = part.sha256
-            return said
+            announced: str = part.sha256
+            return announced
 
     def assemble(self, upload: Upload, tags: dict[int, str]) -> None:
-        """Nothing to do: the parts lie in their places."""
+        """Do nothing: the parts are in their places in the file already."""
 
     def tail(self, upload: Upload, length: int) -> bytes:
         with _path(upload).open("rb") as file:
@@ -109,7 +118,10 @@ class LocalParts:
             return file.read()
 
     def place(self, upload: Upload) -> None:
-        """Move the whole file to where it belongs; doing it twice is the same as once."""
+        """Move the whole file to its final place. A second call changes nothing.
+
+        Raises WrongStateError when the file is gone.
+        """
         source, target = _path(upload), Path(default_storage.path(upload.key))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -120,14 +132,14 @@ class LocalParts:
         shutil.rmtree(source.parent, ignore_errors=True)
 
     def remove(self, upload: Upload) -> None:
-        # In this order: a file that is being placed at this moment is found in one of the two.
+        # The order matters: a file that is being moved at this moment is found in one of the two places.
         storage.delete_prefix(storage.object_key("uploads", upload.uuid))
         storage.delete_prefix(upload.key.rpartition("/")[0])
 
 
-def wrong_size(number: int, wanted: int) -> MedSegError:
+def wrong_size(number: int, size: int) -> MedSegError:
     return MedSegError(
-        "wrong_size", f"Part {number} must have {count_of(wanted, 'byte')}. Cut the file as the upload says."
+        "wrong_size", f"Part {number} must have {count_of(size, 'byte')}. Cut the file as the upload says."
     )
 
 

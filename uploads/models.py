@@ -1,4 +1,4 @@
-"""Large files on their way in: one row per upload, and of each part what is known of it."""
+"""The tables of uploads and their parts: large files on their way into the platform."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ COLLECTIONS = {"dataset": "datasets", "batch": "batches"}
 
 
 class Upload(models.Model):
-    """One file that comes in parts. Its uuid becomes that of the dataset or batch that is made of it.
+    """One file that arrives in parts. A dataset or batch that is made from it takes over its uuid.
 
-    `open` (parts come in) → `complete` (the file is whole) → `used` (a dataset or batch has it). `aborted` ones are being removed.
+    `open` (parts arrive) → `complete` (the file is whole) → `used` (a dataset or batch has the file).
+    An `aborted` upload is being removed. `size` and `part_size` are in bytes.
     """
 
     OPEN, COMPLETE, USED, ABORTED = "open", "complete", "used", "aborted"
@@ -43,9 +44,11 @@ class Upload(models.Model):
     file_name = models.CharField(max_length=300, editable=False)
     size = models.BigIntegerField(editable=False)
     part_size = models.BigIntegerField(editable=False)
-    sha256 = models.CharField(max_length=64, blank=True, editable=False)  # of the whole file, where its sender said it
+    # The checksum of the whole file, if the sender announced one.
+    sha256 = models.CharField(max_length=64, blank=True, editable=False)
     s3_bucket = models.CharField(max_length=200, blank=True, editable=False)
-    backend_id = models.CharField(max_length=1000, blank=True, editable=False)  # S3's UploadId
+    # The UploadId of S3. It is empty for the local folder.
+    backend_id = models.CharField(max_length=1000, blank=True, editable=False)
     state = models.CharField(
         max_length=16, default=OPEN, choices=[(state, state) for state in STATES], editable=False, db_index=True
     )
@@ -70,7 +73,7 @@ class Upload(models.Model):
 
     @property
     def key(self) -> str:
-        """Where the file belongs once it is used."""
+        """The key of the file in storage once a dataset or batch has it."""
         return storage.object_key(COLLECTIONS[self.purpose], self.uuid, "archive.zip")
 
     @property
@@ -78,17 +81,18 @@ class Upload(models.Model):
         return -(-self.size // self.part_size)
 
     def bytes_of(self, number: int) -> int:
-        """The size that part `number` (from 1) must have: all are alike but the last."""
+        """The size in bytes that part `number` (from 1) must have. Only the last part may be smaller."""
         return min(self.part_size, self.size - (number - 1) * self.part_size)
 
 
 class UploadPart(models.Model):
-    """What is known of one part: the checksum that its sender said, and, for the local folder, whether it is on disk."""
+    """One part: the checksum that the sender announced, and, for the local folder, whether the part has arrived."""
 
     upload = models.ForeignKey(Upload, on_delete=models.CASCADE, related_name="parts")
     number = models.PositiveIntegerField()
     sha256 = models.CharField(max_length=64)
-    is_stored = models.BooleanField(default=False)  # its bytes had reached the disk before this was written
+    # The bytes reach the disk before this becomes True.
+    is_stored = models.BooleanField(default=False)
 
     class Meta:
         db_table = "upload_parts"

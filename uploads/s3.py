@@ -1,4 +1,4 @@
-"""Parts that go from the browser straight to S3, by signed addresses; the platform sees none of their bytes."""
+"""Parts go from the browser straight to S3, through signed addresses. None of their bytes passes the platform."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _is_gone(error: ClientError) -> bool:
 
 
 class S3Parts:
-    """A bucket as a store of parts. The object is written under its final key, so using it moves nothing."""
+    """An S3 bucket as a store of parts (see uploads.backends.Parts). The object has its final key from the start."""
 
     def begin(self, upload: Upload) -> str:
         answer = client().create_multipart_upload(
@@ -26,12 +26,16 @@ class S3Parts:
         return str(answer["UploadId"])
 
     def sign(self, upload: Upload, numbers: list[int]) -> dict[int, str]:
-        if not upload.backend_id:  # the platform was stopped while it was being begun
-            raise WrongStateError("This upload was never begun at S3. Begin it again.")
+        # The platform was stopped before S3 had answered `begin`.
+        if not upload.backend_id:
+            raise WrongStateError("This upload did not reach S3. Begin it again.")
         return {number: sign("upload_part", {**_where(upload), "PartNumber": number}) for number in numbers}
 
     def stored(self, upload: Upload) -> dict[int, tuple[int, str]]:
-        """Size and ETag of each part that is there. Raises WrongStateError when S3 knows the upload no more."""
+        """Size in bytes and ETag of each part that has arrived.
+
+        Raises WrongStateError when S3 does not know the upload any more.
+        """
         if not upload.backend_id:
             return {}
         try:
@@ -44,7 +48,8 @@ class S3Parts:
         except ClientError as error:
             if not _is_gone(error):
                 raise
-        if _is_object(upload):  # the platform was stopped after S3 had put the parts together
+        # The platform was stopped after S3 had joined the parts.
+        if _is_object(upload):
             return {number: (upload.bytes_of(number), "") for number in range(1, upload.part_count + 1)}
         raise WrongStateError("The parts that had arrived are gone from S3. Begin the upload again.")
 
@@ -53,7 +58,8 @@ class S3Parts:
         try:
             client().complete_multipart_upload(**_where(upload), MultipartUpload={"Parts": parts})
         except ClientError as error:
-            if not (_is_gone(error) and _is_object(upload)):  # else an earlier try did it, and its answer was lost
+            # S3 does not know an upload whose parts it joined before. The answer to that request was lost.
+            if not (_is_gone(error) and _is_object(upload)):
                 raise
 
     def tail(self, upload: Upload, length: int) -> bytes:
@@ -62,10 +68,10 @@ class S3Parts:
         return data
 
     def place(self, upload: Upload) -> None:
-        """Nothing to do: the object has its final key."""
+        """Do nothing: the object has its final key already."""
 
     def remove(self, upload: Upload) -> None:
-        """Abort whatever S3 still holds under the key (also what was begun but never written down), and delete the object."""
+        """Abort every upload that S3 holds under the key, even one that no row names, and delete the object."""
         pages = client().get_paginator("list_multipart_uploads").paginate(Bucket=upload.s3_bucket, Prefix=upload.key)
         for begun in [item for page in pages for item in page.get("Uploads", [])]:
             where = {"Bucket": upload.s3_bucket, "Key": begun["Key"], "UploadId": begun["UploadId"]}
@@ -83,9 +89,9 @@ def _where(upload: Upload) -> dict[str, str]:
 
 def _is_object(upload: Upload) -> bool:
     try:
-        found = client().head_object(Bucket=upload.s3_bucket, Key=upload.key)
+        answer = client().head_object(Bucket=upload.s3_bucket, Key=upload.key)
     except ClientError as error:
         if _is_gone(error):
             return False
         raise
-    return bool(found["ContentLength"] == upload.size)
+    return bool(answer["ContentLength"] == upload.size)

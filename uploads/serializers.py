@@ -1,4 +1,4 @@
-"""Uploads as the API shows and takes them. Parts have S3's own field names."""
+"""The serializers of the uploads API: what it answers and what it accepts. Parts have the field names of S3."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class UploadSerializer(serializers.ModelSerializer[Upload]):
 
 class UploadCreateSerializer(serializers.Serializer[Any]):
     file_name = serializers.CharField(max_length=1000)
-    size = serializers.IntegerField(max_value=2**53, help_text="Bytes.")
-    purpose = serializers.ChoiceField(choices=["dataset", "batch"], help_text="What is to be made of the file.")
+    size = serializers.IntegerField(max_value=2**53, help_text="Size of the file in bytes.")
+    purpose = serializers.ChoiceField(choices=["dataset", "batch"], help_text="What the file will become.")
     sha256 = serializers.CharField(
-        required=False, allow_blank=True, default="", max_length=100, help_text="Of the whole file, in hexadecimal."
+        required=False, allow_blank=True, default="", max_length=100, help_text="SHA-256 of the file (hexadecimal)."
     )
 
 
@@ -46,13 +46,13 @@ class SignSerializer(serializers.Serializer[Any]):
         child=serializers.CharField(max_length=100),
         required=False,
         default=dict,
-        help_text="SHA-256 (hexadecimal) of parts, by number. The stored file is held against them.",
+        help_text="SHA-256 (hexadecimal) of parts, by number. The stored file is compared with them.",
     )
 
 
 class SignedPartSerializer(serializers.Serializer[Any]):
     PartNumber = serializers.IntegerField()
-    url = serializers.CharField(help_text="Where to PUT the part; without a host it is on the platform itself.")
+    url = serializers.CharField(help_text="Address to PUT the part to. Without a host it is on the platform.")
 
 
 class SignedPartsSerializer(serializers.Serializer[Any]):
@@ -63,7 +63,7 @@ class PartSerializer(serializers.Serializer[Any]):
     PartNumber = serializers.IntegerField()
     Size = serializers.IntegerField()
     ETag = serializers.CharField()
-    sha256 = serializers.CharField(help_text="As it was said when the part was signed, or empty.")
+    sha256 = serializers.CharField(help_text="The one announced when the part was signed, or empty.")
 
 
 class PartsSerializer(serializers.Serializer[Any]):
@@ -76,10 +76,10 @@ class PartTagSerializer(serializers.Serializer[Any]):
 
 
 class StoredPartSerializer(PartTagSerializer):
-    """The answer to a part that was sent to the platform itself; the ETag is in the header too."""
+    """The answer to a part that was sent to the platform itself. The header holds the ETag too."""
 
 
 class CompleteSerializer(serializers.Serializer[Any]):
     parts = PartTagSerializer(
-        many=True, required=False, help_text="Left out, the parts that the store holds are taken as they are."
+        many=True, required=False, help_text="Without this list, the parts are taken as the store holds them."
     )

@@ -1,4 +1,7 @@
-"""What can be asked of uploads: begin, sign, put a part, complete, abort; and, for the apps above, take what is complete."""
+"""Everything that can be done with uploads: begin, sign, put a part, complete, abort.
+
+The apps above use the last functions here to take the file of a complete upload.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +27,27 @@ from uploads.cleaning import remove
 from uploads.local import LocalParts, wrong_size
 from uploads.models import Upload, UploadPart
 
-MAX_PARTS = 10_000  # S3's own limits
+# S3 takes at most so many parts, and no part but the last may have fewer bytes than LEAST_S3_PART.
+MAX_PARTS = 10_000
 LEAST_S3_PART = 5 * 2**20
-MAX_SIGNED = 100  # addresses in one answer
-ZIP_TAIL = 2**17  # a ZIP's end record with its longest comment, and that of ZIP64 before it
+# One answer holds at most so many addresses.
+MAX_SIGNED = 100
+# So many bytes hold the end record of a ZIP with its longest comment, and the record of ZIP64 before it.
+ZIP_TAIL = 2**17
 
 
 def create_upload(*, user: Any, file_name: str, size: int, purpose: str, sha256: str = "") -> Upload:
-    """Begin an upload. The row comes first, so that whatever the store then holds has an owner and is cleaned up."""
+    """Begin an upload. `size` is in bytes; `sha256` (hex) is the checksum of the whole file, if it is known.
+
+    The row is written first, so that everything in the store belongs to a row and is cleaned up. Raises MedSegError
+    when the file is empty or too large, or when the checksum is not one.
+    """
     if size < 1:
         raise MedSegError("empty", f"{clean_file_name(file_name)} is empty. Choose another file.", attr="size")
     if size > settings.MEDSEG_MAX_UPLOAD_BYTES:
         limit = settings.MEDSEG_MAX_UPLOAD_BYTES // 2**20
-        raise MedSegError("too_large", f"The archive is larger than {limit} MB.", attr="size", http_status=413)
+        text = f"The archive is larger than {limit} MB. Split it into smaller ones."
+        raise MedSegError("too_large", text, attr="size", http_status=413)
     upload = Upload.objects.create(
         created_by=user,
         project=personal_project(user),
@@ -63,21 +74,26 @@ def _part_size(size: int) -> int:
 
 def _checksum(text: str, attr: str) -> str:
     if text and not re.fullmatch(r"[0-9a-fA-F]{64}", text):
-        raise MedSegError("invalid_checksum", "A SHA-256 checksum has 64 hexadecimal digits.", attr=attr)
+        problem = "A SHA-256 checksum has 64 hexadecimal digits. Send it like that, or leave it out."
+        raise MedSegError("invalid_checksum", problem, attr=attr)
     return text.lower()
 
 
 def sign_parts(*, upload: Upload, numbers: list[int], checksums: Mapping[str, str]) -> dict[int, str]:
-    """Addresses to PUT parts to, by number. The checksums said here are held against the whole file in its check."""
+    """The addresses to PUT parts to, by number of the part.
+
+    `checksums` (number → SHA-256 in hex) are compared with the whole file when it is checked. Raises MedSegError for a
+    bad number or checksum, and WrongStateError when the upload is not open.
+    """
     _check_open(upload)
     if not 1 <= len(numbers) <= MAX_SIGNED:
         raise MedSegError("wrong_number", f"Ask for 1 to {MAX_SIGNED} parts at once.", attr="part_numbers")
     for number in numbers:
         _check_number(upload, number)
     known = {str(number): number for number in numbers}
-    said = {known[name]: _checksum(text, "checksums") for name, text in checksums.items() if name in known}
-    for number in said:
-        _note_checksum(upload, number, said[number])
+    announced = {known[name]: _checksum(text, "checksums") for name, text in checksums.items() if name in known}
+    for number in announced:
+        _note_checksum(upload, number, announced[number])
     touch(upload)
     return parts_of(upload).sign(upload, numbers)
 
@@ -100,28 +116,34 @@ def _check_number(upload: Upload, number: int) -> None:
 
 
 def touch(upload: Upload) -> None:
-    """Uploads that nobody touches for MEDSEG_UPLOAD_KEEP_HOURS are removed."""
+    """Note that somebody uses the upload. One that nobody touches for MEDSEG_UPLOAD_KEEP_HOURS is removed."""
     Upload.objects.filter(pk=upload.pk).update(updated_at=timezone.now())
 
 
 def list_parts(*, upload: Upload) -> list[dict[str, Any]]:
-    """The parts that are there, in S3's words, with the checksum that was said of each."""
+    """The parts that have arrived, with the field names of S3 and the checksum that was announced for each.
+
+    Raises WrongStateError when the upload is not open.
+    """
     if upload.state != Upload.OPEN:
-        raise WrongStateError(f"This upload is {upload.state}; its parts are one file.")
-    said = dict(upload.parts.values_list("number", "sha256"))
+        raise WrongStateError(f"This upload is {upload.state}, so it has no separate parts any more.")
+    announced = dict(upload.parts.values_list("number", "sha256"))
     return [
-        {"PartNumber": number, "Size": size, "ETag": tag, "sha256": said.get(number, "")}
+        {"PartNumber": number, "Size": size, "ETag": tag, "sha256": announced.get(number, "")}
         for number, (size, tag) in sorted(parts_of(upload).stored(upload).items())
     ]
 
 
 def put_part(*, upload: Upload, number: int, source: Any, length: str) -> str:
-    """Keep one part that was sent to the platform itself. Returns its ETag."""
+    """Store one part that was sent to the platform itself. Returns its ETag.
+
+    `length` is the Content-Length of the request, or "". Raises WrongStateError when the parts go to S3.
+    """
     _check_open(upload)
     _check_number(upload, number)
     backend = parts_of(upload)
     if not isinstance(backend, LocalParts):
-        raise WrongStateError("The parts of this upload go to S3, to the addresses that `sign/` gives.")
+        raise WrongStateError("The parts of this upload go to S3. Send them to the addresses that `sign/` gives.")
     if length and length != str(upload.bytes_of(number)):
         raise wrong_size(number, upload.bytes_of(number))
     tag = backend.write(upload, number, source)
@@ -130,9 +152,11 @@ def put_part(*, upload: Upload, number: int, source: Any, length: str) -> str:
 
 
 def complete_upload(*, upload: Upload, tags: Mapping[int, str] | None = None) -> Upload:
-    """Check that every part is there, make them one file and look whether it is a ZIP. Asking twice does no harm.
+    """Check that every part has arrived, join them into one file, and check that it is a ZIP. It may be called twice.
 
-    `tags`: what the sender was told of each part; left out, what the store holds is taken.
+    `tags` holds the ETag that the sender got for each part. Without it, the parts are taken as the store holds them.
+    Raises MedSegError when a part is missing or wrong, or when the file is no ZIP. Only in the last case, the upload is
+    removed.
     """
     if upload.state in (Upload.COMPLETE, Upload.USED):
         return upload
@@ -144,16 +168,18 @@ def complete_upload(*, upload: Upload, tags: Mapping[int, str] | None = None) ->
     if not zipfile.is_zipfile(io.BytesIO(backend.tail(upload, ZIP_TAIL))):
         _mark_aborted(upload)
         remove(upload)
-        text = f"{upload.file_name} is not a ZIP file, or it is damaged. Zip the folder that holds the files and upload that."
+        cure = "Zip the folder that holds the files and upload that."
+        text = f"{upload.file_name} is not a ZIP file, or it is damaged. {cure}"
         raise MedSegError("not_a_zip", text, attr="file_name")
     with transaction.atomic():
         row = Upload.objects.select_for_update().get(pk=upload.pk)
         if row.state == Upload.OPEN:
-            if not upload.s3_bucket:  # a part may have been begun anew since
+            # In the local folder a part may have been sent again since, and have only half arrived.
+            if not upload.s3_bucket:
                 _check_parts(upload, backend.stored(upload), tags)
             Upload.objects.filter(pk=upload.pk).update(state=Upload.COMPLETE, updated_at=timezone.now())
         elif row.state == Upload.ABORTED:
-            raise WrongStateError("This upload was stopped.")
+            raise WrongStateError("This upload was stopped. Begin it again.")
     upload.refresh_from_db()
     return upload
 
@@ -174,7 +200,7 @@ def _check_parts(upload: Upload, stored: Mapping[int, tuple[int, str]], tags: Ma
 
 
 def abort_upload(*, user: Any, upload: Upload) -> None:
-    """Stop an upload and remove all of it. Raises WrongStateError when a dataset or batch has it."""
+    """Stop an upload and remove its parts and its row. Raises WrongStateError when a dataset or batch has its file."""
     require(user, "delete", upload)
     with transaction.atomic():
         _mark_aborted(upload)
@@ -188,7 +214,11 @@ def _mark_aborted(upload: Upload) -> None:
 
 
 def find_upload(*, user: Any, upload: uuid.UUID, purpose: str) -> Upload:
-    """The whole file that a dataset or batch is to be made of, at its final place. Then `mark_used`, in one transaction with the row."""
+    """Find the complete upload that a dataset or batch is to be made from.
+
+    Then call `place_upload`, and `mark_used` in the transaction that writes the new row. Raises MedSegError when the
+    user has no such upload or may not use it, and WrongStateError when it is not complete.
+    """
     row: Upload | None = Upload.objects.visible_to(user).filter(uuid=upload, purpose=purpose).first()
     if row is None:
         text = "This upload does not exist. It may have been removed because nobody used it. Upload the file again."
@@ -197,19 +227,22 @@ def find_upload(*, user: Any, upload: uuid.UUID, purpose: str) -> Upload:
     if row.state == Upload.OPEN:
         raise WrongStateError("Parts of this upload are missing. Send them and complete it first.")
     if row.state == Upload.ABORTED:
-        raise WrongStateError("This upload was stopped.")
+        raise WrongStateError("This upload was stopped. Upload the file again.")
     if row.s3_bucket != storage.bucket_name():
         raise WrongStateError("The platform stores its files in another place now. Upload the file again.")
     return row
 
 
 def place_upload(upload: Upload) -> None:
-    """Bring the file to `upload.key` (a rename, or nothing at all)."""
+    """Move the file to `upload.key`. In S3 it is there already; in the local folder this is a rename."""
     parts_of(upload).place(upload)
 
 
 def mark_used(upload: Upload) -> None:
-    """Give the file away, once. Call it in the transaction that writes the row which has it now."""
+    """Hand the file over to a dataset or batch. Call it in the transaction that writes that row.
+
+    Raises WrongStateError when the upload was used before.
+    """
     complete = Upload.objects.filter(pk=upload.pk, state=Upload.COMPLETE)
     if not complete.update(state=Upload.USED, updated_at=timezone.now()):
         raise WrongStateError("This upload was used already. Upload the file again.")

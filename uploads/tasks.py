@@ -1,4 +1,4 @@
-"""Celery's side of uploads."""
+"""The Celery tasks of uploads. They import the workers' code in their bodies, so the web process never loads it."""
 
 from __future__ import annotations
 

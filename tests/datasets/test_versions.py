@@ -182,7 +182,7 @@ def test_a_sample_that_should_stay_is_never_dropped_in_silence(user: Any, own_me
     second = next_version(user, first, others("new"))
     assert second.status == "error"
     assert second.error
-    assert second.error.startswith("c2 of the version before cannot be read")
+    assert second.error.startswith("c2 of the earlier version cannot be read")
     lost.write_bytes(content)
     services.recheck_dataset(user=local_user(), dataset=second)
     check(second.pk)

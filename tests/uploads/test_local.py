@@ -181,7 +181,7 @@ def test_the_whole_files_checksum_is_held_against_what_was_said(sender: Sender) 
     sender.complete(*sender.send(sender.numbers))
     pk = sender.make_dataset().json()["id"]
     check(pk)
-    assert "checksum is not the one that was sent" in (Dataset.objects.get(pk=pk).error or "")
+    assert "its checksum is not the announced one" in (Dataset.objects.get(pk=pk).error or "")
 
 
 def test_a_full_disk_is_said_at_the_start_and_in_the_middle(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:

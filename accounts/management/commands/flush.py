@@ -1,4 +1,7 @@
-"""manage.py flush: Django's own, which on SQLite deletes row by row and would be stopped by the guard of audit events."""
+"""manage.py flush: Django's own command, run without the triggers on audit events.
+
+On SQLite it deletes row by row, which the triggers would refuse.
+"""
 
 from __future__ import annotations
 

@@ -12,14 +12,14 @@ from medseg_site.shared.storage.remote import client
 
 
 class Command(BaseCommand):
-    help = "Sets the bucket's CORS rule for uploads from the platform's pages (in place of those that it has)."
+    help = "Sets the CORS rule of the bucket, so that the platform's pages can upload to it. It replaces earlier rules."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("origins", nargs="+", help="Where the pages are, such as https://medseg.example.org")
+        parser.add_argument("origins", nargs="+", help="Address of the pages, such as https://medseg.example.org")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not settings.S3_BUCKET_NAME:
-            raise CommandError("S3_BUCKET_NAME is not set: files go to the local folder, which needs no such rule.")
+            raise CommandError("S3_BUCKET_NAME is not set, so files go to the local folder, which needs no such rule.")
         origins = [origin.rstrip("/") for origin in options["origins"]]
         rule = {
             "AllowedOrigins": origins,
