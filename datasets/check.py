@@ -74,22 +74,22 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
     base = _base_of(dataset)
     check, checked = _check_pairs(job, folder, base)
     with job.kept_alive():
-        found = check.finish(checked)
-        for sample in found.left_out:
+        result = check.finish(checked)
+        for sample in result.left_out:
             storage.delete_prefix(sample.image.key.rpartition("/")[0])
-    samples, fingerprint = found.cases, found.fingerprint
+    samples, fingerprint = result.cases, result.fingerprint
     changes = changes_of(samples, base)
     if base and changes["kept"] == base.dataset.file_count == len(samples):
         raise _nothing_new(base, check.issues)
     # This is the last moment at which a cancel can still stop the check.
     job.beat(force=True)
-    split = split_of(samples, found.duplicates, base)
+    split = split_of(samples, result.duplicates, base)
     # JSON keeps the keys of an object as texts.
-    mask_codes = {str(code): value for code, value in found.codes.items()}
+    mask_codes = {str(code): value for code, value in result.codes.items()}
     columns: dict[str, Any] = {
         "file_count": len(samples),
         "modality": fingerprint.modality[:32],
-        "dimensions": found.dimensions,
+        "dimensions": result.dimensions,
         "channels": fingerprint.channels,
         "changes": changes,
         "fingerprint": replace(fingerprint, grouping=split.grouping, mask_codes=mask_codes).to_json(),
@@ -105,7 +105,7 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
         # The rows are written in chunks, so that memory does not grow with their number.
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             Sample.objects.bulk_create(chunk)
-        DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in found.classes)
+        DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in result.classes)
     with job.kept_alive():
         columns = manifests.store_done(dataset, {**columns, **job.last_words()})
         storage.settle()

@@ -32,14 +32,14 @@ class ClassForm(ClassModelForm):
 
     def rename(self, user: Any) -> None:
         """Save through the service. When the service refuses, its reason becomes an error of the field."""
-        given = self.cleaned_data
+        values = self.cleaned_data
         try:
             services.rename_class(
                 user=user,
                 dataset=self.instance.dataset,
                 value=self.instance.value,
-                name=given["name"],
-                color=given["color"],
+                name=values["name"],
+                color=values["color"],
             )
         except MedSegError as error:
             self.add_error(error.attr if error.attr in self.fields else None, error.detail)

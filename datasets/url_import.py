@@ -179,7 +179,7 @@ class _Watch:
 
     def check_time(self, host: str) -> None:
         if time.monotonic() >= self._deadline:
-            reason = f"The download from {host} took longer than {self._seconds / 60:g} minutes."
+            reason = f"The download from {host} took longer than {self._seconds / 60:g} min."
             raise UrlImportError("timeout", reason, UPLOAD)
 
     def _run(self) -> None:
@@ -204,7 +204,8 @@ class _WatchedAdapter(HTTPAdapter):
         return pool
 
 
-class _PinnedAdapter(_WatchedAdapter, IPFilterAdapter):  # type: ignore[misc]  # the library has no types
+# The library gives no types for this base class.
+class _PinnedAdapter(_WatchedAdapter, IPFilterAdapter):  # type: ignore[misc]
     """Connects to a checked address. Our own list of forbidden ranges decides, since the library's is shorter."""
 
     def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:

@@ -9,4 +9,5 @@ class MedSegSiteConfig(AppConfig):
         from medseg_site.shared.jobs import moves
         from medseg_site.shared.web import checks, openapi  # noqa: F401 (they register themselves)
 
-        post_migrate.connect(moves.install)  # of any app: this one has no tables, so it sends none
+        # Every app's signal calls it, because this app has no tables and sends no signal of its own.
+        post_migrate.connect(moves.install)

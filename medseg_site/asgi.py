@@ -1,4 +1,4 @@
-"""The one web process: HTTP by Django, WebSockets by Channels."""
+"""The web process. Django answers HTTP, and Channels answers WebSockets."""
 
 import os
 import tempfile
@@ -20,12 +20,13 @@ from medseg_site.routing import websocket_urlpatterns  # noqa: E402 (needs Djang
 from medseg_site.shared.web.limits import UploadLimit  # noqa: E402 (needs Django's apps)
 from medseg_site.shared.web.requests import Application  # noqa: E402 (needs Django's apps)
 
-# Django writes request bodies here. /tmp may be small, or in memory. Workers keep /tmp, since killed ones leave folders.
+# Django writes request bodies here, because /tmp may be small or in memory. Workers keep /tmp as their default, because
+# a worker that is killed leaves folders behind.
 tempfile.tempdir = str(settings.TMP_DIR)
 
 
 class OwnPagesAndPrograms(OriginValidator):
-    """Refuses pages of other sites. A program sends no Origin, and is let in."""
+    """Refuses WebSockets from pages of other sites. A program sends no Origin, and is accepted."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
         try:
@@ -33,7 +34,7 @@ class OwnPagesAndPrograms(OriginValidator):
                 if name == b"origin":
                     urlsplit(value.decode("latin1"))
         except ValueError:
-            # The Origin is no address; the library would fail on it.
+            # The Origin is not an address, and the library would fail on it.
             return await WebsocketDenier()(scope, receive, send)
         return await super().__call__(scope, receive, send)
 

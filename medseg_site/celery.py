@@ -18,7 +18,7 @@ app.autodiscover_tasks()
 def preload(**kwargs: object) -> None:
     """Load PyTorch in the inference worker (MEDSEG_PRELOAD=1) before anybody waits for it.
 
-    In a thread, because Celery kills a process whose start takes more than four seconds.
+    It runs in a thread, because Celery kills a process whose start takes more than four seconds.
     """
     if os.environ.get("MEDSEG_PRELOAD"):
         names = ["segmentation_models_pytorch", "inference.prediction"]
@@ -28,7 +28,7 @@ def preload(**kwargs: object) -> None:
 @beat_init.connect
 @worker_process_init.connect
 def tidy_up(**kwargs: object) -> None:
-    """Start the hourly sweep of this machine's disk. A message would reach one machine only."""
+    """Start the hourly sweep of this machine's disk. A Celery task would reach only one machine."""
     from medseg_site.local_disk import sweep_now_and_then
 
     threading.Thread(target=sweep_now_and_then, daemon=True).start()

@@ -1,4 +1,4 @@
-"""The synthetic example: drawn pictures to look around with before one has data. Every page calls it synthetic."""
+"""The synthetic example: drawn pictures, to try the platform without data. Every page calls it synthetic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ CELL, NUCLEUS = 1, 2
 
 
 def start_demo(user: Any) -> Dataset:
-    """Upload the drawn dataset. Training and segmenting follow by themselves."""
+    """Upload the drawn dataset. A worker then trains a model on it and segments an image.
+
+    Raises MedSegError when the upload is refused.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for index in range(PAIRS):
@@ -33,14 +36,14 @@ def start_demo(user: Any) -> Dataset:
             archive.writestr(f"images/cells_{index:02d}.png", png(image))
             archive.writestr(f"masks/cells_{index:02d}.png", png(labels))
     upload = SimpleUploadedFile("synthetic-cells.zip", buffer.getvalue(), "application/zip")
-    text = "Drawn by a program: round cells with nuclei on a noisy ground. Not real data; to look around only."
+    text = "Drawn by a program: round cells with nuclei on a noisy background. Not real data; for trying things out."
     dataset = create_dataset_from_upload(user=user, name=NAME, archive=upload, description=text, is_synthetic=True)
     advance_demo.apply_async(args=(dataset.pk,), countdown=1)
     return dataset
 
 
 def advance(pk: int) -> bool:
-    """Take the next step that is possible. True while something is still to come."""
+    """Take the next step if it is possible now. Returns True while there are further steps."""
     dataset = Dataset.objects.filter(pk=pk).first()
     if dataset is None or dataset.status == "error":
         return False
@@ -50,8 +53,8 @@ def advance(pk: int) -> bool:
     if model is None:
         for value, name in ((CELL, "cell"), (NUCLEUS, "nucleus")):
             rename_class(user=dataset.created_by, dataset=dataset, value=value, name=name)
-        wanted = {"time_budget_seconds": TRAINING_SECONDS}
-        create_model(user=dataset.created_by, name=NAME, dataset=dataset, hyperparameters=wanted)
+        hyperparameters = {"time_budget_seconds": TRAINING_SECONDS}
+        create_model(user=dataset.created_by, name=NAME, dataset=dataset, hyperparameters=hyperparameters)
         return True
     if model.is_active:
         return True
@@ -61,7 +64,7 @@ def advance(pk: int) -> bool:
 
 
 def segment_new_image(model: SegmentationModel) -> InferenceResult:
-    """Segment a picture that is not in the dataset, with a reference mask."""
+    """Segment a picture that is not in the dataset, and give its reference mask, so that the result gets a Dice."""
     image, labels = draw_cells(np.random.default_rng(10_000))
     files = [
         SimpleUploadedFile(name, png(array), "image/png")

@@ -1,4 +1,7 @@
-"""Small typed readers of environment variables, for settings.py only."""
+"""Functions that read typed environment variables. Only settings.py uses them.
+
+They raise ImproperlyConfigured for a value that cannot be used.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +34,20 @@ def integer(name: str, default: int, *, minimum: int = 0) -> int:
     try:
         number = int(value)
     except ValueError:
-        raise ImproperlyConfigured(f"{name}={value!r} is not a whole number.") from None
+        problem = f"{name}={value!r} is not a whole number. Use digits only, such as {default}."
+        raise ImproperlyConfigured(problem) from None
     if number < minimum:
         raise ImproperlyConfigured(f"{name}={number} is too small. Use {minimum} or more.")
     return number
 
 
 def words(name: str, default: list[str]) -> list[str]:
+    """The words of a comma-separated list."""
     return [word.strip() for word in text(name).split(",") if word.strip()] or default
 
 
 def secret_key(data_dir: Path, *, debug: bool) -> str:
-    """SECRET_KEY from the environment, else a random one that is made once and kept in the data folder."""
+    """SECRET_KEY from the environment, or else a random key that is made once and kept in the data folder."""
     if key := text("SECRET_KEY"):
         return key
     if debug:
@@ -54,7 +59,7 @@ def secret_key(data_dir: Path, *, debug: bool) -> str:
         temporary.touch(mode=0o600)
         temporary.write_text(secrets.token_urlsafe(50))
         try:
-            # It fails where another process was first; then the key of that process counts.
+            # The link fails when another process was faster. The key of that process is then used.
             os.link(temporary, path)
         except FileExistsError:
             pass

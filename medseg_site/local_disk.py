@@ -1,4 +1,4 @@
-"""Removes what this machine keeps beside storage for rows that are gone.
+"""Removes files that this machine keeps outside storage for rows that no longer exist.
 
 The web process that deletes a dataset or a model may run on another machine, so every machine looks for itself.
 """
@@ -25,7 +25,10 @@ SECONDS_BETWEEN_SWEEPS = 3600
 
 
 def sweep() -> None:
-    """Remove files of killed processes, decoded samples of deleted datasets, and folders of ended or deleted trainings."""
+    """Remove files of killed processes, decoded samples of deleted datasets, and folders of ended trainings.
+
+    The folder of a deleted training goes as well.
+    """
     scratch.sweep_scratch()
     for folder, owner in _folders(cache.decoded_folder(uuid.uuid4()).parent):
         if not Dataset.objects.filter(uuid=owner).exists():
@@ -37,23 +40,23 @@ def sweep() -> None:
 
 
 def _is_in_storage(owner: uuid.UUID) -> bool:
-    """Whether the model has a manifest. Without a row it then waits for `rebuild_catalog`, and may need these checkpoints."""
+    """Whether the model has a manifest. `rebuild_catalog` may then restore its row, which needs these checkpoints."""
     return storage.size_of(storage.object_key("models", owner, manifests.NAME)) is not None
 
 
 def _folders(parent: Path) -> list[tuple[Path, uuid.UUID]]:
-    """The folders that are named by a uuid."""
-    found = []
+    """The folders below `parent` whose name is a uuid, each with its uuid."""
+    folders = []
     for path in parent.iterdir() if parent.is_dir() else ():
         try:
-            found.append((path, uuid.UUID(path.name)))
+            folders.append((path, uuid.UUID(path.name)))
         except ValueError:
             continue
-    return found
+    return folders
 
 
 def sweep_now_and_then() -> None:
-    """Sweep once an hour, in a thread of its own."""
+    """Sweep once an hour, without end. It is meant for a thread of its own."""
     while True:
         try:
             sweep()

@@ -17,7 +17,8 @@ DEBUG = env.flag("DEBUG", default=False)
 SECRET_KEY = env.secret_key(DATA_DIR, debug=DEBUG)
 ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", [])
-# One person, no login, reachable from this machine only. Off: Django's accounts and login are used.
+# In single-user mode there is one person and no login, and only this machine can reach the platform. Without it, people
+# log in with Django's accounts.
 MEDSEG_SINGLE_USER = env.flag("MEDSEG_SINGLE_USER", default=True)
 
 INSTALLED_APPS = [
@@ -82,11 +83,11 @@ DATABASES: dict[str, Any] = {
     if env.text("DATABASE_URL")
     else {"ENGINE": "django.db.backends.sqlite3", "NAME": DATA_DIR / "medseg.sqlite3"}
 }
-DATABASES["default"]["CONN_MAX_AGE"] = (
-    0  # under ASGI every request has a thread of its own, so a kept connection would leak
-)
+# Under ASGI every request has a thread of its own, so a kept connection would leak.
+DATABASES["default"]["CONN_MAX_AGE"] = 0
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
-    # WAL lets readers go on while one writes; IMMEDIATE makes a writer wait for its turn instead of failing half-way.
+    # With WAL, readers go on while one process writes. With IMMEDIATE, a writer waits for its turn and does not fail
+    # half-way.
     DATABASES["default"]["OPTIONS"] = {
         "timeout": 20,
         "transaction_mode": "IMMEDIATE",
@@ -100,7 +101,8 @@ AWS_ACCESS_KEY_ID = env.text("AWS_ACCESS_KEY_ID")
 AWS_SECRET_ACCESS_KEY = env.text("AWS_SECRET_ACCESS_KEY")
 AWS_REGION = env.text("AWS_REGION", "us-east-1")
 AWS_ENDPOINT_URL = env.text("AWS_ENDPOINT_URL")
-AWS_PUBLIC_ENDPOINT_URL = env.text("AWS_PUBLIC_ENDPOINT_URL")  # the same store as browsers reach it
+# The address at which browsers reach the same store.
+AWS_PUBLIC_ENDPOINT_URL = env.text("AWS_PUBLIC_ENDPOINT_URL")
 MEDIA_ROOT = DATA_DIR / "media"
 CACHE_DIR = DATA_DIR / "cache"
 TMP_DIR = DATA_DIR / "tmp"
@@ -123,7 +125,8 @@ if S3_BUCKET_NAME:
             "querystring_auth": True,
             "file_overwrite": True,
             "signature_version": "s3v4",
-            "max_memory_size": 8 * 2**20,  # what is larger is read by way of the disk, not of memory
+            # A larger object is read through a file on the disk and not through memory.
+            "max_memory_size": 8 * 2**20,
         },
     }
 STORAGES: dict[str, Any] = {
@@ -145,7 +148,8 @@ STATICFILES_DIRS = [
     }.items()
     if folder.is_dir()
 ]
-WHITENOISE_USE_FINDERS = True  # no collectstatic needed on a laptop
+# With the finders, a laptop needs no collectstatic.
+WHITENOISE_USE_FINDERS = True
 
 # --- Limits ---------------------------------------------------------------------------------------------------------
 MEDSEG_MAX_UPLOAD_BYTES = env.integer("MEDSEG_MAX_UPLOAD_MB", 20_000, minimum=1) * 2**20
@@ -157,12 +161,15 @@ MEDSEG_URL_IMPORT_ALLOW_PRIVATE = env.flag("MEDSEG_URL_IMPORT_ALLOW_PRIVATE", de
 MEDSEG_URL_IMPORT_SECONDS = env.integer("MEDSEG_URL_IMPORT_SECONDS", 4 * 3600, minimum=1)
 MEDSEG_MODEL_CACHE_BYTES = env.integer("MEDSEG_MODEL_CACHE_MB", 2_000, minimum=1) * 2**20
 MEDSEG_OBJECT_CACHE_BYTES = env.integer("MEDSEG_OBJECT_CACHE_MB", 50_000, minimum=1) * 2**20
-# Without a heartbeat for so long a job's worker is dead. Work that cannot beat itself does so every five seconds.
+# A job without a heartbeat for so long has lost its worker. During long calls a thread beats every five seconds.
 MEDSEG_STALE_SECONDS = env.integer("MEDSEG_STALE_SECONDS", 60, minimum=10)
-MEDSEG_CHECKPOINT_SECONDS = env.integer("MEDSEG_CHECKPOINT_SECONDS", 60, minimum=1)  # between uploads of a checkpoint
-MEDSEG_REQUESTS_AT_ONCE = env.integer("MEDSEG_REQUESTS_AT_ONCE", 8, minimum=1)  # in the web process; others wait
+# The time between two uploads of a checkpoint.
+MEDSEG_CHECKPOINT_SECONDS = env.integer("MEDSEG_CHECKPOINT_SECONDS", 60, minimum=1)
+# The web process answers so many requests at once. Further ones wait.
+MEDSEG_REQUESTS_AT_ONCE = env.integer("MEDSEG_REQUESTS_AT_ONCE", 8, minimum=1)
 MEDSEG_DECODED_CACHE_BYTES = env.integer("MEDSEG_DECODED_CACHE_MB", 50_000, minimum=1) * 2**20
-MEDSEG_TRAINING_SECONDS = env.integer("MEDSEG_TRAINING_SECONDS", 300, minimum=10)  # default time budget of a training
+# The default time budget of a training.
+MEDSEG_TRAINING_SECONDS = env.integer("MEDSEG_TRAINING_SECONDS", 300, minimum=10)
 FILE_UPLOAD_TEMP_DIR = str(TMP_DIR)
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 2**20
@@ -171,43 +178,47 @@ for _folder in (DATA_DIR, TMP_DIR, CACHE_DIR, MEDIA_ROOT, STATIC_ROOT):
 
 # --- Redis, Celery, WebSockets ----------------------------------------------------------------------------------------
 PORT = env.integer("PORT", 8000, minimum=1)
-# The embedded Redis of this PORT; scripts/run.py computes the same.
+# The port of the embedded Redis that belongs to PORT. scripts/run.py computes the same number.
 MEDSEG_REDIS_PORT = env.integer("MEDSEG_REDIS_PORT", PORT + 8379 if PORT + 8379 < 2**16 else PORT - 8379, minimum=1)
 REDIS_URL = env.text("REDIS_URL", f"redis://127.0.0.1:{MEDSEG_REDIS_PORT}/0")
 CHANNEL_LAYERS = {
     "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}
 }
-# Messages may go over a broker of their own, RabbitMQ or another Redis; live events and waiting requests stay with Redis.
+# Celery's messages may go through another broker, such as RabbitMQ. Live events and waiting requests stay with Redis.
 CELERY_BROKER_URL = env.text("CELERY_BROKER_URL", REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
-    # Workers keep their connection for ten tasks: the last one of all to close writes the whole WAL back, which took
-    # longer than everything else that an inference asks of the database. A connection to a file cannot go stale.
+    # Workers keep their connection for ten tasks. The last connection to close writes the whole WAL back, which took
+    # longer than all other queries of an inference together. A connection to a file cannot go stale.
     CELERY_DB_REUSE_MAX = 10
 CELERY_WORKER_HIJACK_ROOT_LOGGER = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 if CELERY_BROKER_URL.startswith("amqp"):
-    CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {"confirm_publish": True}  # sent means that the broker has it
-    # RabbitMQ cuts a worker off that keeps a message for half an hour, which every longer training does.
+    # A message counts as sent only once the broker confirms that it has it.
+    CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {"confirm_publish": True}
+    # By default RabbitMQ cuts off a worker that keeps a message for half an hour, as every longer training does.
     _queue_arguments = {"x-consumer-timeout": 16 * 24 * 3600 * 1000}
 else:
-    CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # a redelivered message is harmless: claims decide
+    # Redis delivers a message again after this time. That is harmless, because a worker has to claim the row first.
+    CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}
     _queue_arguments = {}
 CELERY_TASK_QUEUES = [
     Queue(name, routing_key=name, queue_arguments=_queue_arguments)
     for name in ("ingest", "infer", "train", "housekeeping")
 ]
-CELERY_TASK_DEFAULT_QUEUE = "housekeeping"  # short tasks, taken by whichever of the two workers is free
+# This queue has short tasks. Whichever of its two workers is free takes them.
+CELERY_TASK_DEFAULT_QUEUE = "housekeeping"
 CELERY_TASK_ROUTES = {
     "datasets.tasks.check_dataset": {"queue": "ingest"},
     "inference.tasks.expand_batch": {"queue": "ingest"},
     "medseg_site.tasks.remove_remains": {"queue": "ingest"},
     "medseg_site.tasks.mend_recent_manifests": {"queue": "ingest"},
     "models_app.tasks.train_model": {"queue": "train"},
-    "models_app.tasks.keep_weights": {"queue": "infer"},  # has PyTorch at hand, and is not busy for hours
+    # The worker of this queue has PyTorch loaded, and is not busy for hours as the one that trains.
+    "models_app.tasks.keep_weights": {"queue": "infer"},
     "inference.tasks.run_inference": {"queue": "infer"},
     "inference.tasks.work_on_batches": {"queue": "infer"},
 }
@@ -271,7 +282,8 @@ DRF_STANDARDIZED_ERRORS = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "MedSeg Platform",
-    "DESCRIPTION": "Upload a dataset, train a segmentation model, segment images. Research use only, not a medical device. "
+    "DESCRIPTION": "Upload a dataset, train a segmentation model, segment images. "
+    "Research use only, not a medical device. "
     "A request that would have to wait too long is answered 429 with Retry-After.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
@@ -291,7 +303,7 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": ["drf_standardized_errors.openapi_hooks.postprocess_schema_enums"],
 }
 
-# --- The rest -----------------------------------------------------------------------------------------------------------
+# --- The rest -------------------------------------------------------------------------------------------------------
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")

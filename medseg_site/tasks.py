@@ -1,4 +1,4 @@
-"""Celery's side of what belongs to no app: chores of storage, and the synthetic example."""
+"""The Celery tasks that belong to no app: chores of storage, and the synthetic example."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from celery import shared_task
 from django.apps import apps
 
 SECONDS_BETWEEN_LOOKS = 3
-MENDED_EVERY = 300  # seconds, as CELERY_BEAT_SCHEDULE says
+# In seconds. CELERY_BEAT_SCHEDULE has the same number.
+MENDED_EVERY = 300
 
 
 def chore(work: Callable[[str, list[str]], None]) -> Any:
-    """A task that is tried again and again (shared/catalogue/chores.py): after 15 s, 30 s, … and then every half hour, for days."""
+    """Make a task that is tried again until it succeeds (see shared/catalogue/chores.py).
+
+    It is tried after 15 s, 30 s and so on, and then every half hour for some days.
+    """
     return shared_task(
         autoretry_for=(Exception,),
         retry_backoff=15,
@@ -28,7 +32,7 @@ def chore(work: Callable[[str, list[str]], None]) -> Any:
 
 @chore
 def restore_manifests(label: str, owners: list[str]) -> None:
-    """Write the manifests of rows that live, whatever lies in storage."""
+    """Write the manifests of these rows again, as far as the rows still exist."""
     from medseg_site.shared.catalogue import manifests
 
     manifests.restore(apps.get_model(label), [uuid.UUID(owner) for owner in owners])
@@ -47,7 +51,7 @@ _looked_back = False
 
 @shared_task(soft_time_limit=240, time_limit=270)
 def mend_recent_manifests() -> None:
-    """See verify.mend_recent_manifests. A worker's first pass looks at all rows, since it may have been away for long."""
+    """Call verify.mend_recent_manifests. A worker's first pass looks at all rows, as it may have been away for long."""
     from medseg_site.shared.recovery import verify
 
     global _looked_back
@@ -57,7 +61,7 @@ def mend_recent_manifests() -> None:
 
 @shared_task(bind=True, max_retries=2000, soft_time_limit=60, time_limit=90)
 def advance_demo(self: Any, pk: int) -> None:
-    """Take the next step of the example, and look again later until it is complete. The worker is free meanwhile."""
+    """Take the next step of the example, and come back later until it is complete. The worker is free in between."""
     from medseg_site.demo import advance
 
     if advance(pk):

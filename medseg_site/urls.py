@@ -1,4 +1,4 @@
-"""The composition root: every page, the API, the admin and the health checks."""
+"""All addresses of the platform: pages, API, admin and health checks."""
 
 from django.contrib import admin
 from django.urls import include, path

@@ -1,4 +1,4 @@
-"""The home page: what there is, what runs, and what to do next."""
+"""The home page: it shows what there is, what is running, and what to do next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODELS_SHOWN = 5
 @login_required
 @require_GET
 def home(request: HttpRequest) -> HttpResponseBase:
-    """The whole page. Its live part gets the list of running work only, until one of the list has ended."""
+    """The whole page. Its live part gets the list of running work, and the whole page once some of it has ended."""
     context = _context(request.user)
     shown = request.GET.get("running")
     if not is_live(request) or shown is None:
@@ -39,7 +39,7 @@ def home(request: HttpRequest) -> HttpResponseBase:
 
 
 def _ended(user: Any, key: str) -> Any:
-    """The row behind a key such as "model-3" when it has ended; None else."""
+    """The row with a key such as "model-3" if it has ended; None otherwise."""
     kind, _, digits = key.partition("-")
     table = {table.KIND: table for table in (Dataset, SegmentationModel, InferenceBatch, InferenceResult)}.get(kind)
     number = whole_number(digits)
@@ -57,7 +57,7 @@ def _context(user: Any) -> dict[str, Any]:
         *datasets.filter(status="uploaded")[:5],
         *models.filter(status__in=["queued", "training"])[:5],
         *InferenceBatch.objects.visible_to(user).filter(status__in=["queued", "running"])[:5],
-        # Unordered, so that SQLite takes the index for it and does not walk through all single images by time.
+        # The rows have no order, so that SQLite uses the index and does not read all single images in order of time.
         *inferences.filter(status__in=["queued", "running"], batch=None).order_by()[:5],
     ]
     latest_dataset = datasets.first()
@@ -82,7 +82,7 @@ def _next_step(
     has_results: bool,
     is_running: bool,
 ) -> dict[str, str]:
-    """Heading, text and the one primary button of the first page."""
+    """The heading, the text and the one primary button of the home page."""
     if usable:
         return {
             "title": "Segment another image" if has_results else "Try your model on an image",
@@ -93,7 +93,8 @@ def _next_step(
     if ready and not is_running:
         return {
             "title": "Train your first model",
-            "text": f"{ready.name} is ready with {count_of(ready.file_count, 'image')}. Everything else is planned from the data.",
+            "text": f"{ready.name} is ready with {count_of(ready.file_count, 'image')}. "
+            "Everything else is planned from the data.",
             "label": "Train a model",
             "url": f"{reverse('models_app:create')}?dataset={ready.pk}",
         }
@@ -122,7 +123,7 @@ def _next_step(
 @login_required
 @require_POST
 def start_demo(request: HttpRequest) -> HttpResponse:
-    """Make the synthetic example. What refuses it becomes a message."""
+    """Make the synthetic example. When it is refused, the page shows the reason as a message."""
     try:
         dataset = make_demo(request.user)
     except MedSegError as error:

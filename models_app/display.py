@@ -20,8 +20,8 @@ MAX_WORST_CASES = 6
 METRICS = [
     ("dice", "Dice", "Overlap of prediction and reference: 1 is perfect.", ""),
     ("iou", "IoU", "Intersection over union: stricter than Dice, 1 is perfect.", ""),
-    ("precision", "Precision", "Share of what was found that is right.", ""),
-    ("recall", "Recall", "Share of what is there that was found.", ""),
+    ("precision", "Precision", "Share of the prediction that is right.", ""),
+    ("recall", "Recall", "Share of the reference that was found.", ""),
     ("hd95", "HD95", "95 % of the outline lies at most this far from the other outline: 0 is perfect.", "distance"),
     ("nsd", "NSD", "Share of the outlines that lie within the tolerance: 1 is perfect.", ""),
     (
@@ -161,35 +161,37 @@ def decided(model: SegmentationModel) -> list[DecisionPart]:
     return parts
 
 
-def _serving(made: Serving) -> DecisionPart:
-    used = f"{RUNTIMES[made.runtime]}, {made.precision}"
-    if made.dice_difference is None:
-        return DecisionPart("Runtime", used, made.reason)
-    cases = count_of(made.cases or 0, "window") if made.unit == "validation window" else str(made.cases)
-    row = DecisionRow(["Largest difference in Dice", f"{made.dice_difference:.5f}", cases], used=False)
-    return DecisionPart("Runtime", used, made.reason, ["Against PyTorch in fp32", "", "Cases"], [row])
+def _serving(serving: Serving) -> DecisionPart:
+    used = f"{RUNTIMES[serving.runtime]}, {serving.precision}"
+    if serving.dice_difference is None:
+        return DecisionPart("Runtime", used, serving.reason)
+    cases = count_of(serving.cases or 0, "window") if serving.unit == "validation window" else str(serving.cases)
+    row = DecisionRow(["Largest difference in Dice", f"{serving.dice_difference:.5f}", cases], used=False)
+    return DecisionPart("Runtime", used, serving.reason, ["Against PyTorch in fp32", "", "Cases"], [row])
 
 
-def _mirroring(made: MirroringDecision) -> DecisionPart:
+def _mirroring(mirroring: MirroringDecision) -> DecisionPart:
     rows = [
-        DecisionRow([MIRRORINGS[name], _score(dice), str(made.cases)], name == made.used)
-        for name, dice in (made.dice or {}).items()
+        DecisionRow([MIRRORINGS[name], _score(dice), str(mirroring.cases)], name == mirroring.used)
+        for name, dice in (mirroring.dice or {}).items()
     ]
     head = ["Copies", "Dice", "Cases"] if rows else []
-    return DecisionPart("Mirroring", MIRRORINGS[made.used], made.reason, head, rows)
+    return DecisionPart("Mirroring", MIRRORINGS[mirroring.used], mirroring.reason, head, rows)
 
 
-def _postprocessing(made: PostprocessingDecision, names: list[str]) -> DecisionPart:
+def _postprocessing(postprocessing: PostprocessingDecision, names: list[str]) -> DecisionPart:
     """For every class, the Dice before and after the steps in use. If none is in use, the best one tried is shown."""
     rows, steps = [], set[str]()
-    for item in made.measured.classes if made.measured else []:
+    for item in postprocessing.measured.classes if postprocessing.measured else []:
         used = [step for step in item.candidates if step.used]
         shown = used or [max(item.candidates, key=lambda step: -1.0 if math.isnan(step.dice) else step.dice)]
         steps |= {step.name for step in used}
         what = ", ".join(step.name for step in shown) + ("" if used else " (best of those tried)")
         rows.append(DecisionRow([names[item.index], _score(item.dice), _score(shown[-1].dice), what], bool(used)))
     head = ["Class", "Dice before", "after", "by"] if rows else []
-    return DecisionPart("Post-processing", ", ".join(sorted(steps)).capitalize() or "None", made.reason, head, rows)
+    return DecisionPart(
+        "Post-processing", ", ".join(sorted(steps)).capitalize() or "None", postprocessing.reason, head, rows
+    )
 
 
 def _score(value: float) -> str:

@@ -64,10 +64,10 @@ class TrainForm(forms.Form):
         return [self["name"], self["dataset"]]
 
     def advanced_groups(self) -> list[FieldGroup]:
-        given = self.hyperparameters() if self.is_bound else {}
+        filled_in = self.hyperparameters() if self.is_bound else {}
         return [
             FieldGroup(
-                heading, [self[name] for name in specs], any(name in given or name in self.errors for name in specs)
+                heading, [self[name] for name in specs], any(name in filled_in or name in self.errors for name in specs)
             )
             for heading, specs in groups().items()
         ]
@@ -85,17 +85,17 @@ class TrainForm(forms.Form):
 
     def hyperparameters(self) -> dict[str, Value]:
         """The hyperparameters that were filled in."""
-        given = {name: self.cleaned_data.get(name) for name in specs()}
-        return {name: value for name, value in given.items() if value not in (None, "")}
+        values = {name: self.cleaned_data.get(name) for name in specs()}
+        return {name: value for name, value in values.items() if value not in (None, "")}
 
     def clean(self) -> dict[str, Any]:
         """Make the plan too, if there is a dataset. A value that cannot be planned gets an error beside its field."""
-        given, dataset = self.hyperparameters(), self.cleaned_data.get("dataset")
+        values, dataset = self.hyperparameters(), self.cleaned_data.get("dataset")
         try:
             if dataset:
-                self.plan = services.preview_plan(user=self.user, dataset=dataset, hyperparameters=given)
+                self.plan = services.preview_plan(user=self.user, dataset=dataset, hyperparameters=values)
             else:
-                services.check_hyperparameters(user=self.user, values=given)
+                services.check_hyperparameters(user=self.user, values=values)
         except services.HyperparametersError as error:
             for name, text in error.fields.items():
                 self.add_error(name, text)
@@ -103,10 +103,10 @@ class TrainForm(forms.Form):
 
     def start(self) -> SegmentationModel | None:
         """Queue the training. When the service refuses, return None; the reason then stands beside its field."""
-        given = self.cleaned_data
+        values = self.cleaned_data
         try:
             return services.create_model(
-                user=self.user, name=given["name"], dataset=given["dataset"], hyperparameters=self.hyperparameters()
+                user=self.user, name=values["name"], dataset=values["dataset"], hyperparameters=self.hyperparameters()
             )
         except MedSegError as error:
             self.add_error(error.attr if error.attr in self.fields else None, error.detail)

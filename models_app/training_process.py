@@ -213,8 +213,8 @@ class TrainingProcess:
         row = self.job.row
         with transaction.atomic():
             Epoch.objects.filter(model=row, epoch__gt=started.epoch).delete()
-            there = set(Epoch.objects.filter(model=row).values_list("epoch", flat=True))
-            missing = [point for point in started.curve if point.epoch not in there]
+            stored_epochs = set(Epoch.objects.filter(model=row).values_list("epoch", flat=True))
+            missing = [point for point in started.curve if point.epoch not in stored_epochs]
             Epoch.objects.bulk_create(Epoch(model=row, **point.to_json()) for point in missing)
 
     def _keep_epoch(self, point: CurvePoint) -> None:

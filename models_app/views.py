@@ -168,12 +168,12 @@ def model_cancel(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def model_resume(request: HttpRequest, pk: int) -> HttpResponse:
     model = get_object_or_404(SegmentationModel.objects.visible_to(request.user), pk=pk)
-    asked = {name: request.POST.get(name, "") for name in services.RESUMABLE}
-    given = {name: number for name, text in asked.items() if (number := whole_number(text)) is not None}
+    texts = {name: request.POST.get(name, "") for name in services.RESUMABLE}
+    changes = {name: number for name, text in texts.items() if (number := whole_number(text)) is not None}
     tell(
         request,
         "The training goes on from its last checkpoint.",
-        lambda: services.resume_model(user=request.user, model=model, changes=given),
+        lambda: services.resume_model(user=request.user, model=model, changes=changes),
     )
     return to_page(model)
 

@@ -1,4 +1,4 @@
-"""Small words and numbers for the templates."""
+"""Template filters that write numbers, times and states as people read them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ COLOURS = {
     "error": "red",
     "failed": "red",
 }
+# A page shows this in place of a number that is undefined.
 NOTHING = "–"
 
 
@@ -33,7 +34,7 @@ def status_colour(status: str) -> str:
 
 @register.filter
 def status_text(row: Any) -> str:
-    """The row's status; what "uploaded" means is said as well."""
+    """The status of a row in words. "uploaded" becomes what the dataset waits for, and a cancel is "stopping"."""
     if row.status == "uploaded":
         return "being checked" if row.claim_token else "waiting for its check"
     if row.is_active and row.cancel_requested:
@@ -43,24 +44,25 @@ def status_text(row: Any) -> str:
 
 @register.filter
 def is_defined(value: Any) -> bool:
-    """Whether it is a number, and not NaN."""
+    """Whether the value is a finite number."""
     return _is_number(value)
 
 
 @register.filter
 def score(value: Any) -> str:
-    """0.913; a dash where the number is undefined."""
+    """A number with three decimals, such as 0.913, or a dash when it is undefined."""
     return f"{value:.3f}" if _is_number(value) else NOTHING
 
 
 @register.filter
 def distance(value: Any) -> str:
+    """A number with one decimal, such as 2.4, or a dash when it is undefined."""
     return f"{value:.1f}" if _is_number(value) else NOTHING
 
 
 @register.filter
 def amount(value: Any) -> str:
-    """1,240 or 0.52: a size in any unit with three digits or all those before the point."""
+    """A size with three significant digits, such as 0.52. From 100 on it has all its whole digits, such as 1,240."""
     if not _is_number(value):
         return NOTHING
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -68,7 +70,7 @@ def amount(value: Any) -> str:
 
 @register.filter
 def percent(fraction: Any) -> str:
-    """12.3 % of a fraction; what is there but rounds to nothing is "< 0.1 %"."""
+    """A fraction from 0 to 1 in percent, such as 12.3 %. A fraction that would round to zero is "< 0.1 %"."""
     if not _is_number(fraction):
         return NOTHING
     if 0 < fraction < 0.001:
@@ -78,13 +80,13 @@ def percent(fraction: Any) -> str:
 
 @register.filter
 def whole_percent(fraction: Any) -> int:
-    """0 to 100, for progress bars."""
+    """A fraction as a whole number from 0 to 100, for progress bars."""
     return round(min(1.0, max(0.0, fraction)) * 100) if _is_number(fraction) else 0
 
 
 @register.filter
 def duration(seconds: Any) -> str:
-    """Such as 45 s, 3 min 20 s, 2 h 5 min."""
+    """Seconds as people say them, such as 45 s, 3 min 20 s or 2 h 5 min."""
     if not _is_number(seconds):
         return NOTHING
     if seconds < 9.95:
@@ -99,7 +101,7 @@ def duration(seconds: Any) -> str:
 
 @register.filter
 def times(sizes: Any) -> str:
-    """512 × 512 of [512, 512]."""
+    """A list of sizes, such as [512, 512], as 512 × 512."""
     if not isinstance(sizes, (list, tuple)) or not sizes:
         return NOTHING
     return " × ".join(f"{size:.4g}" if isinstance(size, float) else str(size) for size in sizes)
@@ -107,13 +109,17 @@ def times(sizes: Any) -> str:
 
 @register.filter
 def count_of(number: int, words: str) -> str:
-    """3 images of 3 and "image"; words: "entry,entries" where the plural is another word."""
+    """A number with its noun, such as "3 images" from 3 and "image".
+
+    `words` is "entry,entries" when the plural is not the singular with an s.
+    """
     one, _, many = words.partition(",")
     return text.count_of(number, one, many)
 
 
 @register.filter
 def megabytes(size: Any) -> str:
+    """A size in MB as KB, MB or GB, whichever reads best."""
     if not _is_number(size):
         return NOTHING
     if size >= 1024:

@@ -84,7 +84,7 @@ def test_a_lost_database_comes_back_and_an_interrupted_training_goes_on(platform
     assert platform.stop() == []
     lose_the_database(platform)
     told = manage(platform, "rebuild_catalog")
-    assert "models: restored 2, already there 0; 1 of the restored go on" in told
+    assert "models: restored 2, already there 0; 1 restored to the queue" in told
     platform.start()
     assert answers(platform, but=going) == said
     newer = platform.infer(model, "two.png", image)

@@ -1,4 +1,4 @@
-"""manage.py seed_demo: the synthetic example, from its upload to an overlay to look at."""
+"""manage.py seed_demo: run the synthetic example, from the upload to a segmented image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ TIMEOUT_SECONDS = 900
 
 class Command(BaseCommand):
     help = (
-        "Uploads a synthetic dataset, trains a short while on it and segments one image. The platform must be running."
+        "Uploads a synthetic dataset, trains a model on it for a short time and segments one image. "
+        "The platform must be running."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -36,7 +37,8 @@ class Command(BaseCommand):
                 return
             time.sleep(1)
         raise CommandError(
-            "The example did not come to its end. Is the platform running (`make run`)? Its logs tell more."
+            f"The example did not end within {TIMEOUT_SECONDS // 60} minutes. Check that the platform is running "
+            "(`make run`), and read its logs."
         )
 
     def _state(self, pk: int) -> str:

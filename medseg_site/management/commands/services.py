@@ -1,4 +1,4 @@
-"""Whether database, storage and broker answer from this machine: `manage.py services`, exit status 1 where one does not."""
+"""manage.py services: ask database, storage and broker whether they answer. The exit status is 1 when one does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medseg_site.shared.web.health import answers
 
 
 class Command(BaseCommand):
-    help = "Asks database, storage and broker whether they answer from this machine."
+    help = "Asks database, storage and broker whether they answer this machine. Ends with 1 when one does not."
 
     def handle(self, *args: Any, **options: Any) -> None:
         parts = answers()
