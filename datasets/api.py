@@ -78,6 +78,7 @@ class DatasetViewSet(
                 user=request.user,
                 name=values["name"],
                 description=values["description"],
+                reading=values.get("reading"),
                 archive=values["archive"],
             )
         elif "upload" in values:
@@ -85,6 +86,7 @@ class DatasetViewSet(
                 user=request.user,
                 name=values["name"],
                 description=values["description"],
+                reading=values.get("reading"),
                 upload=values["upload"],
             )
         else:
@@ -92,6 +94,7 @@ class DatasetViewSet(
                 user=request.user,
                 name=values["name"],
                 description=values["description"],
+                reading=values.get("reading"),
                 source_url=values["source_url"],
             )
         wait_for_end(dataset, wait_seconds(request))
@@ -199,7 +202,9 @@ class DatasetViewSet(
         values = [item.value for item in sample.dataset.classes.all()]
         oriented = display.shown_as_volume(sample.shape, sample.spacing)
         return display.slice_response(
-            lambda: display.label_array(sample.mask_key, sample.mask_sha256, values, oriented=oriented),
+            lambda: display.label_array(
+                sample.mask_key, sample.mask_sha256, values, oriented=oriented, others=sample.dataset.others_are
+            ),
             request.query_params.get("slice"),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,17 +25,24 @@ from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from ml_core.dataset import findings
-from ml_core.dataset.checks import DatasetCheck
+from ml_core.dataset.checks import CheckedDataset, DatasetCheck, UndecidedError, read_facts
+from ml_core.dataset.classes import ClassTable
 from ml_core.dataset.findings import DatasetRefusedError, Issue
 from ml_core.dataset.pairing import Pairing, find_pairs
+from ml_core.dataset.reading import Decision, Reading
 from ml_core.dataset.splits import Split
+from ml_core.dataset.survey import MaskFacts, MaskSurvey
 from ml_core.errors import ImageError
+from ml_core.files import in_order
 from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
+from ml_core.io.formats import suffix_of
 from uploads.verification import UploadDamagedError, checked_sha256
 
 # The row keeps so many issues, so that it stays small. Any further ones are only counted.
 MAX_ISSUES = 1_000
 ROWS_AT_ONCE = 500
+
+_Checked = CheckedDataset[CheckedSample]
 
 
 def check(pk: int) -> None:
@@ -72,27 +80,27 @@ class _DatasetCheck(Work[Dataset]):
 def _check(job: Claim[Dataset], folder: Path) -> None:
     dataset = job.row
     base = _base_of(dataset)
-    check, checked = _check_pairs(job, folder, base)
+    check, result = _check_pairs(job, folder, base)
     with job.kept_alive():
-        result = check.finish(checked)
         for sample in result.left_out:
             storage.delete_prefix(sample.image.key.rpartition("/")[0])
     samples, fingerprint = result.cases, result.fingerprint
     changes = changes_of(samples, base)
-    if base and changes["kept"] == base.dataset.file_count == len(samples):
+    is_read_otherwise = base is not None and result.decision.reading.to_json() != base.dataset.reading
+    if base and changes["kept"] == base.dataset.file_count == len(samples) and not is_read_otherwise:
         raise _nothing_new(base, check.issues)
     # This is the last moment at which a cancel can still stop the check.
     job.beat(force=True)
     split = split_of(samples, result.duplicates, base)
-    # JSON keeps the keys of an object as texts.
-    mask_codes = {str(code): value for code, value in result.codes.items()}
     columns: dict[str, Any] = {
         "file_count": len(samples),
         "modality": fingerprint.modality[:32],
         "dimensions": result.dimensions,
         "channels": fingerprint.channels,
         "changes": changes,
-        "fingerprint": replace(fingerprint, grouping=split.grouping, mask_codes=mask_codes).to_json(),
+        "fingerprint": replace(fingerprint, grouping=split.grouping, mask_codes=result.codes).to_json(),
+        "reading": result.decision.reading.to_json(),
+        "kind": "instances" if result.decision.reading.objects else "semantic",
         **_issue_columns(check.issues),
     }
     # The samples are written first, because the manifest states their ids. The dataset becomes ready only once the
@@ -213,10 +221,11 @@ def _base_of(dataset: Dataset) -> Base | None:
     return base
 
 
-def _check_pairs(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[DatasetCheck, list[CheckedSample]]:
+def _check_pairs(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[DatasetCheck, _Checked]:
     """Check the pairs of the archive, together with the samples that a later version keeps.
 
-    A version that only leaves samples out has no archive. Raises DatasetRefusedError when the archive has no pairs.
+    Where the masks are no plain numbers, the check begins again once it is decided how they are read. A version that
+    only leaves samples out has no archive. Raises DatasetRefusedError when the archive has no pairs.
     """
     dataset = job.row
     limits = ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)
@@ -226,9 +235,46 @@ def _check_pairs(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[
         if archive and not pairing.pairs:
             raise findings.too_few(0, pairing.issues)
         merged = merge(base, pairing.pairs)
-        classes = base.class_table() if base else None
-        check = DatasetCheck(classes, dimensions=merged.dimensions, issues=pairing.issues)
-        return check, _check_items(job, folder, archive, merged, check)
+        asked = Reading.from_json(dataset.reading)
+
+        def attempt(classes: ClassTable | None) -> tuple[DatasetCheck, _Checked]:
+            check = DatasetCheck(classes, reading=asked, dimensions=merged.dimensions, issues=pairing.issues)
+            own_folder = folder / ("first" if classes is None else "decided")
+            own_folder.mkdir()
+            checked = _check_items(job, own_folder, archive, merged, check)
+            with job.kept_alive():
+                return check, check.finish(checked)
+
+        try:
+            return attempt(base.class_table(asked) if base else None)
+        except UndecidedError as error:
+            assert archive is not None
+            decision = error.decision or _survey(job, archive, pairing, folder, asked)
+        _discard(job)
+        return attempt(ClassTable(decision=decision))
+
+
+def _survey(job: Claim[Dataset], archive: SafeArchive, pairing: Pairing, folder: Path, asked: Reading) -> Decision:
+    """Look at all masks, and decide how they are read."""
+    survey = MaskSurvey(asked)
+
+    def facts_of(position: int) -> MaskFacts | None:
+        name = pairing.pairs[position].mask
+        path = folder / f"mask-{position}{suffix_of(name)}"
+        try:
+            archive.extract(name, path)
+            return read_facts(path)
+        except ArchiveError:
+            return None
+        finally:
+            path.unlink(missing_ok=True)
+
+    with job.kept_alive():
+        for facts in in_order(facts_of, range(len(pairing.pairs)), max(1, os.cpu_count() or 1)):
+            job.beat()
+            if facts:
+                survey.add(facts)
+    return survey.decide()
 
 
 def _check_items(

@@ -38,17 +38,19 @@ def display_array(key: str, sha256: str) -> NDArray[np.uint8]:
 
 @cached(
     _arrays,
-    key=lambda key, sha256, values, *, oriented: ("labels", sha256, tuple(values), oriented),
+    key=lambda key, sha256, values, *, oriented, others=0: ("labels", sha256, tuple(values), oriented, others),
     lock=_arrays_lock,
 )
-def label_array(key: str, sha256: str, values: list[int], *, oriented: bool) -> NDArray[np.uint8]:
+def label_array(key: str, sha256: str, values: list[int], *, oriented: bool, others: int = 0) -> NDArray[np.uint8]:
     """The stored label map as indices into `values`, turned like its image on the screen: uint8 (D, H, W).
 
-    Raises the same errors as display_array.
+    `others` is the index of values that are not in `values`: 0 (background) for ignored pixels, 1 for the numbers of
+    objects. Raises the same errors as display_array.
     """
     labels = read_mask(_fetch(key, sha256)).values
     order = np.argsort(values)
-    indices = order[np.clip(np.searchsorted(np.asarray(values)[order], labels), 0, len(values) - 1)].astype(np.uint8)
+    places = order[np.clip(np.searchsorted(np.asarray(values)[order], labels), 0, len(values) - 1)]
+    indices = np.where(np.asarray(values)[places] == labels, places, others).astype(np.uint8)
     return to_screen(indices if indices.ndim == 3 else indices[None], oriented=oriented)
 
 

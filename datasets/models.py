@@ -60,6 +60,9 @@ class Dataset(Job):
     dimensions = models.PositiveSmallIntegerField(null=True, blank=True, editable=False)
     channels = models.PositiveSmallIntegerField(null=True, blank=True, editable=False)
     fingerprint = models.JSONField(default=dict, blank=True, editable=False)
+    # How masks are read (ml_core.dataset.reading): what a user has asked for, and after the check what holds.
+    reading = models.JSONField(default=dict, blank=True, editable=False)
+    kind = models.CharField(max_length=16, default="semantic", editable=False)
     issues = models.JSONField(default=list, blank=True, editable=False)
     issue_count = models.PositiveIntegerField(default=0, editable=False)
 
@@ -106,21 +109,27 @@ class Dataset(Job):
     def is_cancelled(self) -> bool:
         return self.cancelled_at is not None
 
+    @property
+    def others_are(self) -> int:
+        """The position, among the classes, of mask values that are no class value: of ignored pixels, or of objects."""
+        return 1 if self.kind == "instances" else 0
+
     def class_dicts(self) -> list[LabelClass]:
         return [{"value": item.value, "name": item.name, "color": item.color} for item in self.classes.all()]
 
 
 class DatasetClass(models.Model):
-    """One value of the masks, with its name and its colour (#rrggbb). The lowest value (or 0) is background."""
+    """One value of the masks, with its name and its colour (#rrggbb). The background comes first."""
 
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="classes")
     value = models.IntegerField(editable=False)
     name = models.CharField(max_length=100)
     color = models.CharField(max_length=7)
+    is_background = models.BooleanField(default=False, editable=False)
 
     class Meta:
         db_table = "classes"
-        ordering = ["value"]
+        ordering = ["-is_background", "value"]
         verbose_name = "class"
         verbose_name_plural = "classes"
         constraints = [models.UniqueConstraint(fields=["dataset", "value"], name="one_class_per_value")]

@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from datasets.display import overlay
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.checks import DatasetCheck, ReadPair, naming, read_pair
+from ml_core.dataset.classes import ClassTable
 from ml_core.dataset.pairing import Pair
 from ml_core.dataset.patients import group_of_name
 from ml_core.io import Image, display_slice, is_oriented, to_screen, write_label_map
@@ -109,7 +110,11 @@ def know_pair(unpacked: UnpackedPair, check: DatasetCheck) -> KnownSample:
     """
     pair, read, image = unpacked.pair, unpacked.read, unpacked.read.image
     values = check.add(read)
-    labels_path = unpacked.labels_path or write_label_map(values, image, unpacked.folder)
+    labels_path = unpacked.labels_path
+    # The numbers of objects are stored as they are; everything else is stored in label values.
+    is_relabelled = values is not read.mask.values and not check.classes.decision.reading.objects
+    if labels_path is None or is_relabelled:
+        labels_path = write_label_map(values, image, unpacked.folder)
     sample = CheckedSample(
         # The column `samples.name` has room for so many characters.
         name=pair.name[:300],
@@ -121,7 +126,7 @@ def know_pair(unpacked: UnpackedPair, check: DatasetCheck) -> KnownSample:
         mask=storage.StoredObject("", 0, ""),
         signature=read.signature,
     )
-    thumbnail = thumbnail_jpeg(image, values, check.classes.colors())
+    thumbnail = thumbnail_jpeg(image, values, check.classes)
     return KnownSample(sample, thumbnail, PairFiles(unpacked.folder, unpacked.image_path, labels_path))
 
 
@@ -162,22 +167,26 @@ def patient_group(image: Image, name: str) -> str:
     return group_of_name(name)
 
 
-def thumbnail_jpeg(image: Image, values: NDArray[Any], colors: dict[int, str]) -> bytes:
+def thumbnail_jpeg(image: Image, values: NDArray[Any], classes: ClassTable) -> bytes:
     """A JPEG of the image with its mask over it. A volume shows the slice with the most foreground.
 
-    `values` are label values in the shape of the image; `colors` maps each of them to #rrggbb. No side of the JPEG is
+    `values` are label values in the shape of the image. Ignored pixels look like background. No side of the JPEG is
     longer than THUMBNAIL_SIDE pixels.
     """
-    background = min(colors)
+    colors = classes.colors()
+    foreground = [value for value in colors if value != classes.background]
     index = None
     if image.dimensions == 3:
-        index = int((values != background).reshape(len(values), -1).sum(axis=1).argmax())
+        is_inside = np.isin(values, foreground)
+        index = int(is_inside.reshape(len(values), -1).sum(axis=1).argmax())
     pixels = display_slice(image, index)
     labels = to_screen(values if index is None else values[index], oriented=is_oriented(image))
     step = max(1, max(pixels.shape[:2]) // THUMBNAIL_SIDE)
     pixels, labels = pixels[::step, ::step], labels[::step, ::step]
-    ordered = sorted(colors)
-    shown = overlay(pixels, np.searchsorted(ordered, labels), [colors[value] for value in ordered], 0.45)
+    positions = np.zeros(labels.shape, np.uint8)
+    for number, value in enumerate(foreground, start=1):
+        positions[labels == value] = number
+    shown = overlay(pixels, positions, [colors[value] for value in [classes.background, *foreground]], 0.45)
     picture = PILImage.fromarray(shown)
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     buffer = io.BytesIO()

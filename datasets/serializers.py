@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
@@ -10,6 +11,9 @@ from rest_framework.fields import empty
 from rest_framework.reverse import reverse
 
 from datasets.models import Dataset, DatasetClass, Sample
+from ml_core.dataset.reading import Reading
+
+READING_NAMES = "background, ignore, merge and objects"
 
 
 class ClassSerializer(serializers.ModelSerializer[DatasetClass]):
@@ -17,7 +21,7 @@ class ClassSerializer(serializers.ModelSerializer[DatasetClass]):
 
     class Meta:
         model = DatasetClass
-        fields = ["value", "name", "color"]
+        fields = ["value", "name", "color", "is_background"]
 
 
 class IssueSerializer(serializers.Serializer[Any]):
@@ -57,6 +61,8 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
             "dimensions",
             "channels",
             "classes",
+            "kind",
+            "reading",
             "fingerprint",
             "issues",
             "issue_count",
@@ -73,6 +79,32 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
         return shown
 
 
+@extend_schema_field(
+    {
+        "type": "object",
+        "properties": {
+            "background": {"oneOf": [{"type": "integer"}, {"type": "string"}], "description": "Where no structure is."},
+            "ignore": {"type": "array", "items": {}, "description": "Values of pixels that nobody labelled."},
+            "merge": {"type": "array", "items": {"type": "array", "items": {}}, "description": "Values of one class."},
+            "objects": {"type": "boolean", "description": "Whether values number single objects."},
+        },
+    }
+)
+class ReadingField(serializers.JSONField):
+    """How masks are read: a value is a number, or a colour as "#rrggbb". What is left out is decided from the masks."""
+
+    def to_internal_value(self, data: Any) -> dict[str, Any]:
+        try:
+            values = json.loads(data) if isinstance(data, str) else data
+            unknown = sorted(set(values) - set(Reading.__dataclass_fields__))
+            if unknown:
+                raise serializers.ValidationError(f"It has no {unknown[0][:50]}. It may have {READING_NAMES}.")
+            return Reading.from_json(values).to_json()
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            text = f'This is no reading of masks. Send an object with {READING_NAMES}, such as {{"background": 0}}.'
+            raise serializers.ValidationError(text) from None
+
+
 class DatasetCreateSerializer(serializers.Serializer[Any]):
     """A new dataset from exactly one of `archive` (multipart), `source_url` or `upload` (JSON)."""
 
@@ -81,6 +113,7 @@ class DatasetCreateSerializer(serializers.Serializer[Any]):
     archive = serializers.FileField(required=False, allow_empty_file=True)
     source_url = serializers.CharField(required=False, max_length=2_000)
     upload = serializers.UUIDField(required=False, help_text="A complete upload (see /api/v1/uploads/).")
+    reading = ReadingField(required=False, help_text="How the masks are read; what is left out is decided from them.")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if sum(name in attrs for name in ("archive", "source_url", "upload")) != 1:
@@ -116,6 +149,7 @@ class VersionCreateSerializer(serializers.Serializer[Any]):
     source_url = serializers.CharField(required=False, max_length=2_000)
     upload = serializers.UUIDField(required=False, help_text="A complete upload (see /api/v1/uploads/).")
     leave_out = NamesField(required=False, help_text="Names of samples to leave out of the new version.")
+    reading = ReadingField(required=False, help_text="Another background, or other ignored values, than before.")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if sum(name in attrs for name in ("archive", "source_url", "upload")) > 1:

@@ -40,6 +40,7 @@ def create_dataset_from_upload(
     archive: File[Any],
     description: str = "",
     is_synthetic: bool = False,
+    reading: dict[str, Any] | None = None,
     change: Change | None = None,
 ) -> Dataset:
     """Store the ZIP and start its check. With `change`, the ZIP brings the new pairs of a later version.
@@ -70,6 +71,7 @@ def create_dataset_from_upload(
             checksum=stored.sha256,
             total_size_mb=round(stored.size / 2**20, 3),
             is_synthetic=is_synthetic,
+            reading=reading or {},
             change=change,
         )
     except Exception:
@@ -78,7 +80,13 @@ def create_dataset_from_upload(
 
 
 def create_dataset_from_parts(
-    *, user: Any, name: str, upload: uuid.UUID, description: str = "", change: Change | None = None
+    *,
+    user: Any,
+    name: str,
+    upload: uuid.UUID,
+    description: str = "",
+    reading: dict[str, Any] | None = None,
+    change: Change | None = None,
 ) -> Dataset:
     """Create a dataset that arrived in parts. The same upload always gives the same dataset.
 
@@ -102,12 +110,19 @@ def create_dataset_from_parts(
             s3_key=upload_row.key,
             total_size_mb=round(upload_row.size / 2**20, 3),
             project_id=upload_row.project_id,
+            reading=reading or {},
             change=change,
         )
 
 
 def create_dataset_from_url(
-    *, user: Any, name: str, source_url: str, description: str = "", change: Change | None = None
+    *,
+    user: Any,
+    name: str,
+    source_url: str,
+    description: str = "",
+    reading: dict[str, Any] | None = None,
+    change: Change | None = None,
 ) -> Dataset:
     """Create a dataset from an address. A worker downloads the ZIP and checks it.
 
@@ -118,7 +133,7 @@ def create_dataset_from_url(
         check_url(source_url, allow_private=settings.MEDSEG_URL_IMPORT_ALLOW_PRIVATE)
     except UrlImportError as error:
         raise MedSegError(error.code, str(error), attr="source_url") from None
-    columns = {"name": name, "description": description, "source_url": source_url}
+    columns = {"name": name, "description": description, "source_url": source_url, "reading": reading or {}}
     return _create(user=user, uuid=uuid.uuid4(), change=change, **columns)
 
 
@@ -138,6 +153,7 @@ def create_version(
     upload: uuid.UUID | None = None,
     source_url: str = "",
     leave_out: Sequence[str] = (),
+    reading: dict[str, Any] | None = None,
 ) -> Dataset:
     """Create a new version of `base`, in the same project.
 
@@ -146,11 +162,13 @@ def create_version(
     """
     require(user, "change", base)
     change = Change(base, list(dict.fromkeys(leave_out)))
-    if not (archive or upload or source_url or leave_out):
-        raise MedSegError("required", "Give a ZIP with new or corrected pairs, or names of images to leave out.")
+    if not (archive or upload or source_url or leave_out or reading):
+        text = "Give a ZIP with new or corrected pairs, names of images to leave out, or how the masks are to be read."
+        raise MedSegError("required", text)
     if unknown := _unknown_names(change):
         raise MedSegError("unknown_sample", f"The dataset has no images with these names: {unknown}.", attr="leave_out")
     common: dict[str, Any] = {"user": user, "name": base.name, "description": base.description, "change": change}
+    common["reading"] = reading or {}
     if archive:
         return create_dataset_from_upload(archive=archive, **common)
     if upload:

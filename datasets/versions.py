@@ -19,6 +19,7 @@ from ml_core.dataset.checks import DatasetCheck, ReadPair
 from ml_core.dataset.classes import ClassTable
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.pairing import Pair
+from ml_core.dataset.reading import Reading, changed, settled
 from ml_core.dataset.splits import PARTS, Name, Split, StoredSplit, reuse_split, split_cases
 from ml_core.errors import ConfigError, ImageError, MLError
 from ml_core.io import read_image, read_mask
@@ -42,11 +43,13 @@ class Base:
         samples = {sample.name: sample for sample in base.samples.all() if sample.name not in unwanted}
         return cls(base, samples)
 
-    def class_table(self) -> ClassTable:
-        """The classes with their names and colours, and which value each colour of a coloured mask became."""
+    def class_table(self, asked: Reading) -> ClassTable:
+        """The classes with their names and colours, and how masks are read: as in this version, or as `asked`."""
         rows = self.dataset.class_dicts()
-        codes = Fingerprint.from_json(self.dataset.fingerprint).mask_codes
-        return ClassTable(rows, {int(code): value for code, value in codes.items()})
+        fingerprint = Fingerprint.from_json(self.dataset.fingerprint)
+        reading = Reading.from_json(self.dataset.reading)
+        decision = settled(reading, rows[0]["value"], fingerprint.ignored, fingerprint.mask_codes)
+        return ClassTable(rows, changed(decision, asked))
 
 
 @dataclass
@@ -105,8 +108,7 @@ def read_kept(sample: Sample) -> ReadKept:
 def know_kept(kept: ReadKept, check: DatasetCheck) -> KnownSample:
     """Enter an earlier sample into the check. Its mask is stored in label values already, so it needs no decoding."""
     read = kept.read
-    check.add_known(read)
-    thumbnail = thumbnail_jpeg(read.image, read.mask.values, check.classes.colors())
+    thumbnail = thumbnail_jpeg(read.image, check.add_known(read), check.classes)
     return KnownSample(as_stored(kept.sample, read.signature), thumbnail, None)
 
 

@@ -26,6 +26,7 @@ from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from ml_core.dataset.case import label_indices
 from ml_core.dataset.checks import check_pair, naming
+from ml_core.dataset.classes import label_values
 from ml_core.errors import ImageError, MLError, TrainingError
 from ml_core.io import Image, read_image, read_mask, write_label_map
 from ml_core.measures.metrics import case_metrics, summarise
@@ -156,10 +157,11 @@ def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: P
     with naming(row.reference_name):
         mask = read_mask(storage.fetch(row.reference_key), like=image)
         check_pair(image, mask)
-        if mask.coding == "rgb":
-            raise ImageError("mask_coding", "The reference mask is coded in colours.", LABEL_VALUES)
+    dataset = predictor.plan.fingerprint
     try:
-        reference = label_indices(mask.values, predictor.plan.class_values, row.reference_name)
+        # As the masks of the training were read: colours, 0/1 beside 0/255, numbers of objects, ignored pixels.
+        values = label_values(mask, dataset.mask_codes)
+        reference = label_indices(values, predictor.plan.class_values, row.reference_name, dataset.ignored)
     except TrainingError as error:
         raise MLError(error.code, error.reason, LABEL_VALUES) from None
     rows = case_metrics(reference, found.indices, len(predictor.plan.class_values), image.spacing)

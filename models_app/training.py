@@ -166,6 +166,8 @@ def _bring_objects(job: Claim[SegmentationModel], dataset: Dataset, folder: Path
     Raises CancelledError, and TrainingFailedError when an object is missing.
     """
     cases, samples = [], list(dataset.samples.all())
+    # Masks are stored in label values, except for the numbers of objects, which are all one class.
+    codes = Fingerprint.from_json(dataset.fingerprint).mask_codes if dataset.kind == "instances" else {}
     for position, sample in enumerate(samples):
         share = position / len(samples)
         job.beat(
@@ -192,6 +194,7 @@ def _bring_objects(job: Claim[SegmentationModel], dataset: Dataset, folder: Path
                 "mask": str(mask),
                 "group": sample.patient_group,
                 "key": f"{sample.image_sha256} {sample.mask_sha256}",
+                "codes": codes,
             }
         )
     return {"cases": cases, "warm_start": _warm_start(job.row, folder)}

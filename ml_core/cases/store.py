@@ -56,7 +56,7 @@ class StoredCase:
 
     @property
     def labels(self) -> NDArray[np.uint8]:
-        """uint8 (N, H, W) or (1, D, H, W): positions in the plan's class_values."""
+        """uint8 (N, H, W) or (1, D, H, W): positions in the plan's class_values, or IGNORED."""
         mapped: NDArray[np.uint8] = np.load(self.stem.with_suffix(".labels.npy"), mmap_mode="r")
         return mapped
 
@@ -97,6 +97,7 @@ def stored_stem(folder: Path, case: Case, plan: Plan) -> Path:
     """The path of a decoded case without suffix. Its name is a hash of the files' content and of the preprocessing."""
     content = [VERSION, case.key or str(case.image.resolve()), plan.preprocessing.to_json(), plan.class_values]
     content += [sorted(case.codes.items())] if case.codes else []
+    content += [plan.fingerprint.ignored] if plan.fingerprint.ignored else []
     return folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -106,7 +107,7 @@ def _decode(case: Case, plan: Plan, stem: Path) -> None:
         mask = read_mask(case.mask, like=image)
     except ImageError as error:
         raise TrainingError(error.code, f"{case.name}: {error.reason}", error.cure) from error
-    indices = case.indices(mask, plan.class_values)
+    indices = case.indices(mask, plan.class_values, plan.fingerprint.ignored)
     labels = labels_to_network(indices, image, plan.preprocessing)
     _save(stem.with_suffix(".images.npy"), preprocess(image, plan.preprocessing).astype(np.float16))
     _save(stem.with_suffix(".labels.npy"), labels)

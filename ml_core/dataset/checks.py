@@ -8,7 +8,7 @@ condition here: in `check_pair` (image and mask), `read_pair` (one pair), `Datas
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from ml_core.dataset.findings import Issue
 from ml_core.dataset.fingerprint import ClassFingerprint, Fingerprint, FingerprintBuilder, count_values
 from ml_core.dataset.near_duplicates import near_duplicate_groups, signature
 from ml_core.dataset.patients import BY_NAME, groups_of_names
+from ml_core.dataset.reading import Codes, Decision, Reading
+from ml_core.dataset.survey import MaskFacts, MaskSurvey, may_number_objects
 from ml_core.errors import ImageError, MLError
 from ml_core.io import Image, Mask, read_image, read_mask
 
@@ -34,7 +36,9 @@ class ReadPair:
     image: Image
     mask: Mask
     counts: dict[int, int]
-    """Pixels per value (or colour) of the mask as its file has it."""
+    """Pixels per value (or colour) of the mask as its file has it, ascending."""
+    facts: MaskFacts
+    """What the mask tells about how the dataset's masks are coded."""
     signature: NDArray[np.float16]
     """Of ml_core.dataset.near_duplicates."""
     image_file: str
@@ -44,7 +48,7 @@ class ReadPair:
     def of(cls, image: Image, mask: Mask, image_file: str, mask_file: str) -> ReadPair:
         present, numbers = count_values(mask.values)
         counts = dict(zip(present.tolist(), numbers.tolist(), strict=True))
-        return cls(image, mask, counts, signature(image), image_file, mask_file)
+        return cls(image, mask, counts, MaskFacts.of(mask, counts), signature(image), image_file, mask_file)
 
     @property
     def both(self) -> str:
@@ -60,11 +64,32 @@ def read_pair(image_path: Path, mask_path: Path, *, image_file: str, mask_file: 
     with naming(f"{image_file} and {mask_file}"):
         check_pair(image, mask)
     pair = ReadPair.of(image, mask, image_file, mask_file)
-    is_picture = mask.coding == "values" and mask.values.ndim == 2
-    if is_picture and len(pair.counts) > findings.MAX_VALUES_OF_PICTURE:
+    most = findings.MAX_VALUES_OF_PICTURE if mask.values.ndim == 2 else findings.MAX_CLASSES
+    if mask.coding == "values" and len(pair.counts) > most and not may_number_objects(pair.facts):
         with naming(mask_file):
             raise findings.TOO_MANY_VALUES.error(count=len(pair.counts))
     return pair
+
+
+def read_facts(mask_path: Path) -> MaskFacts | None:
+    """What a mask tells about the coding, without its image. None where it cannot be read: the check says why."""
+    try:
+        mask = read_mask(mask_path)
+    except ImageError:
+        return None
+    present, numbers = count_values(mask.values)
+    return MaskFacts.of(mask, dict(zip(present.tolist(), numbers.tolist(), strict=True)))
+
+
+class UndecidedError(Exception):
+    """The masks are not plain numbers, and the check has to begin again with a decision how they are read.
+
+    `decision` is None where the check was stopped early: the masks that it has not seen have to be looked at first.
+    """
+
+    def __init__(self, decision: Decision | None) -> None:
+        super().__init__("The masks need a decision how they are read.")
+        self.decision = decision
 
 
 @contextmanager
@@ -140,30 +165,56 @@ class CheckedDataset(Generic[CaseT]):
     dimensions: int
     classes: list[LabelClass]
     """[{value, name, color}], ascending; the first is background."""
-    codes: dict[int, int]
-    """Of masks in colours: r<<16 | g<<8 | b → label value."""
+    codes: Codes
+    """Which label value each value of a mask became; {}: its own."""
+    decision: Decision
+    """How the masks were read."""
     fingerprint: Fingerprint
     duplicates: list[int] | None
     """A number per case, equal for those that are one picture. None: not compared."""
 
 
 class DatasetCheck:
-    """Takes every pair in order, then judges the whole. `issues` grow on the way."""
+    """Takes every pair in order, then judges the whole. `issues` grow on the way.
+
+    How masks are read is decided from all of them. As long as they are plain numbers whose lowest is background, one
+    pass is enough; otherwise UndecidedError asks for a second pass with the decision in the class table.
+    """
 
     def __init__(
-        self, classes: ClassTable | None = None, *, dimensions: int | None = None, issues: Iterable[Issue] = ()
+        self,
+        classes: ClassTable | None = None,
+        *,
+        reading: Reading | None = None,
+        dimensions: int | None = None,
+        issues: Iterable[Issue] = (),
+        names: Mapping[int, str] | None = None,
     ) -> None:
-        """classes: what is known of them already. dimensions: 2 or 3 where nothing else may join."""
-        self.classes = ClassTable() if classes is None else classes
-        self.issues = list(issues)
+        """classes: with a decision, where there is one; else names: value → name. reading: what a user has said.
+
+        dimensions: 2 or 3 where nothing else may join.
+        """
+        self.is_decided = classes is not None
+        self.classes = ClassTable(names=names) if classes is None else classes
+        self.issues = [*issues, *(self.classes.decision.issues if self.is_decided else ())]
+        self._survey = MaskSurvey(reading)
         self._dimensions = dimensions
-        self._builders = {2: FingerprintBuilder(), 3: FingerprintBuilder()}
+        background, ignored = self.classes.decision.background, self.classes.decision.ignored
+        settled = None if self.classes.decision.is_plain else background
+        self._builders = {number: FingerprintBuilder(settled, ignored) for number in (2, 3)}
+        self._empty: list[str] = []
+        self._count = 0
 
     def add(self, pair: ReadPair) -> NDArray[Any]:
-        """Learn from a pair, and give its mask in label values. The order of pairs decides which values and colours classes get.
+        """Learn from a pair, and give its mask in label values.
 
-        Raises ImageError where it does not belong to those before, and DatasetRefusedError where no further one would help.
+        Raises ImageError where it does not belong to those before, DatasetRefusedError where no further one would help,
+        and UndecidedError where the masks are clearly no plain numbers.
         """
+        if not self.is_decided:
+            if pair.facts.is_rgb or may_number_objects(pair.facts):
+                raise UndecidedError(None)
+            self._survey.add(pair.facts)
         with naming(pair.both):
             if self._dimensions not in (None, pair.image.dimensions):
                 raise _mixed_dimensions(self._dimensions)
@@ -172,30 +223,58 @@ class DatasetCheck:
             raise findings.TOO_MANY_CLASSES.refusal(self.issues)
         if pair.mask.lossy:
             self.issues.append(findings.LOSSY_MASK.issue(pair.mask_file))
+        self._look_at(pair, counts)
         self._builders[pair.image.dimensions].add(pair.image, values, counts)
         return values
 
-    def add_known(self, pair: ReadPair) -> None:
-        """A pair whose mask was stored in the values of `classes`: there is nothing to learn from it."""
-        self._builders[pair.image.dimensions].add(pair.image, pair.mask.values, pair.counts)
+    def add_known(self, pair: ReadPair) -> NDArray[Any]:
+        """A pair whose mask was stored by an earlier check: there is nothing to learn from it. Gives its label values."""
+        values, counts = pair.mask.values, pair.counts
+        # The numbers of objects were stored as they are, everything else in label values.
+        if self.classes.decision.reading.objects:
+            values, counts = self.classes.learn(pair.mask, pair.counts)
+        self._builders[pair.image.dimensions].add(pair.image, values, counts)
+        return values
+
+    def _look_at(self, pair: ReadPair, counts: dict[int, int]) -> None:
+        self._count += 1
+        if len(set(counts) - set(self.classes.decision.ignored)) < 2:
+            self._empty.append(pair.mask_file)
+        pixels = pair.image.array.reshape(pair.image.channels, -1)
+        # One value in the first thousand pixels is common; only then the whole image is looked at.
+        if (pixels[:, :1000] == pixels[:, :1]).all() and (pixels == pixels[:, :1]).all():
+            self.issues.append(findings.FLAT_IMAGE.issue(pair.image_file, value=f"{pixels[0, 0]:g}"))
 
     def leave_out(self, error: MLError, name: str) -> None:
         """Note what was wrong with a pair; `name` stands where the error names no file."""
         self.issues.append(Issue("error", error.code, error.file or name, str(error)))
 
     def finish(self, cases: Sequence[CaseT]) -> CheckedDataset[CaseT]:
-        """Judge the cases that were added as one dataset; some of them get a group. Raises DatasetRefusedError."""
+        """Judge the cases that were added as one dataset; some of them get a group.
+
+        Raises DatasetRefusedError, and UndecidedError where the masks, now that all are seen, are no plain numbers.
+        """
+        decision = self.classes.decision
+        if not self.is_decided:
+            decision = self._survey.decide()
+            if not decision.is_plain:
+                raise UndecidedError(decision)
+            self.issues += decision.issues
         dimensions, kept, left_out = self._of_one_kind(cases)
         if len(kept) < findings.MIN_PAIRS:
             raise findings.too_few(len(kept), self.issues)
         fingerprint = self._builders[dimensions].result()
         used = {entry.value for entry in fingerprint.classes}
         self._check_classes(fingerprint.classes)
+        if self._empty:
+            facts = {"count": len(self._empty), "all": self._count, "first": self._empty[0]}
+            self.issues.append(findings.EMPTY_MASKS.issue("masks", **facts))
         self._find_same_images(kept)
         self._group_by_names(kept)
         duplicates = self._find_near_duplicates(kept)
         codes = self.classes.codes()
-        return CheckedDataset(kept, left_out, dimensions, self.classes.rows(used), codes, fingerprint, duplicates)
+        classes = self.classes.rows(used)
+        return CheckedDataset(kept, left_out, dimensions, classes, codes, decision, fingerprint, duplicates)
 
     def _of_one_kind(self, cases: Sequence[CaseT]) -> tuple[int, list[CaseT], list[CaseT]]:
         """Pictures and volumes cannot be trained together: the larger party stays, each of the others becomes an issue."""

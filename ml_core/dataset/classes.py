@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from ml_core.dataset.findings import MIXED_CODING
+from ml_core.dataset.reading import OTHERS, Codes, Decision, Reading, are_colours, keys_of, relabelled
 from ml_core.errors import TrainingError
 from ml_core.io import Mask
 
@@ -27,8 +29,6 @@ COLORS = [
     "#a61e4d",
 ]
 
-Codes = dict[int, int]  # of masks in colours: r<<16 | g<<8 | b → label value
-
 
 class LabelClass(TypedDict):
     """What one value of the masks stands for."""
@@ -40,85 +40,121 @@ class LabelClass(TypedDict):
 
 
 class ClassTable:
-    """The label values seen so far, with the colour that each keeps; colours become the values 0 (black), 1, 2, …
+    """The label values seen so far, with the name and the colour of each.
 
-    The same masks in the same order give the same table. rows: [{value, name, color}] of an earlier version of the dataset,
-    and `codes` of its colours; names: value → name, where somebody has told them.
+    rows: [{value, name, color}] of an earlier version of the dataset, background first, and `decision` how its masks
+    are read. names: value → name, where somebody has told them.
     """
 
     def __init__(
         self,
         rows: Sequence[Mapping[str, Any]] = (),
-        codes: Codes | None = None,
+        decision: Decision | None = None,
         names: Mapping[int, str] | None = None,
     ) -> None:
+        self.decision = decision or Decision(Reading())
         self._colors: dict[int, str] = {row["value"]: row["color"] for row in rows}
         self.told_names = dict(names or {})
         self._names: dict[int, str] = {row["value"]: row["name"] for row in rows} | self.told_names
-        self._codes: Codes = {0: 0, **(codes or {})}
-        # Numbers may join masks that were colours, since those are stored as numbers; colours cannot join numbers.
-        self._coding: str | None = "values" if rows and not codes else None
+        self._codes: Codes = dict(self.decision.codes)
 
     def __len__(self) -> int:
         return len(self._colors)
 
     def learn(self, mask: Mask, counts: Mapping[int, int]) -> tuple[NDArray[Any], dict[int, int]]:
-        """The mask in label values, and its pixels per value; `counts` are those of the mask as its file has it.
+        """The mask in label values, and its pixels per label value; `counts` are those of the mask as its file has it.
 
-        Raises ImageError (mixed_coding) where masks are coded in two ways.
+        A value that no earlier mask had becomes a class. Raises ImageError (mixed_coding) where masks are coded in two ways.
         """
-        is_rgb = mask.coding == "rgb"
-        if is_rgb or len(counts) > 1:  # an empty mask fits both
-            if self._coding not in (None, mask.coding):
-                raise MIXED_CODING.error()
-            self._coding = mask.coding
-        if is_rgb:
-            for code in counts:
-                value = self._codes.setdefault(code, max([*self._codes.values(), *self._colors]) + 1)
-                self._colors.setdefault(value, f"#{code:06x}")
-        by_value = {self._codes[code] if is_rgb else code: count for code, count in counts.items()}
-        for value in by_value:
-            own = (mask.palette or {}).get(value)
-            self._colors.setdefault(value, own or _next_color(len(self._colors)))
-        return (_values(mask.values, counts, self._codes) if is_rgb else mask.values), by_value
+        present = sorted(counts)
+        keys = keys_of(mask, present, in_colours=self.decision.in_colours)
+        if self.decision.in_colours:
+            self._add_colours(mask, keys)
+        elif mask.coding == "rgb":
+            raise MIXED_CODING.error()
+        labels = labels_of(keys, self._codes)
+        by_label: dict[int, int] = {}
+        for value, label in zip(present, labels, strict=True):
+            by_label[label] = by_label.get(label, 0) + counts[value]
+            if label not in self.decision.ignored:
+                own = (mask.palette or {}).get(value)
+                self._colors.setdefault(label, own or _next_color(len(self._colors)))
+        return relabelled(mask.values, present, labels), by_label
+
+    def _add_colours(self, mask: Mask, keys: list[str]) -> None:
+        unknown = [key for key in keys if key not in self._codes]
+        # Numbers that are no grey of the coloured masks: somebody has coded this mask otherwise.
+        if unknown and (mask.coding != "rgb" or not all(key.startswith("#") for key in unknown)):
+            raise MIXED_CODING.error()
+        for key in unknown:
+            taken = set(self._codes.values()) | set(self._colors)
+            self._codes[key] = next(value for value in count() if value not in taken)
+        for key in keys:
+            if self._codes[key] not in self.decision.ignored:
+                self._colors.setdefault(self._codes[key], key)
+
+    @property
+    def background(self) -> int:
+        """Label value of the background: the decided one, or the lowest so far while nothing is decided."""
+        if self.decision.is_plain and self._colors:
+            return min(self._colors)
+        return self.decision.background
 
     def colors(self) -> dict[int, str]:
-        """Of each value seen."""
-        return self._colors
+        """Label value → "#rrggbb" of each class seen, the background first."""
+        first = self.background
+        return {value: self._colors[value] for value in sorted(self._colors, key=lambda value: (value != first, value))}
 
     def codes(self) -> Codes:
-        """{} where masks are coded in numbers."""
-        return self._codes if len(self._codes) > 1 else {}
+        """{} where each number in the masks is its own label value."""
+        return self._codes
 
     def rows(self, used: set[int]) -> list[LabelClass]:
-        """[{value, name, color}] of the values in use, ascending; the lowest is background."""
-        ordered = sorted(used)
+        """[{value, name, color}] of the label values in use: the background, then the others ascending."""
+        first = self.background
+        ordered = sorted(used, key=lambda value: (value != first, value))
+        objects = self.decision.reading.objects
         return [
             {
                 "value": value,
-                "name": self._names.get(value) or ("background" if value == ordered[0] else f"class {value}"),
+                "name": self._names.get(value) or _name_of(value, is_background=value == first, objects=bool(objects)),
                 "color": self._colors[value],
             }
             for value in ordered
         ]
 
 
-def label_values(mask: Mask, codes: Codes) -> NDArray[Any]:
-    """A mask as label values, which it has already where it is no mask in colours. Raises TrainingError for an unknown colour."""
-    if mask.coding != "rgb":
-        return mask.values
-    present = np.unique(mask.values).tolist()
-    if strange := [f"#{code:06x}" for code in present if code not in codes]:
+def _name_of(value: int, *, is_background: bool, objects: bool) -> str:
+    if is_background:
+        return "background"
+    return "object" if objects else f"class {value}"
+
+
+def labels_of(keys: Iterable[str], codes: Codes) -> list[int]:
+    """The label value of each value of a mask. Raises TrainingError for a colour that is no class."""
+    labels, strange = [], []
+    for key in keys:
+        if key in codes:
+            labels.append(codes[key])
+        elif OTHERS in codes:
+            labels.append(codes[OTHERS])
+        elif key.startswith("#"):
+            strange.append(key)
+        else:
+            labels.append(int(key))
+    if strange:
         reason = f"The mask has colours that are no class: {', '.join(strange[:5])}."
         raise TrainingError("unknown_label", reason, "Code all masks in the same way.")
-    return _values(mask.values, present, codes)
+    return labels
 
 
-def _values(colors: NDArray[Any], present: Iterable[int], codes: Codes) -> NDArray[Any]:
-    """`present`: the colours that occur, ascending."""
-    known = list(present)
-    values: NDArray[Any] = np.array([codes[code] for code in known])[np.searchsorted(known, colors)]
-    return values
+def label_values(mask: Mask, codes: Codes) -> NDArray[Any]:
+    """A mask as label values, which it holds already where there are no `codes`. Raises TrainingError for an unknown colour."""
+    if not codes and mask.coding == "values":
+        return mask.values
+    present = np.unique(mask.values).tolist()
+    keys = keys_of(mask, present, in_colours=are_colours(codes))
+    return relabelled(mask.values, present, labels_of(keys, codes))
 
 
 def _next_color(index: int) -> str:

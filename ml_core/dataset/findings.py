@@ -192,6 +192,62 @@ RARE_VALUE = Finding(
     "If it is a stray value and no class, correct the masks.",
 )
 UNUSED_NAME = Finding("unused_name", "warning", "No mask holds {name} ({value}), so it is no class of the model.", "")
+NEEDS_THE_FILES = Finding(
+    "needs_the_files",
+    "refusal",
+    "A later version cannot merge values, or read objects as classes: the masks are stored as they were read.",
+    "Upload the ZIP again as a new dataset and say there how it is to be read.",
+)
+BACKGROUND_CHOSEN = Finding(
+    "background_chosen",
+    "warning",
+    "{value} was taken for the background: it fills {share} % of all masks and {border} % of their borders, and {usual} does not.",
+    "If that is wrong, say which value is the background (reading) and check again.",
+)
+BACKGROUND_UNSURE = Finding(
+    "background_unsure",
+    "warning",
+    "{usual} was taken for the background, although {value} fills {share} % of all masks and {border} % of their borders.",
+    "If that is wrong, say which value is the background (reading) and check again.",
+)
+IGNORED_VALUE = Finding(
+    "ignored_value",
+    "warning",
+    "The mask value {value} ({share} % of the pixels) was taken for pixels that nobody labelled: they are neither learnt from nor scored.",
+    "If it is a class, say so (reading) and check again.",
+)
+MERGED_VALUES = Finding(
+    "merged_values",
+    "warning",
+    "In {ones} masks the structure is 1 and in {fulls} it is {full}. Both were read as one class with the value {kept}.",
+    "If they are two classes, say so (reading) and check again.",
+)
+STRAY_VALUES = Finding(
+    "stray_values",
+    "warning",
+    "Beside 0 and 255 the masks hold {count} values with {share} % of the pixels, as smoothing or lossy compression leaves them. They "
+    "were set to the nearer of 0 and 255.",
+    "Save masks as PNG without smoothing.",
+)
+OBJECT_NUMBERS = Finding(
+    "object_numbers",
+    "warning",
+    "The values in the masks look like numbers of single objects (each is one connected piece, up to {most} in a mask), not like "
+    "classes. All objects were read as one class.",
+    "If the values are classes, say so (reading) and check again.",
+)
+FLAT_IMAGE = Finding(
+    "flat_image",
+    "warning",
+    "The image has the one value {value} everywhere, so nothing can be seen in it.",
+    "Export it again, or leave it out.",
+)
+EMPTY_MASKS = Finding(
+    "empty_masks",
+    "warning",
+    "{count} of {all} masks hold background alone, such as that of {first}.",
+    "If structures are there, draw them in; if not, nothing needs to be done.",
+)
 SAME_IMAGE = Finding(
     "duplicate_image",
     "warning",

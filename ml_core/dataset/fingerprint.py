@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,17 +114,21 @@ class Fingerprint(Document):
     intensity: Intensity
     foreground_intensity: ForegroundIntensity
     classes: list[ClassFingerprint]
-    """In the order of their label values; the first is the background."""
+    """The background, then the others in the order of their label values."""
     grouping: str = ""
     """What the dataset's split kept together; empty where the platform made no split."""
     mask_codes: dict[str, int] = field(default_factory=dict)
-    """Colour in the masks (r << 16 | g << 8 | b, as text) → label value; empty where masks hold numbers."""
+    """Value in the masks ("#rrggbb" or a number as text; "*" for all others) → label value; empty: each is its own."""
+    ignored: list[int] = field(default_factory=list)
+    """Label values that are no class: nobody labelled these pixels."""
 
 
 class FingerprintBuilder:
     """Add every case, then ask for the `result`. Memory does not grow with the size of the images."""
 
-    def __init__(self) -> None:
+    def __init__(self, background: int | None = None, ignored: Sequence[int] = ()) -> None:
+        """background: its label value; None: the lowest so far. ignored: label values that are no class."""
+        self._background, self._ignored = background, tuple(ignored)
         self._rng, self._rng_inside = np.random.default_rng(0), np.random.default_rng(1)
         self._looked_at = 0
         self._shapes: Counter[tuple[int, ...]] = Counter()
@@ -153,6 +158,7 @@ class FingerprintBuilder:
         self._families[image.family] += 1
         if image.dimensions == 2:
             self._pose.add(image.array)
+        counts = {value: count for value, count in counts.items() if value not in self._ignored}
         for value, count in counts.items():
             self._class_pixels[value] += count
             self._class_cases[value] += 1
@@ -163,7 +169,8 @@ class FingerprintBuilder:
         self._ranges.append((float(low), float(high)))
         self._means.append((float(sample.mean()), float(sample.std())))
         if self._sampled < 2_000_000:
-            places = self._places_inside(values.reshape(-1), min(counts))
+            background = min(self._class_pixels, default=0) if self._background is None else self._background
+            places = self._places_inside(values.reshape(-1), [background, *self._ignored])
             inside = pixels[:, places].astype(np.float32).mean(axis=0)
             self._foreground.append(inside)
             self._sampled += inside.size
@@ -182,12 +189,12 @@ class FingerprintBuilder:
         for value in np.unique(classes):
             self._clipped.setdefault(int(value), []).append(float(beyond[classes == value].mean()))
 
-    def _places_inside(self, flat: NDArray[Any], background: int) -> NDArray[np.intp]:
-        """Up to SAMPLED_PIXELS positions of other values, so that small structures are heard too."""
+    def _places_inside(self, flat: NDArray[Any], others: list[int]) -> NDArray[np.intp]:
+        """Up to SAMPLED_PIXELS positions of values that are not among `others`, so that small structures are heard too."""
         found = self._rng_inside.integers(0, flat.size, size=SEARCHED_PIXELS if flat.size > LARGE else 0)
-        found = found[flat[found] != background]
+        found = found[_is_none_of(flat[found], others)]
         if len(found) < SAMPLED_PIXELS:
-            found = np.flatnonzero(flat != background)
+            found = np.flatnonzero(_is_none_of(flat, others))
         return found if len(found) <= SAMPLED_PIXELS else self._rng_inside.choice(found, SAMPLED_PIXELS, replace=False)
 
     def _add_structure(self, values: NDArray[Any], wanted: list[int]) -> None:
@@ -230,8 +237,13 @@ class FingerprintBuilder:
             foreground_intensity=ForegroundIntensity(
                 float(low), float(high), float(clipped.mean()), float(clipped.std())
             ),
-            classes=[self._class(value) for value in sorted(self._class_pixels)],
+            classes=[self._class(value) for value in self._ordered_classes()],
+            ignored=list(self._ignored),
         )
+
+    def _ordered_classes(self) -> list[int]:
+        first = self._background
+        return sorted(self._class_pixels, key=lambda value: (first is not None and value != first, value))
 
     def _intensity(self) -> Intensity:
         lows, highs = zip(*self._ranges, strict=True)
@@ -274,6 +286,13 @@ def _low_tenth(parts: list[tuple[float, float]]) -> float:
     order = np.argsort(widths)
     share = np.cumsum(diameters[order]) / diameters.sum()
     return float(widths[order][np.searchsorted(share, 0.1)])
+
+
+def _is_none_of(values: NDArray[Any], others: list[int]) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = values != others[0]
+    for other in others[1:]:
+        found &= values != other
+    return found
 
 
 def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from ml_core.dataset import findings
 from ml_core.dataset.case import Case
-from ml_core.dataset.checks import DatasetCheck, ReadPair, read_pair
-from ml_core.dataset.classes import ClassTable, Codes, LabelClass
+from ml_core.dataset.checks import CheckedDataset, DatasetCheck, ReadPair, UndecidedError, read_facts, read_pair
+from ml_core.dataset.classes import ClassTable, LabelClass
 from ml_core.dataset.findings import Issue
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.pairing import SILENT, Folders, all_dicom, pair_folders
 from ml_core.dataset.patients import group_of_name
+from ml_core.dataset.reading import Codes, Decision
+from ml_core.dataset.survey import MaskSurvey
 from ml_core.errors import ImageError, MLError
 from ml_core.files import in_order, threads_for
 from ml_core.io import stem
@@ -34,7 +36,7 @@ Note = Callable[[Issue], None]
 class Described:
     """Cases that can be read, the classes found in their masks ([{value, name, color}], ascending), and the fingerprint.
 
-    codes: of masks in colours, r<<16 | g<<8 | b → label value. signatures: of ml_core.dataset.near_duplicates, by the ids of
+    codes: value in a mask → label value (ml_core.dataset.reading). signatures: of ml_core.dataset.near_duplicates, by the ids of
     the cases; none beyond MAX_COMPARED, which are not compared.
     """
 
@@ -132,17 +134,45 @@ def describe(
     cases: list[Case], note: Note, on_case: Callable[[int, int], None], names: dict[int, str] | None = None
 ) -> Described:
     """Read and check the cases as one dataset; `names` gives classes their names. Raises DatasetRefusedError."""
-    check = DatasetCheck(ClassTable(names=names))
+    heard: list[Issue] = []
+
+    def note_once(issue: Issue) -> None:
+        if issue not in heard:
+            heard.append(issue)
+            note(issue)
+
+    try:
+        found = _checked(cases, DatasetCheck(names=names), note_once, on_case)
+    except UndecidedError as error:
+        decision = error.decision or _survey(cases)
+        found = _checked(cases, DatasetCheck(ClassTable(decision=decision, names=names)), note_once, on_case)
+    kept = [replace(item.case, group=item.group, codes=found.codes) for item in found.cases]
+    signatures = {item.case.id: item.signature for item in found.cases if item.signature.size}
+    fingerprint = replace(found.fingerprint, mask_codes=found.codes)
+    return Described(kept, found.classes, fingerprint, signatures, found.codes)
+
+
+def _checked(
+    cases: list[Case], check: DatasetCheck, note: Note, on_case: Callable[[int, int], None]
+) -> CheckedDataset[ReadCase]:
+    for issue in check.issues:
+        note(issue)
     read = read_all(cases, check, note, on_case)
     told = len(check.issues)
     try:
-        found = check.finish(read)
+        return check.finish(read)
     finally:
         for issue in check.issues[told:]:
             note(issue)
-    kept = [replace(item.case, group=item.group, codes=found.codes) for item in found.cases]
-    signatures = {item.case.id: item.signature for item in found.cases if item.signature.size}
-    return Described(kept, found.classes, found.fingerprint, signatures, found.codes)
+
+
+def _survey(cases: list[Case]) -> Decision:
+    """Look at all masks, and decide how they are read."""
+    survey = MaskSurvey()
+    for facts in in_order(read_facts, [case.mask for case in cases], threads_for(case.mask for case in cases)):
+        if facts:
+            survey.add(facts)
+    return survey.decide()
 
 
 def find_images(paths: list[Path], dimensions: int) -> list[tuple[str, Path]]:

@@ -27,6 +27,7 @@ from ml_core.dataset.checks import DatasetCheck
 from ml_core.dataset.classes import ClassTable
 from ml_core.dataset.folders import Described, describe, find_cases, find_images, read_all
 from ml_core.dataset.nnunet import export_raw, read_raw, read_splits, write_splits
+from ml_core.dataset.reading import Reading, settled
 from ml_core.dataset.splits import StoredSplit, split_cases
 from ml_core.documents import to_json
 from ml_core.errors import MLError, TrainingError
@@ -51,7 +52,7 @@ ANOTHER_FOLDER = "Choose another folder for the output, or remove this one."
 class Model:
     """A trained model: `path` of its package, `metrics` of its held-out cases (None where stopped), and its `plan`.
 
-    mask_codes: colour in a mask (r<<16 | g<<8 | b) → label value, for one that learnt from masks in colours; {} otherwise.
+    mask_codes: value in a mask → label value, as in ml_core.dataset.reading; {}: its own.
     """
 
     def __init__(self, path: Folder) -> None:
@@ -60,7 +61,7 @@ class Model:
         self.path = given / "model.zip" if given.is_dir() else given
         package = read_package(self.path)
         self.metrics, self.plan = package.metrics, package.plan
-        self.mask_codes = {int(code): int(value) for code, value in package.facts.get("mask_codes", {}).items()}
+        self.mask_codes = package.plan.fingerprint.mask_codes
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r}, {f'Dice {self.metrics.dice:.3f}' if self.metrics else 'not evaluated'})"
@@ -154,7 +155,7 @@ def train(
             TrainingRequest.from_json(wanted),
             folder,
             folder / STORE,
-            facts={"name": folder.resolve().name, **({"mask_codes": described.codes} if described.codes else {})},
+            facts={"name": folder.resolve().name},
             split=split,
             caveats=[copies] if copies else [],
             warm_start=Path(wanted["warm_start"]) if "warm_start" in wanted else None,
@@ -171,7 +172,7 @@ def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *
     found, folder = find_images(given, used.plan.dimensions), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     # Coded as the masks were that it learnt from.
-    color_of = {value: code for code, value in used.mask_codes.items()}
+    color_of = {value: int(key[1:], 16) for key, value in used.mask_codes.items() if key.startswith("#")}
     codes = np.array([color_of.get(value, value) for value in used.plan.class_values])
     written = []
     with ProgressBar(shown=progress) as bar, tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
@@ -261,7 +262,9 @@ def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Describe
     first = max(case.id for case in described.cases)
     found = find_cases(images, masks, bar.issue)
     cases = [replace(case, id=first + case.id, name=f"test_{case.name}") for case in found]
-    table = ClassTable(described.classes, described.codes)
+    ignored = described.fingerprint.ignored
+    decision = settled(Reading(), described.classes[0]["value"], ignored, described.codes)
+    table = ClassTable(described.classes, decision)
     check = DatasetCheck(table, dimensions=described.fingerprint.dimensions)
     tests = read_all(cases, check, bar.issue, lambda done, total: bar.count("reading test set", done, total))
     if not tests:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_core.measures.metrics import IGNORED
 from ml_core.measures.results import CalibrationBin, Reliability
 
 BINS = 15
@@ -35,8 +36,9 @@ class Calibration:
             chunk, truth = probabilities[:, part], reference[part]
             predicted = chunk.argmax(axis=0)
             confidence = chunk.max(axis=0).astype(np.float64)
-            foreground = (predicted > 0) | (truth > 0)
-            self._count(0, confidence, predicted == truth)
+            seen = truth != IGNORED
+            foreground = seen & ((predicted > 0) | (truth > 0))
+            self._count(0, confidence[seen], (predicted == truth)[seen])
             self._count(1, confidence[foreground], (predicted == truth)[foreground])
 
     def _count(self, region: int, confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> None:

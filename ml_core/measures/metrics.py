@@ -28,6 +28,9 @@ from scipy.spatial import KDTree
 
 from ml_core.measures.results import Means, Scores, Summary
 
+IGNORED = 255
+"""Class position of pixels that nobody labelled: they are neither learnt from nor scored."""
+
 OVERLAPS = ("dice", "iou", "precision", "recall")
 SIGNED = ("volume_error", "volume_error_relative")
 NAMES = tuple(item.name for item in fields(Scores))
@@ -127,10 +130,22 @@ def _distances(surface: NDArray[np.bool_], other: NDArray[np.bool_], steps: tupl
     return found
 
 
+def without_ignored(reference: NDArray[Any], prediction: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both label maps with background where the reference is IGNORED; the same arrays where it is nowhere."""
+    ignored = reference == IGNORED
+    if not ignored.any():
+        return reference, prediction
+    return np.where(ignored, 0, reference), np.where(ignored, 0, prediction)
+
+
 def case_metrics(
     reference: NDArray[Any], prediction: NDArray[Any], classes: int, spacing: tuple[float, ...] | None
 ) -> list[Scores]:
-    """An entry per class, background first. Both label maps hold class positions on the image's own grid."""
+    """An entry per class, background first. Both label maps hold class positions on the image's own grid.
+
+    Pixels that are IGNORED in the reference count as background in both.
+    """
+    reference, prediction = without_ignored(reference, prediction)
     return [class_metrics(reference == index, prediction == index, spacing) for index in range(classes)]
 
 

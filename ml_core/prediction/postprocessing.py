@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from ml_core.documents import Document, Number
 from ml_core.errors import ConfigError
-from ml_core.measures.metrics import bounding_box, overlap_metrics
+from ml_core.measures.metrics import bounding_box, overlap_metrics, without_ignored
 
 MINIMUM_SIZES = (16, 64, 256, 1024)
 # The gain in mean Dice that a step must bring. With few validation cases a smaller gain may be chance.
@@ -153,6 +153,7 @@ def choose(cases: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], classes
     n_cases, scattered = 0, set[int]()
     for predicted, reference in cases:
         n_cases += 1
+        reference, predicted = without_ignored(reference, predicted)
         for index, table in scores.items():
             _score(predicted, reference, index, table)
             if index not in scattered and ndimage.label(reference == index, np.ones((3,) * reference.ndim))[1] > 1:

@@ -15,7 +15,7 @@ from ml_core.dataset.case import Case, spread_order
 from ml_core.dataset.checks import check_pair, naming
 from ml_core.io import Image, display_slice, read_image, read_mask
 from ml_core.measures.calibration import Calibration
-from ml_core.measures.metrics import case_metrics, summarise, volume_unit
+from ml_core.measures.metrics import case_metrics, summarise, volume_unit, without_ignored
 from ml_core.measures.results import CaseMetrics, ClassMetrics, ClassScores, Means, Metrics, Scores
 from ml_core.planning.budget import NO_DEADLINE, Deadline
 from ml_core.planning.plan import Plan
@@ -154,12 +154,13 @@ def _read(case: Case, plan: Plan) -> tuple[Image, NDArray[np.uint8]]:
         image = read_image(case.image)
         mask = read_mask(case.mask, like=image)
         check_pair(image, mask)
-    return image, case.indices(mask, plan.class_values)
+    return image, case.indices(mask, plan.class_values, plan.fingerprint.ignored)
 
 
 def error_picture(image: Image, reference: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> PILImage.Image:
     """The slice with the most wrong pixels: found in green, missed in red, too much in blue, over the image."""
-    reference_slices, predicted_slices = (labels_to_slices(labels, image, 0) for labels in (reference, predicted))
+    compared = without_ignored(reference, predicted)
+    reference_slices, predicted_slices = (labels_to_slices(labels, image, 0) for labels in compared)
     wrong = (reference_slices != predicted_slices).reshape(len(reference_slices), -1).sum(axis=1)
     index = int(wrong.argmax())
     pixels = display_slice(image, index if image.dimensions == 3 else None).astype(np.float32)

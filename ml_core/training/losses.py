@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812 (everybody's name for it)
 from torch import Tensor, nn
 
 from ml_core.errors import ConfigError
+from ml_core.measures.metrics import IGNORED
 
 BORDER_REACH = 2  # pixels on each side of a border between classes
 BORDER_WEIGHT = 4.0  # what a pixel there counts beside the 1 of every pixel
@@ -33,7 +34,7 @@ class SegmentationLoss(nn.Module):
     """Overlap term + entropy term, in float32.
 
     logits (B, K, *spatial) of any float type, or a list of them from full resolution to coarse (deep supervision: each counts
-    half of the one before, Isensee 2021); labels int64 (B, *spatial) in 0..K-1 → a scalar. 2D and 3D.
+    half of the one before, Isensee 2021); labels int64 (B, *spatial) in 0..K-1, or IGNORED → a scalar. 2D and 3D.
     The overlap is that of the whole batch per class, averaged over the classes that the batch holds: one that it lacks has no
     overlap to better, and its false positives cost cross-entropy. Entropy "focal" counts sure pixels less (Lin 2017, gamma 2), "border"
     counts pixels near a border between classes more (after the weight map of Ronneberger 2015).
@@ -49,8 +50,10 @@ class SegmentationLoss(nn.Module):
         entropy: float,
         kind: str,
         class_weights: Sequence[float] | None = None,
+        ignores: bool = False,
     ) -> None:
         super().__init__()
+        self.ignores = ignores
         self.overlap, self.false_positives, self.misses = overlap, false_positives, misses
         self.entropy, self.kind = entropy, kind
         weights = torch.tensor(class_weights) if class_weights else None
@@ -71,12 +74,20 @@ class SegmentationLoss(nn.Module):
     def _single(self, logits: Tensor, labels: Tensor) -> Tensor:
         # Softmax and sums over many pixels lose too much in bfloat16; one class after the other is the quickest layout.
         log = logits.float().contiguous().log_softmax(1)
+        border = 1 + BORDER_WEIGHT * near_border(labels) if self.kind == "border" else None
+        if self.ignores:
+            seen = labels != IGNORED
+            if not seen.any():
+                return log.sum() * 0
+            # What is left of the pixels has one axis: the terms below know no neighbours.
+            log, labels = log.movedim(1, -1)[seen].T[None], labels[seen][None]
+            border = border if border is None else border[seen][None]
         chosen = log.gather(1, labels.unsqueeze(1)).squeeze(1)  # log probability of each pixel's own class
         loss = log.new_zeros(())
         if self.overlap:
             loss = loss + self.overlap * (1 - self._overlap(log, chosen, labels))
         if self.entropy:
-            loss = loss + self.entropy * self._entropy(chosen, labels)
+            loss = loss + self.entropy * self._entropy(chosen, labels, border)
         return loss
 
     def _overlap(self, log: Tensor, chosen: Tensor, labels: Tensor) -> Tensor:
@@ -88,12 +99,11 @@ class SegmentationLoss(nn.Module):
         present = (real > 0).float()
         return (hit / weighted.clamp_min(1e-6) * present).sum() / present.sum()
 
-    def _entropy(self, chosen: Tensor, labels: Tensor) -> Tensor:
+    def _entropy(self, chosen: Tensor, labels: Tensor, border: Tensor | None) -> Tensor:
         if self.kind == "focal":
             chosen = chosen * (1 - chosen.exp()).square()
         weights = None if self.class_weights is None else self.class_weights[labels]
-        if self.kind == "border":
-            border = 1 + BORDER_WEIGHT * near_border(labels)
+        if border is not None:
             weights = border if weights is None else weights * border
         return -chosen.mean() if weights is None else -(chosen * weights).sum() / weights.sum()
 
@@ -131,8 +141,11 @@ def _spread(values: Tensor, extreme: Callable[[Tensor, Tensor], Tensor], reach: 
     return values
 
 
-def make_loss(name: str, *, class_weights: Sequence[float] | None = None) -> SegmentationLoss:
-    """By its name in ml_core.planning.hyperparameters.LOSSES. class_weights: of the entropy term, in the order of the network's outputs."""
+def make_loss(name: str, *, class_weights: Sequence[float] | None = None, ignores: bool = False) -> SegmentationLoss:
+    """By its name in ml_core.planning.hyperparameters.LOSSES.
+
+    class_weights: of the entropy term, in the order of the network's outputs. ignores: whether labels hold IGNORED.
+    """
     if name not in _CHOICES:
         raise ConfigError("loss", f"There is no loss {name!r}.", f"Choose one of: {', '.join(_CHOICES)}.")
-    return SegmentationLoss(*_CHOICES[name], class_weights=class_weights)
+    return SegmentationLoss(*_CHOICES[name], class_weights=class_weights, ignores=ignores)

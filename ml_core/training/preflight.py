@@ -115,7 +115,9 @@ def rehearse(
     """
     device = pick_device()
     network = network_of(plan).to(device).to(memory_format=memory_layout(len(plan.patch))).train()
-    loss_of = make_loss(plan.loss, class_weights=plan.balanced_weights or None).to(device)
+    loss_of = make_loss(
+        plan.loss, class_weights=plan.balanced_weights or None, ignores=bool(plan.fingerprint.ignored)
+    ).to(device)
     sampler, validator = PatchSampler(train, plan), Validator(val, plan, loss_of)
     step = _seconds_a_step(network, sampler, plan, loss_of, device)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak_of_process()
@@ -155,7 +157,7 @@ def _seconds_a_step(
 def _seconds_a_case(network: nn.Module, plan: Plan, case: Case) -> tuple[float, float]:
     """To predict it, the second time; and to compute its metrics."""
     image = read_image(case.image)
-    reference = case.indices(read_mask(case.mask, like=image), plan.class_values)
+    reference = case.indices(read_mask(case.mask, like=image), plan.class_values, plan.fingerprint.ignored)
     predictor = Predictor([TorchForward(network.eval(), plan.precision)], plan)
     predictor.predict(image)
     prediction = _seconds(lambda: predictor.predict(image))

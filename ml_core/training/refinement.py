@@ -18,7 +18,7 @@ from ml_core.cases.patches import pad_to, with_neighbours
 from ml_core.cases.preprocessing import labels_to_network, network_shape, preprocess
 from ml_core.dataset.case import Case, spread_order
 from ml_core.io import Image, read_image, read_mask
-from ml_core.measures.metrics import overlap_metrics
+from ml_core.measures.metrics import overlap_metrics, without_ignored
 from ml_core.networks.catalogue import find
 from ml_core.networks.device import most_probable, pick_device
 from ml_core.planning.budget import COMPARING_SHARE, MIRRORING_SHARE, Budget, Deadline, Stage
@@ -228,12 +228,13 @@ def _load(cases: list[Case], plan: Plan, deadline: Deadline) -> Iterator[tuple[I
             return
         case = cases[index]
         image = read_image(case.image)
-        yield image, case.indices(read_mask(case.mask, like=image), plan.class_values)
+        yield image, case.indices(read_mask(case.mask, like=image), plan.class_values, plan.fingerprint.ignored)
 
 
 def _mean_dice(found: NDArray[np.uint8], reference: NDArray[np.uint8], plan: Plan) -> float:
     """Over the foreground classes."""
     dice = []
+    reference, found = without_ignored(reference, found)
     for index in range(1, len(plan.class_values)):
         one, other = found == index, reference == index
         tp = int(np.count_nonzero(one & other))

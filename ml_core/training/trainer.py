@@ -140,7 +140,9 @@ def make_learner(plan: Plan, warm_start: dict[str, Tensor] | None) -> tuple[Lear
     network = network.to(device).to(memory_format=memory_layout(len(plan.patch)))
     average = copy.deepcopy(network).eval()
     optimizers = make_optimizers(network, plan)
-    loss_of = make_loss(plan.loss, class_weights=plan.balanced_weights or None).to(device)
+    loss_of = make_loss(
+        plan.loss, class_weights=plan.balanced_weights or None, ignores=bool(plan.fingerprint.ignored)
+    ).to(device)
     forward: Forward = network
     if plan.torch_compile == "on":
         shape = (plan.batch_size, plan.in_channels, *plan.patch)

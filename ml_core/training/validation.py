@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ml_core.cases.patches import PatchSampler, with_neighbours
 from ml_core.cases.store import StoredCase
-from ml_core.measures.metrics import overlap_metrics
+from ml_core.measures.metrics import IGNORED, overlap_metrics
 from ml_core.networks.device import most_probable
 from ml_core.planning.plan import Plan
 from ml_core.prediction.runtimes import TorchForward
@@ -55,7 +55,8 @@ class Validator:
             logits = logits[(slice(None), slice(None), *(slice(0, length) for length in labels.shape[1:]))]
             device = next(network.parameters()).device
             losses.append(float(self.loss_of(logits.to(device), labels.to(device))))
-            pairs = torch.bincount((labels * classes + most_probable(logits)).flatten(), minlength=classes**2)
+            seen = labels != IGNORED
+            pairs = torch.bincount((labels * classes + most_probable(logits))[seen], minlength=classes**2)
             counts += pairs.reshape(classes, classes)
         rows = [_overlap(counts, index) for index in range(1, classes) if counts[index].any()]
         dice, iou = ([row[name] for row in rows] for name in ("dice", "iou"))
