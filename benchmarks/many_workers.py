@@ -1,11 +1,11 @@
-"""A simulation of many workers at batches: the platform's own claims, turns and tables, with a pause in place of the network.
+"""Simulates many workers on batches of images: real claims, turns and tables, but a pause instead of the network.
 
     DATABASE_URL=postgres://... python -m benchmarks.many_workers [--workers 100] [--image-seconds 1]
 
-Every worker is a thread with a database connection of its own; messages go through a queue in this process. Three batches of
-different sizes, and a single image every other second. Says how much of the workers' time was used, how long single images and
-the small batches waited, and how often two workers reached for the same image. The database must be empty; Postgres needs
-max_connections above the number of workers.
+Every worker is a thread with its own database connection. Messages go through a queue in this process. The work is
+three batches of different sizes, and a single image every other second. Prints how much of the workers' time was used,
+how long single images and small batches waited, and how often two workers claimed the same image. The database must be
+empty. Postgres must allow more connections (max_connections) than there are workers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def simulate(workers: int, image_seconds: float) -> None:
     from medseg_site.shared.base.local_user import local_user
     from medseg_site.shared.jobs.claim import claim
 
-    events.publish = lambda *_: None  # no Redis needed
+    # Without these events no Redis is needed.
+    events.publish = lambda *_: None
     events.wake_waiting = lambda *_: None
     tried, taken = [0], [0]
 
@@ -58,14 +59,16 @@ def simulate(workers: int, image_seconds: float) -> None:
         if job is None:
             return False
         taken[0] += 1
-        connection.close()  # as a worker's while it computes: nothing is held
+        # A worker holds no connection either while it computes.
+        connection.close()
         time.sleep(image_seconds)
         job.finish(output_image_s3_key="x", output_sha256="y")
         if job.row.batch_id:
             batches.close_batch_if_done(job.row.batch_id)
         return True
 
-    turns.run = run  # type: ignore[attr-defined]  # put in place for the measure
+    # The turns of the platform now call the simulated work.
+    turns.run = run  # type: ignore[attr-defined]
     messages: queue.Queue[tuple[Any, ...]] = queue.Queue()
     made, project = [], personal_project(local_user())
     for size in SIZES:
@@ -115,9 +118,10 @@ def simulate(workers: int, image_seconds: float) -> None:
         f"{connection.vendor}, {workers} workers, {image_seconds:g} s an image: {taken[0]} images in {seconds:.1f} s,"
     )
     print(
-        f"{taken[0] / seconds:.1f} images/s of {workers / image_seconds:.1f} possible; {used:.0%} of the workers' time was used"
+        f"{taken[0] / seconds:.1f} images/s of {workers / image_seconds:.1f} possible; "
+        f"{used:.0%} of the workers' time was used"
     )
-    print(f"claims in vain: {(tried[0] - taken[0]) / tried[0]:.1%}")
+    print(f"claims that another worker won: {(tried[0] - taken[0]) / tried[0]:.1%}")
     for batch in made:
         batch.refresh_from_db()
         took = (batch.finished_at - batch.created_at).total_seconds() if batch.finished_at else 0.0
