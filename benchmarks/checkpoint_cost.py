@@ -81,8 +81,8 @@ def prepare(folder: Path, encoder: str) -> tuple[Plan, list[StoredCase]]:
             dict(zip(*(part.tolist() for part in np.unique(values, return_counts=True)), strict=True)),
         )
         cases.append(Case(index, image.stem, image, mask))
-    wanted = {"architecture": "unet", "encoder": encoder, "epochs": 10, "batch_size": 4, "patch_size": 256}
-    plan = make_plan(TrainingRequest.from_json(wanted), builder.result(), CLASSES, Machine.here())
+    hyperparameters = {"architecture": "unet", "encoder": encoder, "epochs": 10, "batch_size": 4, "patch_size": 256}
+    plan = make_plan(TrainingRequest.from_json(hyperparameters), builder.result(), CLASSES, Machine.here())
     return plan, open_store(folder / "store", cases, plan, lambda done, total: None)
 
 

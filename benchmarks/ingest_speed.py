@@ -204,7 +204,7 @@ def report(work: Callable[[], object]) -> None:
     work()
     seconds = time.perf_counter() - started
     stop.set()
-    anonymous, mapped = ((most - first) / 2**20 for most, first in zip(peak, before, strict=True))
+    anonymous, mapped = ((highest - first) / 2**20 for highest, first in zip(peak, before, strict=True))
     print(json.dumps({"seconds": seconds, "anonymous": anonymous, "mapped": mapped}))
 
 

@@ -51,14 +51,14 @@ def simulate(workers: int, image_seconds: float) -> None:
     # Without these events no Redis is needed.
     events.publish = lambda *_: None
     events.wake_waiting = lambda *_: None
-    tried, taken = [0], [0]
+    attempts, claimed = [0], [0]
 
     def run(pk: int) -> bool:
-        tried[0] += 1
+        attempts[0] += 1
         job = claim(InferenceResult, pk)
         if job is None:
             return False
-        taken[0] += 1
+        claimed[0] += 1
         # A worker holds no connection either while it computes.
         connection.close()
         time.sleep(image_seconds)
@@ -70,14 +70,14 @@ def simulate(workers: int, image_seconds: float) -> None:
     # The turns of the platform now call the simulated work.
     turns.run = run  # type: ignore[attr-defined]
     messages: queue.Queue[tuple[Any, ...]] = queue.Queue()
-    made, project = [], personal_project(local_user())
+    created, project = [], personal_project(local_user())
     for size in SIZES:
         batch = InferenceBatch.objects.create(project=project, status="running", archive_name=f"{size}.zip")
         row = {"project": project, "batch": batch, "status": "queued", "image_name": "a.png"}
         rows = (InferenceResult(**row) for _ in range(size))
         InferenceResult.objects.bulk_create(rows, batch_size=1_000)
-        made.append(batch)
-    for batch in made:
+        created.append(batch)
+    for batch in created:
         sent, count = batches.call_workers(batch.pk)
         for _ in range(count):
             messages.put((batch.pk, sent))
@@ -113,16 +113,16 @@ def simulate(workers: int, image_seconds: float) -> None:
         thread.join()
     done = InferenceResult.objects.filter(batch__isnull=False)
     assert done.count() == done.filter(status="completed", attempt=1).count() == sum(SIZES)
-    used = taken[0] * image_seconds / (workers * seconds)
+    used = claimed[0] * image_seconds / (workers * seconds)
     print(
-        f"{connection.vendor}, {workers} workers, {image_seconds:g} s an image: {taken[0]} images in {seconds:.1f} s,"
+        f"{connection.vendor}, {workers} workers, {image_seconds:g} s an image: {claimed[0]} images in {seconds:.1f} s,"
     )
     print(
-        f"{taken[0] / seconds:.1f} images/s of {workers / image_seconds:.1f} possible; "
+        f"{claimed[0] / seconds:.1f} images/s of {workers / image_seconds:.1f} possible; "
         f"{used:.0%} of the workers' time was used"
     )
-    print(f"claims that another worker won: {(tried[0] - taken[0]) / tried[0]:.1%}")
-    for batch in made:
+    print(f"claims that another worker won: {(attempts[0] - claimed[0]) / attempts[0]:.1%}")
+    for batch in created:
         batch.refresh_from_db()
         took = (batch.finished_at - batch.created_at).total_seconds() if batch.finished_at else 0.0
         print(f"batch of {batch.archive_name.removesuffix('.zip')}: ended after {took:.1f} s")

@@ -40,7 +40,7 @@ WARM_UP, BATCHES_IN_MEMORY = 2, 4
 EPOCHS = 5
 
 
-def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
+def main(archive: Path, rounds: int, hyperparameters: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with zipfile.ZipFile(archive) as source:
@@ -48,7 +48,10 @@ def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
         cases = find_cases(folder / "images", folder / "masks", print)
         data = describe(cases, print, lambda done, total: None)
         plan = make_plan(
-            TrainingRequest.from_json({**wanted, "epochs": EPOCHS}), data.fingerprint, data.classes, Machine.here()
+            TrainingRequest.from_json({**hyperparameters, "epochs": EPOCHS}),
+            data.fingerprint,
+            data.classes,
+            Machine.here(),
         )
         stored = open_store(folder / "store", data.cases, plan, lambda done, total: None)
         cut = max(1, len(stored) // 5)

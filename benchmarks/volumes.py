@@ -70,22 +70,22 @@ def main(rounds: int) -> None:
     print(f"\nPeak RSS of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2:.1f} GB")
 
 
-def plan(image: Image, **wanted: Any) -> Plan:
+def plan(image: Image, **hyperparameters: Any) -> Plan:
     """The plan for a dataset of this image, with the hyperparameters in `wanted`."""
     builder = FingerprintBuilder()
     values = np.zeros(image.shape, np.uint8)
     values[40:80, 80:160, 80:160] = 1
     builder.add(image, values, {0: int((values == 0).sum()), 1: int((values == 1).sum())})
-    return make_plan(TrainingRequest.from_json(wanted), builder.result(), CLASSES, Machine.here())
+    return make_plan(TrainingRequest.from_json(hyperparameters), builder.result(), CLASSES, Machine.here())
 
 
 def ours(plan: Plan, network: nn.Module, image: Image, example: tuple[int, ...]) -> Callable[[], object]:
     """A prediction in the quicker runtime, which a training would choose too (ml_core.training.refinement)."""
-    ways: list[Forward] = [
+    forwards: list[Forward] = [
         OpenVinoForward(*convert(network, torch.zeros(example)), plan.precision),
         TorchForward(network, plan.precision),
     ]
-    predictors = [Predictor([way], plan) for way in ways]
+    predictors = [Predictor([forward], plan) for forward in forwards]
     for predictor in predictors:
         predictor.predict(image)
     quickest = min(predictors, key=lambda predictor: predictor.predict(image).seconds)
@@ -112,11 +112,11 @@ def by_windows(network: nn.Module, volume: torch.Tensor, at_once: int) -> torch.
 
 
 def compare(name: str, peers: dict[str, Callable[[], object]], own: Callable[[], object], rounds: int) -> None:
-    ways = {**peers, "ours, end to end": own}
-    times: dict[str, list[float]] = {way: [] for way in ways}
+    runs = {**peers, "ours, end to end": own}
+    times: dict[str, list[float]] = {way: [] for way in runs}
     # The first round warms up.
     for index in range(rounds + 1):
-        for way, run in ways.items():
+        for way, run in runs.items():
             begun = time.perf_counter()
             run()
             if index:

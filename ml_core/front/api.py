@@ -143,7 +143,7 @@ def train(
         if tests:
             split = replace(split or _split(cases, folder / STORE, request), test=[case.id for case in tests])
             cases = cases + tests
-        wanted, copies = dict(hyperparameters), None
+        job_hyperparameters, copies = dict(hyperparameters), None
         if split is not None:
             named = set(itertools.chain(*split.parts().values()))
             if unnamed := [case.name for case in cases if case.id not in named]:
@@ -151,7 +151,7 @@ def train(
                 bar.note(f"left out: {which}, because the split does not name them.")
             cases = [case for case in cases if case.id in named]
             # With this hyperparameter the job would make a new split.
-            wanted.pop("validation_fraction", None)
+            job_hyperparameters.pop("validation_fraction", None)
             copies = copies_held_out(cases, split, folder / STORE)
         _begin(folder, {"cases": [[case.name, case.key] for case in cases], "hyperparameters": hyperparameters,
                         "split": split and split.to_json()})  # fmt: skip
@@ -159,13 +159,13 @@ def train(
             cases,
             described.classes,
             described.fingerprint,
-            TrainingRequest.from_json(wanted),
+            TrainingRequest.from_json(job_hyperparameters),
             folder,
             folder / STORE,
             facts={"name": folder.resolve().name, **({"mask_codes": described.codes} if described.codes else {})},
             split=split,
             caveats=[copies] if copies else [],
-            warm_start=Path(wanted["warm_start"]) if "warm_start" in wanted else None,
+            warm_start=Path(job_hyperparameters["warm_start"]) if "warm_start" in job_hyperparameters else None,
         )
         record = _Record(folder, cases, bar)
         run(job, on_event=record.on_event, should_stop=stop.is_set, begun=begun)
@@ -178,8 +178,8 @@ def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *
     images: files, folders of files, or folders of DICOM slices. Returns the written paths. Raises MLError.
     """
     loaded = model if isinstance(model, Model) else Model(model)
-    given = [Path(item) for item in (images if isinstance(images, list) else [images])]
-    paths, folder = find_images(given, loaded.plan.dimensions), Path(out)
+    sources = [Path(item) for item in (images if isinstance(images, list) else [images])]
+    paths, folder = find_images(sources, loaded.plan.dimensions), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     # The label maps use the same colours or values as the masks that the model learnt from.
     color_of = {value: code for code, value in loaded.mask_codes.items()}

@@ -49,7 +49,7 @@ class Preset:
     """The standard deviation of the logarithm of gamma."""
     gamma_share: float = 0.3
     noise: float = 0.0
-    """The standard deviation of the noise's own standard deviation, which is drawn for each image."""
+    """How strong the noise is. The noise level of an image is the size of a normal number with this spread."""
     noise_share: float = 0.2
     soften: float = 1.0
     """The largest factor by which the pixels per axis are reduced and then restored; 1 turns it off."""
@@ -176,10 +176,10 @@ def _rotations(count: int, axes: int, degrees: float, generator: torch.Generator
     STEEPEST_3D degrees at most.
     """
     planes = [(-2, -1)] if axes == 2 or anisotropic else [(-2, -1), (0, 1), (0, 2)]
-    most = degrees if len(planes) == 1 else min(degrees, STEEPEST_3D)
+    max_degrees = degrees if len(planes) == 1 else min(degrees, STEEPEST_3D)
     matrix = torch.eye(axes).repeat(count, 1, 1)
     for first, second in planes:
-        angle = (torch.rand(count, generator=generator) * 2 - 1) * math.radians(most)
+        angle = (torch.rand(count, generator=generator) * 2 - 1) * math.radians(max_degrees)
         turn = torch.eye(axes).repeat(count, 1, 1)
         turn[:, first, first] = turn[:, second, second] = torch.cos(angle)
         turn[:, first, second], turn[:, second, first] = -torch.sin(angle), torch.sin(angle)

@@ -107,7 +107,8 @@ class KernelMuon(torch.optim.Muon):
         """Take one step with the gradients of the kernels."""
         for kernel, matrix in zip(self._kernels, self.param_groups[0]["params"], strict=True):
             matrix.grad = None if kernel.grad is None else _matrix(kernel.grad)
-        result = super().step(closure)  # type: ignore[no-untyped-call]  # torch does not type it
+        # PyTorch has no types for this.
+        result = super().step(closure)  # type: ignore[no-untyped-call]
         # Otherwise these gradients would stay in memory while the next ones are computed.
         self.zero_grad()
         return result

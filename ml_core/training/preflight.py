@@ -69,10 +69,10 @@ def memory_needed(plan: Plan, batch_size: int) -> int | None:
         return None
     del logits
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    own = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}
-    of_two = sum(size for storage, size in kept.items() if storage not in own)
+    weight_storages = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}
+    bytes_of_two = sum(size for storage, size in kept.items() if storage not in weight_storages)
     share = 0.5 if plan.precision == "bf16" else 1.0
-    return int(BASE + COPIES_OF_WEIGHTS * weights + batch_size * of_two / 2 * share * BACKWARD)
+    return int(BASE + COPIES_OF_WEIGHTS * weights + batch_size * bytes_of_two / 2 * share * BACKWARD)
 
 
 def fit_into_memory(plan: Plan, machine: Machine) -> tuple[Plan, str | None]:

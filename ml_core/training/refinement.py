@@ -31,7 +31,7 @@ from ml_core.prediction.runtimes import choose as choose_runtime
 
 log = logging.getLogger(__name__)
 
-# The mean Dice that mirroring must gain. It may be small, because the same weights predict the same cases.
+# The mean Dice that mirroring must gain. It may be small: with the same weights and cases, a difference is not chance.
 WORTH_IT = 0.0003
 # The share of the cases that mirroring must improve, because it multiplies the time of every prediction.
 MOSTLY = 2 / 3
@@ -67,24 +67,20 @@ def refine(
     """Choose the runtime, mirroring and post-processing; sets the `forward` and `converted` of each member.
 
     The budget, which must have its estimate, limits the time. Fewer cases are measured if they are slow. If even one is
-    too slow, runtimes are compared on pieces of cases, and post-processing is left out. on_progress: called with (done,
-    total) after each of the three choices.
+    too slow, runtimes are compared on pieces of cases, and mirroring and post-processing are left out. on_progress:
+    called with (done, total) after each of the three choices.
     """
     assert budget.estimate
-    seconds, seconds_a_case_of_each = budget.estimate.refining_seconds, len(members) * budget.estimate.seconds_a_case
+    seconds, case_seconds = budget.estimate.refining_seconds, len(members) * budget.estimate.seconds_a_case
     runtime = _fastest_runtime(members, plan)
     # The deadline is set after converting, whose time would otherwise leave only one case for everything measured.
     deadline = budget.deadline_of(Stage.REFINING)
     comparing, mirroring = deadline.part(COMPARING_SHARE), deadline.part(MIRRORING_SHARE)
-    serving = _agreeing(
-        members, plan, runtime, comparing, IN_FLOAT32 * seconds_a_case_of_each > COMPARING_SHARE * seconds
-    )
+    serving = _agreeing(members, plan, runtime, comparing, IN_FLOAT32 * case_seconds > COMPARING_SHARE * seconds)
     on_progress(1, 3)
     mirrored = _mirroring(members, plan, mirroring, budget.estimate.mirroring)
     on_progress(2, 3)
-    cleaned = _postprocessing(
-        members, plan, Refinements(mirroring=mirrored.used), deadline, seconds_a_case_of_each < seconds
-    )
+    cleaned = _postprocessing(members, plan, Refinements(mirroring=mirrored.used), deadline, case_seconds < seconds)
     on_progress(3, 3)
     return Decisions(serving, mirrored, cleaned)
 
@@ -111,15 +107,17 @@ def _agreeing(
         if runtime == "openvino":
             member.converted = member.converted or _converted(member.network, plan)
             member.forward = OpenVinoForward(*member.converted, plan.precision)
-        ways = (member.forward, TorchForward(member.network, "fp32"))
+        forwards = (member.forward, TorchForward(member.network, "fp32"))
         settings: Any = {"classes": len(plan.class_values), "runtime": runtime, "precision": plan.precision}
         if in_pieces:
-            fast, exact = (partial(_labels_of, way) for way in ways)
+            fast, exact = (partial(_labels_of, way) for way in forwards)
             pieces = _pieces(member.cases, plan, deadline)
             decisions.append(choose_runtime(fast, exact, pieces, unit="validation window", **settings))
         else:
-            whole, exactly = (partial(_indices_of, Predictor([way], plan)) for way in ways)
-            decisions.append(choose_runtime(whole, exactly, _load(member.cases, plan, deadline), **settings))
+            predict_fast, predict_exact = (partial(_indices_of, Predictor([way], plan)) for way in forwards)
+            decisions.append(
+                choose_runtime(predict_fast, predict_exact, _load(member.cases, plan, deadline), **settings)
+            )
     # All networks of an ensemble use the same runtime, so the strictest decision counts.
     decision = max(decisions, key=lambda item: (item.precision == "fp32", item.dice_difference or 0.0))
     for member in members:

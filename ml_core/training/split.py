@@ -1,4 +1,4 @@
-"""Splits the cases of a training by reusing a stored split, or by making one in which no patient is on both sides."""
+"""Splits the cases of a training by reusing a stored split, or by making one that keeps each patient on one side."""
 
 from __future__ import annotations
 
@@ -151,13 +151,13 @@ def unseen_classes(plan: Plan, train: list[StoredCase]) -> str | None:
     )
 
 
-def keep_signature(case: Case, folder: Path, found: NDArray[np.float16]) -> None:
+def keep_signature(case: Case, folder: Path, values: NDArray[np.float16]) -> None:
     """Store the signature of a case beside the decoded samples, for a caller that has read the image already."""
     folder.mkdir(parents=True, exist_ok=True)
     path = _signature_path(case, folder)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with part.open("wb") as out:
-        np.save(out, found)
+        np.save(out, values)
     os.replace(part, path)
 
 

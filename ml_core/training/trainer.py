@@ -213,7 +213,8 @@ def one_step(learner: Learner, images: Tensor, labels: Tensor, step: int, rate: 
         logits = learner.forward(images)
     loss: Tensor = learner.loss_of(logits, labels)
     network.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+    # PyTorch has no types for this.
+    loss.backward()  # type: ignore[no-untyped-call]
     if plan.clip_norm:
         clip_gradients(network, plan.clip_norm)
     for optimizer in learner.optimizers:

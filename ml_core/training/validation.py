@@ -95,10 +95,10 @@ def _choose(cases: list[StoredCase]) -> list[_Piece]:
     rng = np.random.default_rng(0)
     slices = [(case, index) for case in cases for index in range(case.shape[0])]
     height, width = (min(WINDOW, max(case.shape[axis] for case in cases)) for axis in (1, 2))
-    most = max(1, min(MAX_SLICES, len(slices), MAX_PIXELS // (height * width)))
-    spread = np.linspace(0, len(slices) - 1, most if most == len(slices) else math.ceil(most / 2))
+    max_pieces = max(1, min(MAX_SLICES, len(slices), MAX_PIXELS // (height * width)))
+    spread = np.linspace(0, len(slices) - 1, max_pieces if max_pieces == len(slices) else math.ceil(max_pieces / 2))
     chosen = [(*slices[int(number)], None) for number in spread]
-    placed = list(_places(cases, most - len(chosen), rng))
+    placed = list(_places(cases, max_pieces - len(chosen), rng))
     return [(case, index, _window(case, place, rng)) for case, index, place in [*chosen, *placed]]
 
 
