@@ -1,4 +1,4 @@
-"""Broken, lying and hostile files, each made from nothing: what a stranger could upload. Every function returns bytes."""
+"""Makes broken, lying and hostile files, as a stranger could upload them. The functions return the bytes of a file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def good_mask() -> bytes:
 
 
 def good_pairs(count: int) -> list[Entry]:
-    """images/good0.png with masks/good0.png and so on, all fit for use."""
+    """Entries images/good0.png, …, masks/good0.png, …, which can all be used."""
     images = [(f"images/good{n}.png", good_image(n)) for n in range(count)]
     return images + [(f"masks/good{n}.png", good_mask()) for n in range(count)]
 
@@ -60,7 +60,8 @@ def good_pairs(count: int) -> list[Entry]:
 def zipped(entries: list[Entry], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that come twice
+        # zipfile warns of names that come twice.
+        warnings.simplefilter("ignore")
         for name, data in entries:
             archive.writestr(name, data)
     return buffer.getvalue()
@@ -77,7 +78,7 @@ def special(name: str, kind: int, target: bytes = b"/etc/passwd") -> bytes:
 
 
 def patched(data: bytes, at: int, value: bytes, *, record: bytes = b"PK\x01\x02", every: bool = True) -> bytes:
-    """`value` written `at` bytes after each (or the first) start of a record of the ZIP."""
+    """Overwrite a ZIP with `value`, `at` bytes after the start of each record of this kind, or only of the first."""
     changed, start = bytearray(data), data.find(record)
     while start >= 0:
         changed[start + at : start + at + len(value)] = value
@@ -86,6 +87,7 @@ def patched(data: bytes, at: int, value: bytes, *, record: bytes = b"PK\x01\x02"
 
 
 def encrypted() -> bytes:
+    """A ZIP whose members claim to be encrypted."""
     return patched(patched(zipped(good_pairs(2)), 8, b"\1\0"), 6, b"\1\0", record=b"PK\3\4")
 
 
@@ -96,7 +98,7 @@ def wrong_crc() -> bytes:
 
 
 def renamed(old: bytes, new: bytes, *, utf8: bool = False) -> bytes:
-    """A member's name replaced by bytes that no ZIP program would write."""
+    """Replace the name of a member with bytes that no ZIP program would write. utf8: claim that they are UTF-8."""
     assert len(old) == len(new)
     data = zipped(good_pairs(2)).replace(old, new)
     return patched(patched(data, 8, b"\0\x08"), 6, b"\0\x08", record=b"PK\3\4") if utf8 else data
@@ -108,6 +110,7 @@ def overlapping() -> bytes:
 
 
 def many_entries(count: int) -> bytes:
+    """A directory of `count` entries, without any files."""
     entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 3, 20, 0, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"x"
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count & 0xFFFF, count & 0xFFFF, count * len(entry), 0, 0)
     return entry * count + end
@@ -130,11 +133,13 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_claiming(width: int, height: int) -> bytes:
+    """A small PNG whose header claims this size."""
     header = png_chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 99)) + png_chunk(b"IEND", b"")
 
 
 def png_with_text_bomb() -> bytes:
+    """A PNG with 80 MB of text, compressed to 80 kB."""
     data, text = good_image(), b"key\0\0" + zlib.compress(b"\0" * 80_000_000, 9)
     return data[:33] + png_chunk(b"zTXt", text) + data[33:]
 
@@ -153,9 +158,9 @@ def animated_gif() -> bytes:
 
 
 def tiff(pages: list[NDArray[np.generic]]) -> bytes:
-    first, *rest = [Image.fromarray(page) for page in pages]
+    first, *others = [Image.fromarray(page) for page in pages]
     buffer = io.BytesIO()
-    first.save(buffer, "TIFF", save_all=True, append_images=rest)
+    first.save(buffer, "TIFF", save_all=True, append_images=others)
     return buffer.getvalue()
 
 
@@ -169,6 +174,7 @@ def tiff_loop() -> bytes:
 
 
 def bmp_claiming(width: int, height: int) -> bytes:
+    """A small BMP whose header claims this size."""
     data = bytearray(picture(noise(SIDE, SIDE), "BMP"))
     struct.pack_into("<ll", data, 18, width, height)
     return bytes(data)
@@ -177,6 +183,7 @@ def bmp_claiming(width: int, height: int) -> bytes:
 def nifti(
     array: NDArray[np.generic], affine: NDArray[np.float64] | None = None, *, packed: bool = True, **header: object
 ) -> bytes:
+    """A .nii.gz of the array, or a .nii without `packed`. header: fields of the header to overwrite, unchecked."""
     image: Any = nib.Nifti1Image
     head: Any = nib.Nifti1Header
     made = image(array, np.eye(4) if affine is None else affine)
@@ -189,7 +196,7 @@ def nifti(
 
 
 def nifti_claiming(*shape: int, datatype: int = 2, bits: int = 8, zeros: int = 1000) -> bytes:
-    """A small .nii.gz whose header claims `shape`; `zeros` bytes follow."""
+    """A small .nii.gz whose header claims `shape`, but which has only `zeros` bytes of values."""
     dim = [len(shape), *shape, *[1] * (7 - len(shape))]
     base = nifti(np.zeros((2, 2, 2), np.uint8), packed=False, dim=dim, datatype=datatype, bitpix=bits)
     return gzip.compress(base[:352] + b"\0" * zeros, 9)
@@ -205,7 +212,7 @@ def volume(seed: int = 0) -> NDArray[np.int16]:
 
 
 def dicom(pixels: NDArray[np.generic] | None = None, **changes: object) -> bytes:
-    """A CT slice; `changes` set elements by keyword, None removes one."""
+    """A CT slice. changes: keyword → the value of the element; None removes it."""
     pixels = noise(SIDE, SIDE).astype(np.uint16) if pixels is None else pixels
     meta: Any = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
@@ -234,7 +241,7 @@ def dicom(pixels: NDArray[np.generic] | None = None, **changes: object) -> bytes
 
 
 def dicom_series(*places: float, series: str = "1.2.4", start: int = 0) -> list[Entry]:
-    """One slice per place along the normal, in mm."""
+    """One slice for each place along the normal, in mm. start: the number of the first file name."""
     return [
         (f"{start + n}.dcm", dicom(ImagePositionPatient=[0, 0, z], SeriesInstanceUID=series, InstanceNumber=n + 1))
         for n, z in enumerate(places)
@@ -242,7 +249,7 @@ def dicom_series(*places: float, series: str = "1.2.4", start: int = 0) -> list[
 
 
 def dicom_jpeg(claimed: tuple[int, int]) -> bytes:
-    """JPEG pixels of another size than the header says."""
+    """A JPEG of 64 x 64 pixels, in a DICOM file whose header claims another size (rows, columns)."""
     stream = picture(noise(64, 64), "JPEG")
     frames = pydicom.encaps.encapsulate([stream])
     rows, columns = claimed
@@ -269,13 +276,14 @@ def dicom_nested(depth: int) -> bytes:
 
 
 def dicom_endless() -> bytes:
-    """A good start, then a million empty elements that come again and again."""
+    """A good start, then the same empty element a million times."""
     data = dicom()
     at = data.index(struct.pack("<HH2s", 0x0028, 0x0002, b"US"))
     return data[:at] + struct.pack("<HH2sH", 0x0008, 0x0050, b"SH", 0) * 1_000_000 + data[at:]
 
 
 def bomb(member: str, size: int) -> Entry:
+    """An entry of `size` zeros, which a ZIP compresses to nearly nothing."""
     return member, b"\0" * size
 
 

@@ -1,11 +1,11 @@
-"""Send bad inputs to a running platform and print, as a Markdown table, what it made of each.
+"""Sends bad inputs to a running platform and prints its answers as a Markdown table.
 
-    MEDSEG_DATA_DIR=<its data folder> python benchmarks/bad_inputs.py http://127.0.0.1:8000 [more.md …]
+    MEDSEG_DATA_DIR=<its data folder> python benchmarks/bad_inputs.py http://127.0.0.1:8000
 
-Everything it makes it deletes again. The exit code is 1 when an answer was not the right one, or when something was
-left: a row that should not be, an object in storage, a temporary file, or a traceback in a log. Inputs that need a
-setting (MEDSEG_MAX_UPLOAD_MB=1, MEDSEG_URL_IMPORT_ALLOW_PRIVATE=1) are sent where the command is started with the
-same setting as the platform.
+Everything that is made is deleted again. The exit code is 1 if an answer was not the right one, or if something was
+left: a row, an object in storage, a temporary file, or a traceback in a log. Some inputs need a setting of the platform
+(MEDSEG_MAX_UPLOAD_MB=1, MEDSEG_URL_IMPORT_ALLOW_PRIVATE=1). They are sent if this command has the same setting in its
+environment.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from benchmarks.bad_files import good_image, good_pairs, zipped  # noqa: E402 (n
 from benchmarks.bad_inputs_client import Answer, Case, HttpClient, Platform  # noqa: E402 (needs the path above)
 from benchmarks.bad_inputs_site import bad_site  # noqa: E402 (needs the path above)
 
-KINDS = ("inferences", "inference-batches", "models", "datasets")  # in the order in which they can be deleted
+# The kinds of rows, in the order in which they can be deleted.
+KINDS = ("inferences", "inference-batches", "models", "datasets")
 OBJECTS = ("datasets", "models", "inferences", "batches")
 HEAD = "| # | Kind | What was sent | HTTP | Final status | The answer's sentence |\n|--:|---|---|--:|---|---|"
 SMALL = {"architecture": "unet", "encoder": "resnet18", "epochs": 1, "patch_size": 32, "time_budget_seconds": 10}
@@ -35,6 +36,7 @@ SMALL = {"architecture": "unet", "encoder": "resnet18", "epochs": 1, "patch_size
 
 @functools.cache
 def all_cases() -> list[Case]:
+    """All bad inputs, in the order in which they are sent."""
     return [
         *files.archives(),
         *files.images(),
@@ -52,7 +54,7 @@ def all_cases() -> list[Case]:
 
 
 class Watch:
-    """What is in the platform's tables and in its data folder besides what was there at the start."""
+    """Watches for rows, objects and tracebacks that were not there at the start."""
 
     def __init__(self, platform: Platform, data: Path) -> None:
         self.platform, self.data = platform, data
@@ -65,33 +67,34 @@ class Watch:
 
     def _objects(self) -> set[str]:
         media = self.data / "media"
-        found = (path for kind in OBJECTS for path in (media / kind).rglob("*") if path.is_file())
-        return {path.relative_to(media).as_posix() for path in found}
+        files = (path for kind in OBJECTS for path in (media / kind).rglob("*") if path.is_file())
+        return {path.relative_to(media).as_posix() for path in files}
 
     def _tracebacks(self) -> int:
         logs = (self.data / "logs").glob("*.log")
         texts = [log.read_text(errors="replace") for log in logs]
-        # Django writes one for every unknown Host, which is no fault.
+        # Django logs a traceback for every unknown Host, which is not a fault.
         return sum(text.count("Traceback (most recent") - text.count("django.security.") for text in texts)
 
     def problems(self, case: Case, answer: Answer) -> Iterator[str]:
-        """What is wrong with an answer, and with what it left. Deletes the rows that were made."""
-        said = answer.sentence
+        """Yield what is wrong with an answer and with what it left. Deletes the rows that were made."""
+        sentence = answer.sentence
         final = (answer.body or {}).get("status", "") if case.final and isinstance(answer.body, dict) else ""
         if answer.status not in case.status:
             yield f"HTTP {answer.status} instead of {' or '.join(map(str, case.status))}"
         if final != case.final:
             yield f"ended as {final!r} instead of {case.final!r}"
-        if case.says.strip().lower() not in said.lower() or (case.says and not said):
+        if case.says.strip().lower() not in sentence.lower() or (case.says and not sentence):
             yield f"does not say {case.says!r}"
-        if "unexpectedly" in said or "Traceback" in said or "Error(" in said:
+        if "unexpectedly" in sentence or "Traceback" in sentence or "Error(" in sentence:
             yield "does not say what to do"
         new = self._rows() - self.rows
         if new and not case.final and case.kind != "state":
             yield f"left the rows {sorted(new)}"
-        # A row that is in error stays to tell why, and so does what tells of it should the database be lost.
+        # A row in error stays, because it tells why. So does its manifest, from which the row can be rebuilt.
         objects = {key for key in self._objects() - self.objects if not (new and key.endswith("/manifest.json"))}
-        unpacked = isinstance(answer.body, dict) and answer.body.get("total")  # a batch, whose rows own their images
+        # The rows of a batch own the images that were unpacked from it.
+        unpacked = isinstance(answer.body, dict) and answer.body.get("total")
         kept = {"ready": OBJECTS, "completed": OBJECTS, "failed": ("inferences",)}.get(case.final, ())
         wrong = [
             key
@@ -108,17 +111,18 @@ class Watch:
             yield f"after deletion the objects {sorted(left)[:4]} are there"
 
     def at_the_end(self) -> Iterator[str]:
+        """Yield what is wrong after all inputs: temporary files that are not removed in 10 s, and tracebacks."""
         deadline = time.monotonic() + 10
         while (left := list((self.data / "tmp").glob("*"))) and time.monotonic() < deadline:
             time.sleep(0.2)
         if left:
-            yield f"{len(left)} temporary files are left, such as {left[0].name}"
+            yield f"temporary files left: {len(left)}, such as {left[0].name}"
         if more := self._tracebacks() - self.tracebacks:
-            yield f"{more} tracebacks were logged"
+            yield f"tracebacks logged: {more}"
 
 
 def prepare(platform: Platform) -> None:
-    """A good dataset, a model trained on it for a moment, and an inference."""
+    """Make a good dataset, a model trained on it for a moment, and an inference."""
     made = platform.upload(zipped(good_pairs(4)), "good.zip", "good input")
     platform.dataset = made.body["id"]
     platform.model = platform.train(SMALL, name="good input").body["id"]
@@ -129,16 +133,19 @@ def prepare(platform: Platform) -> None:
 
 
 def clean(platform: Platform) -> None:
+    """Delete what `prepare` made."""
     for path in (f"inferences/{platform.inference}/", f"models/{platform.model}/", f"datasets/{platform.dataset}/"):
         platform.delete(path)
 
 
 def row(number: int, case: Case, answer: Answer) -> str:
-    said = answer.sentence.replace("|", "\\|").replace("\n", " ")
-    said = "".join(char if char.isprintable() else "?" for char in said)
+    """One row of the table."""
+    sentence = answer.sentence.replace("|", "\\|").replace("\n", " ")
+    sentence = "".join(char if char.isprintable() else "?" for char in sentence)
     what = case.what.replace("|", "\\|")
     return (
-        f"| {number} | {case.kind} | {what} | {answer.status} | {case.final} | {said[:220]}{'…' * (len(said) > 220)} |"
+        f"| {number} | {case.kind} | {what} | {answer.status} | {case.final} "
+        f"| {sentence[:220]}{'…' * (len(sentence) > 220)} |"
     )
 
 
@@ -165,7 +172,7 @@ def main(url: str) -> int:
     wrong += before.at_the_end()
     if before._rows() != before.rows or before._objects() != before.objects:
         wrong.append("the platform does not hold what it held before")
-    print(f"\n{len(cases)} inputs, {len(wrong)} wrong", *wrong, sep="\n", file=sys.stderr)
+    print(f"\ninputs: {len(cases)}, problems: {len(wrong)}", *wrong, sep="\n", file=sys.stderr)
     return 1 if wrong else 0
 
 

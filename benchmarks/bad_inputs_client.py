@@ -1,4 +1,4 @@
-"""How the bad inputs are sent, and what an answer is: over HTTP to a running platform, or inside a test to the same views."""
+"""Sends the bad inputs, over HTTP to a running platform or in a test directly to its views, and reads the answers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 
 API = "/api/v1/"
 Headers = dict[str, str]
-Part = tuple[str, str | None, bytes]  # field, file name or None, content
+Part = tuple[str, str | None, bytes]
+"""A part of a form: the name of the field, the file name (None for a plain value), the content."""
 WAIT = {"Prefer": "wait=60"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`body` is the JSON document, or None where the answer is none."""
+    """An answer of the platform. `body` is its JSON document, or None if it is not JSON."""
 
     status: int
     body: Any = None
@@ -27,25 +28,25 @@ class Answer:
 
     @property
     def sentence(self) -> str:
-        """What the answer says to a person: the error's detail, the row's error, or its first issue."""
-        found = self.body if isinstance(self.body, dict) else {}
-        if errors := found.get("errors"):
+        """What the answer tells a person: details of errors, the row's error, its first issue, or its warnings."""
+        document = self.body if isinstance(self.body, dict) else {}
+        if errors := document.get("errors"):
             return " ".join(f"{item['attr']}: {item['detail']}" if item["attr"] else item["detail"] for item in errors)
-        if found.get("error"):
-            return str(found["error"])
-        if issues := found.get("issues"):
+        if document.get("error"):
+            return str(document["error"])
+        if issues := document.get("issues"):
             return f"{issues[0]['file']}: {issues[0]['detail']}"
-        return " ".join(found.get("warnings") or [])
+        return " ".join(document.get("warnings") or [])
 
 
 class Client(Protocol):
-    """Sends one request."""
+    """Anything that sends a request and returns its answer."""
 
     def request(self, method: str, path: str, body: bytes, headers: Headers) -> Answer: ...
 
 
 class HttpClient:
-    """A connection of its own per request, without any help of a library: what is given is what is sent."""
+    """Sends each request over a connection of its own, exactly as given. A library would correct bad headers."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -59,7 +60,8 @@ class HttpClient:
                 connection.putheader(name, value)
             if "Transfer-Encoding" not in headers:
                 connection.putheader("Content-Length", str(len(body)))
-            with suppress(ConnectionError):  # refused before all was sent: the answer is there to be read
+            # The platform may refuse the request before all of it is sent. The answer can be read even then.
+            with suppress(ConnectionError):
                 connection.endheaders(body or None)
             reply = connection.getresponse()
             data = reply.read()
@@ -69,6 +71,7 @@ class HttpClient:
 
 
 def as_json(data: bytes) -> Any:
+    """The JSON document, or None if the data is not JSON."""
     try:
         return json.loads(data)
     except ValueError:
@@ -76,6 +79,7 @@ def as_json(data: bytes) -> Any:
 
 
 def multipart(parts: list[Part]) -> tuple[bytes, Headers]:
+    """The body of a form and its headers. Nothing is escaped, so that bad names can be sent."""
     boundary = uuid.uuid4().hex
     body = b""
     for name, file_name, content in parts:
@@ -87,13 +91,14 @@ def multipart(parts: list[Part]) -> tuple[bytes, Headers]:
 
 @dataclass
 class Platform:
-    """What the cases need: a client, and (where they ask for it) a good dataset and a model that was trained on it."""
+    """A platform that the cases send their inputs to, with a good dataset, a model trained on it and an inference."""
 
     client: Client
     dataset: int = 0
     model: int = 0
     inference: int = 0
-    address: str = ""  # of a web server that the platform may read from, where there is one
+    address: str = ""
+    """The address of the web server that misbehaves, if there is one."""
 
     def get(self, path: str, **headers: str) -> Answer:
         return self.client.request("GET", _full(path), b"", headers)
@@ -139,19 +144,19 @@ Send = Callable[[Platform], Answer]
 
 @dataclass(frozen=True)
 class Case:
-    """One bad input and what must come of it.
-
-    `status`: the HTTP statuses that are right. `final`: the row's last status; "" where no row may be made. `says`:
-    words that the answer's sentence must hold; "" where an answer without a sentence is right (a page, a 404 of a path).
-    """
+    """One bad input, and the answer that is right for it."""
 
     kind: str
     what: str
     send: Send
     status: tuple[int, ...] = (400,)
+    """The HTTP statuses that are right."""
     final: str = ""
+    """The last status of the row; "" if no row may be made."""
     says: str = " "
-    over_http: bool = False  # what only a real server sees: lengths, hosts, sockets
-    setting: str = (
-        ""  # what the platform must be started with: "small" (MEDSEG_MAX_UPLOAD_MB=1), "private" (network allowed)
-    )
+    """Words that the answer's sentence must contain; "" if the answer needs no sentence (a page, a 404 of a path)."""
+    over_http: bool = False
+    """Whether only a real server sees what is bad, such as lengths, hosts and WebSockets."""
+    setting: str = ""
+    """The setting that the platform needs: "small" (MEDSEG_MAX_UPLOAD_MB=1) or "private"
+    (MEDSEG_URL_IMPORT_ALLOW_PRIVATE=1); "" for none."""

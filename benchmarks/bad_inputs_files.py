@@ -1,4 +1,4 @@
-"""The bad archives, images and masks, each with the answer that is right for it."""
+"""Bad archives, images, masks and batches, each with the answer that is right for it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from benchmarks import bad_files as make
 from benchmarks.bad_files import SIDE, Entry, good_image, good_mask, good_pairs, noise, picture, square, zipped
 from benchmarks.bad_inputs_client import Case, Send
 
+# The last status of a dataset that can be used.
 GOOD = "ready"
 
 
@@ -21,6 +22,7 @@ def _upload(data: bytes, name: str = "bad.zip") -> Send:
 
 
 def archive(what: str, data: bytes, says: str, *, final: str = "error", name: str = "bad.zip") -> Case:
+    """An upload of a dataset. final: the row's last status; "400" if the request itself must be refused."""
     refused = final == "400"
     return Case("archive", what, _upload(data, name), (400,) if refused else (201,), "" if refused else final, says)
 
@@ -30,6 +32,7 @@ def _pair_named(image: str, mask: str) -> bytes:
 
 
 def archives() -> list[Case]:
+    """Bad archives as the upload of a dataset."""
     good = zipped(good_pairs(3))
     refused = "400"
     slip = [("images/../../../evil.png", good_image(9))]
@@ -89,13 +92,13 @@ def archives() -> list[Case]:
 
 
 def _image_in_dataset(name: str, data: bytes, other: Entry | None = None) -> bytes:
-    """The bad image beside two good pairs."""
+    """A dataset of the bad image and two good pairs. other: a mask for it, instead of a good one."""
     stem = name.split(".")[0]
     return zipped([*good_pairs(2), (f"images/{name}", data), other or (f"masks/{stem}.png", good_mask())])
 
 
 def bad_images() -> list[tuple[str, str, bytes, str]]:
-    """What, file name, content, words of the answer."""
+    """Bad images: (what is bad, file name, content, words of the answer)."""
     png = good_image()
     jpeg = picture(noise(SIDE, SIDE), "JPEG")
     flat = make.volume()
@@ -166,6 +169,7 @@ def bad_images() -> list[tuple[str, str, bytes, str]]:
 
 
 def images() -> list[Case]:
+    """Bad images, in a dataset and to segment."""
     cases = []
     for what, name, data, says in bad_images():
         cases.append(Case("image", f"{what}, in a dataset", _upload(_image_in_dataset(name, data)), (201,), GOOD, says))
@@ -208,7 +212,7 @@ def _segment(name: str, image: bytes, mask: Entry | None = None) -> Send:
 
 
 def bad_masks() -> list[tuple[str, str, bytes, str]]:
-    """What, name, content, words of the answer; each for a PNG image of SIDE x SIDE."""
+    """Bad masks of a PNG of SIDE x SIDE pixels: (what is bad, file name, content, words of the answer)."""
     ramp = np.linspace(0, 1, SIDE * SIDE, dtype=np.float32).reshape(SIDE, SIDE)
     nan = np.full((SIDE, SIDE), np.nan, np.float32)
     flat = np.zeros((SIDE, SIDE, 1), np.int32)
@@ -229,6 +233,7 @@ def bad_masks() -> list[tuple[str, str, bytes, str]]:
 
 
 def masks() -> list[Case]:
+    """Bad masks, in a dataset and as the reference of an inference."""
     cases = []
     for what, name, data, says in bad_masks():
         pair = _image_in_dataset("m.png", good_image(7), (f"masks/{name}", data))
@@ -236,7 +241,7 @@ def masks() -> list[Case]:
         if data:
             send = _segment("a.png", good_image(), (name, data))
             cases.append(Case("mask", f"{what}, as a reference", send, (201,), "failed", ""))
-    one = [
+    one_value = [
         (name, picture(square(value=0))) if name.startswith("masks") else (name, data) for name, data in good_pairs(3)
     ]
     coded = [*good_pairs(2), ("images/m.png", good_image(7)), ("masks/m.png", picture(_colours(2)))]
@@ -252,7 +257,7 @@ def masks() -> list[Case]:
     jpeg = [*good_pairs(2), ("images/m.png", good_image(7)), ("masks/m.jpg", picture(square(), "JPEG", quality=95))]
     return [
         *cases,
-        archive("masks of one value only", zipped(one), "one value"),
+        archive("masks of one value only", zipped(one_value), "one value"),
         archive("one mask in colours, the others in numbers", zipped(coded), "Code all masks", final=GOOD),
         archive("240 values over four masks", zipped(many), "128"),
         archive("NIfTI mask with another origin", zipped(volumes), "starts at", final=GOOD),
@@ -271,6 +276,8 @@ def _colours(count: int) -> NDArray[Any]:
 
 
 def batches() -> list[Case]:
+    """Bad archives as a batch of images to segment."""
+
     def batch(what: str, data: bytes, says: str, final: str = "failed") -> Case:
         refused = final == ""
         send: Send = lambda platform: platform.batch(data)  # noqa: E731 (the data of this call)

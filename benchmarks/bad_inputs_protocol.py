@@ -1,4 +1,4 @@
-"""Methods, headers, hosts, sockets, limits, and what is asked twice or at the wrong time."""
+"""Bad methods, headers, hosts, WebSockets and sizes, and requests that are repeated or come at the wrong time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ ELSEWHERE = "https://evil.example"
 
 
 def headers() -> list[Case]:
+    """Requests with bad headers or methods, and changes that another site asks for."""
+
     def get(what: str, status: int, says: str = "", *, over_http: bool = False, **values: str) -> Case:
         send: Send = lambda platform: platform.get("datasets/", **_named(values))  # noqa: E731 (typed and named for the case)
         return Case("header", what, send, (status,), "", says, over_http)
@@ -60,6 +62,8 @@ def _named(values: dict[str, str]) -> dict[str, str]:
 
 
 def wrong_times() -> list[Case]:
+    """Requests that are repeated, or that do not fit the state of the row."""
+
     def case(what: str, send: Send, says: str, *status: int) -> Case:
         return Case("state", what, send, status, "", says)
 
@@ -90,6 +94,8 @@ def wrong_times() -> list[Case]:
 
 
 def sockets() -> list[Case]:
+    """WebSockets that must be refused."""
+
     def case(what: str, path: str, status: tuple[int, ...], **values: str) -> Case:
         return Case("WebSocket", what, lambda platform: _socket(platform, path, _named(values)), status, "", "", True)
 
@@ -104,9 +110,9 @@ def sockets() -> list[Case]:
 
 
 def _socket(platform: Platform, path: str, values: dict[str, str]) -> Answer:
-    """Open a WebSocket; the status is that of the handshake, or the code with which it was closed."""
+    """Open a WebSocket. The status of the answer is that of the handshake, or the code with which it was closed."""
     assert isinstance(platform.client, HttpClient)
-    asked = {
+    headers = {
         "Host": f"{platform.client.host}:{platform.client.port}",
         "Connection": "Upgrade",
         "Upgrade": "websocket",
@@ -114,7 +120,7 @@ def _socket(platform: Platform, path: str, values: dict[str, str]) -> Answer:
         "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
         **values,
     }
-    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in asked.items() if value), "", ""]
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items() if value), "", ""]
     with socket.create_connection((platform.client.host, platform.client.port), timeout=20) as connection:
         connection.sendall("\r\n".join(lines).encode())
         reply = connection.makefile("rb")
@@ -129,7 +135,7 @@ def _socket(platform: Platform, path: str, values: dict[str, str]) -> Answer:
 
 
 def limits() -> list[Case]:
-    """For a platform that takes 1 MB at most."""
+    """Bodies of 3 MB, for a platform that accepts at most 1 MB."""
     large = b"PK" + b"x" * 3_000_000
     body, kind = multipart([("name", None, b"bad input"), ("archive", "a.zip", large)])
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:2_000_000], body[2_000_000:], b""))

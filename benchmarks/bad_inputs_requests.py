@@ -1,4 +1,4 @@
-"""The bad addresses, hyperparameters, bodies, queries and headers, each with the answer that is right for it."""
+"""Bad addresses, hyperparameters, bodies and queries, each with the answer that is right for it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def _import(url: Any) -> Send:
 
 
 def urls() -> list[Case]:
+    """Bad addresses to import a dataset from, and servers that misbehave."""
     inside = "inside a network"
     refused = [
         ("file:///etc/passwd", "http and https"),
@@ -82,6 +83,7 @@ def _shown(value: Any) -> str:
 
 
 def hyperparameters() -> list[Case]:
+    """Bad hyperparameters of a training."""
     bad: list[tuple[Any, str]] = [
         ({"epochs": "many"}, "whole number"),
         ({"epochs": 0}, "too small"),
@@ -140,6 +142,8 @@ def _raw(body: bytes, content_type: str | None, path: str = "models/") -> Send:
 
 
 def bodies() -> list[Case]:
+    """Bad bodies, forms, names and ids."""
+
     def case(what: str, send: Send, says: str, *status: int, final: str = "", **more: Any) -> Case:
         return Case("body", what, send, status or (400,), final, says, **more)
 
@@ -220,6 +224,8 @@ def bodies() -> list[Case]:
 
 
 def queries() -> list[Case]:
+    """Bad query strings and paths."""
+
     def get(path: str, says: str, *status: int) -> Case:
         def send(platform: Platform) -> Answer:
             return platform.get(path.format(d=platform.dataset, m=platform.model, i=platform.inference))

@@ -1,4 +1,4 @@
-"""A web server that misbehaves, for the imports of datasets from addresses."""
+"""A web server that misbehaves, to test the import of datasets from web addresses."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ BODIES = {
 class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = BODIES.get(self.path, b"")
-        found = self.path in BODIES or self.path in REDIRECTS
-        self.send_response(302 if self.path in REDIRECTS else 200 if found else 500 if self.path == "/error" else 404)
+        is_known = self.path in BODIES or self.path in REDIRECTS
+        self.send_response(
+            302 if self.path in REDIRECTS else 200 if is_known else 500 if self.path == "/error" else 404
+        )
         if self.path in REDIRECTS:
             self.send_header("Location", REDIRECTS[self.path])
         if self.path == "/packed":
@@ -36,7 +38,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.path != "/endless":
             self.send_header("Content-Length", str(len(body) + 1000 * (self.path == "/short")))
         self.end_headers()
-        with suppress(ConnectionError):  # the platform has seen enough
+        # The platform closes the connection when it refuses the answer.
+        with suppress(ConnectionError):
             self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
@@ -45,7 +48,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def bad_site() -> Iterator[str]:
-    """The address of the server, with a slash at its end."""
+    """Start the server, and give its address with a slash at the end."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:

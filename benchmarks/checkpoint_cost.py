@@ -1,10 +1,11 @@
-"""What checkpoints cost a training: the same epochs with and without them, in turn.
+"""Measures what checkpoints cost a training, by training the same epochs with and without them in turn.
 
     python -m benchmarks.checkpoint_cost [--rounds 5] [--encoder resnet34]
 
-A U-Net whose state is large (ResNet-34: 390 MB with Adam's moments and the average) on short epochs, the worst case. Seconds of
-trainings of 10 epochs after one to warm up: until the last epoch ended, which is what checkpoints may slow, and with the last
-checkpoint, which is always written; the ratios are the medians of the pairs'.
+This is the worst case: a U-Net with a large state (ResNet-34: 390 MB with Adam's moments and the average) and short
+epochs. One training warms up; each of the others has 10 epochs. The first time ends with the last epoch, and shows how
+much checkpoints slow the epochs. The second time includes the last checkpoint, which is always written. The printed
+ratio is the median over the pairs of trainings.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def main() -> None:
             for _ in range(given.rounds)
         ]
     print(
-        "| epochs with checkpoints, s | without | ratio | whole with checkpoints, s | without | ratio |\n|---|---|---|---|---|---|"
+        "| epochs with checkpoints, s | without | ratio | whole with checkpoints, s | without | ratio |\n"
+        "|---|---|---|---|---|---|"
     )
     for with_them, without in pairs:
         cells = [f"{a:.1f} | {b:.1f} | {a / b:.3f}" for a, b in zip(with_them, without, strict=True)]
@@ -64,6 +66,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, encoder: str) -> tuple[Plan, list[StoredCase]]:
+    """Draw 12 pictures of a disc, and decode them into a store."""
     rng, builder, cases = np.random.default_rng(0), FingerprintBuilder(), []
     y, x = np.mgrid[:256, :256]
     for index in range(12):
@@ -78,13 +81,13 @@ def prepare(folder: Path, encoder: str) -> tuple[Plan, list[StoredCase]]:
             dict(zip(*(part.tolist() for part in np.unique(values, return_counts=True)), strict=True)),
         )
         cases.append(Case(index, image.stem, image, mask))
-    wanted = {"architecture": "unet", "encoder": encoder, "epochs": 10, "batch_size": 4, "patch_size": 256}
-    plan = make_plan(TrainingRequest.from_json(wanted), builder.result(), CLASSES, Machine.here())
+    hyperparameters = {"architecture": "unet", "encoder": encoder, "epochs": 10, "batch_size": 4, "patch_size": 256}
+    plan = make_plan(TrainingRequest.from_json(hyperparameters), builder.result(), CLASSES, Machine.here())
     return plan, open_store(folder / "store", cases, plan, lambda done, total: None)
 
 
 def seconds(plan: Plan, stored: list[StoredCase], folder: Path, *, checkpoints: bool) -> tuple[float, float]:
-    """Until the last epoch ended, and in all."""
+    """Train, and return the seconds until the last epoch ended, and those of the whole training."""
     ends: list[float] = []
 
     def nothing(*args: Any, **kwargs: Any) -> None:

@@ -1,9 +1,10 @@
-"""Each dataset from its upload to one segmented image, with nothing but a name: what came out, and how long it took.
+"""Takes each dataset from its upload to a segmented image with all defaults, and measures quality and time.
 
     python -m benchmarks.default_training http://127.0.0.1:8000 ../shared/data/*.zip
 
-Prints a row of Markdown for each archive. The image that is segmented is one that the model never learned from, and is scored
-against its mask. Times are wall-clock on the machine as it is.
+The arguments are the platform's address and the archives. Prints a row of Markdown for each archive. The segmented
+image is one that the model never learned from, and is scored against its mask. Times are wall-clock times, whatever
+else the machine does.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main(url: str, archives: list[Path]) -> None:
 
 
 def row(platform: Platform, archive: Path) -> str:
+    """Upload, train and segment; returns the row of the table."""
     started = time.monotonic()
     dataset = platform.wait(f"/datasets/{platform.upload(archive, archive.stem)}/")
     checked = time.monotonic() - started
@@ -45,11 +47,13 @@ def row(platform: Platform, archive: Path) -> str:
     return (
         f"| {archive.stem} | {dataset['file_count']} | {checked:.1f} s | {trained:.0f} s | {epochs} "
         f"| {shown(metrics['dice'])} ({shown(low)}–{shown(high)}; {metrics['n_cases']} {metrics['evaluated_on']} cases) "
-        f"| {classes} | {inference['image_name']}: Dice {shown(inference['metrics']['dice'])} in {inference['seconds']:.2f} s |"
+        f"| {classes} "
+        f"| {inference['image_name']}: Dice {shown(inference['metrics']['dice'])} in {inference['seconds']:.2f} s |"
     )
 
 
 def segment_held_out(platform: Platform, archive: Path, model: dict[str, Any]) -> dict[str, Any]:
+    """Segment one of the held-out images with its mask as the reference, and return the inference."""
     held_out = {case["name"] for case in model["metrics"]["per_case"]}
     with zipfile.ZipFile(archive) as source:
         pairs = {pair.name: pair for pair in find_pairs(source.namelist()).pairs}

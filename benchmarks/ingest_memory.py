@@ -1,9 +1,9 @@
-"""Peak memory of each process of a running platform while a large ZIP is uploaded and checked.
+"""Measures the peak memory of each process of a running platform while a large ZIP is uploaded and checked.
 
     python -m benchmarks.ingest_memory http://127.0.0.1:8000 var 1024
 
-The arguments: address, data folder (to know the platform's processes by), size of the ZIP in MB. The baseline is each process
-before the upload; the ratio says how much it grew.
+The arguments are the platform's address, its data folder (by which its processes are found) and the size of the ZIP in
+MB. The ratio is the peak divided by the memory before the upload.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIDE = 1024
 
 
 def write_archive(path: Path, megabytes: int) -> int:
-    """Pairs of noisy PNGs, some 1 MB each; returns how many."""
+    """Write pairs of a noisy PNG of about 1 MB and a mask, until the ZIP is large enough; returns how many pairs."""
     rng, count = np.random.default_rng(0), 0
     mask = np.zeros((SIDE, SIDE), np.uint8)
     mask[200:700, 300:800] = 255
@@ -41,8 +41,8 @@ def write_archive(path: Path, megabytes: int) -> int:
 
 
 def processes(data_dir: Path) -> dict[str, list[psutil.Process]]:
-    """Name → processes of the platform that runs on this data folder."""
-    found: dict[str, list[psutil.Process]] = {"web": [], "ingest": [], "infer": [], "train": []}
+    """The processes of the platform that runs on this data folder, by the name of their kind."""
+    groups: dict[str, list[psutil.Process]] = {"web": [], "ingest": [], "infer": [], "train": []}
     for process in psutil.process_iter():
         try:
             if process.environ().get("MEDSEG_RUN_DIR") != str(data_dir.resolve()):
@@ -51,17 +51,17 @@ def processes(data_dir: Path) -> dict[str, list[psutil.Process]]:
         except (psutil.Error, OSError):
             continue
         if "uvicorn" in line:
-            found["web"].append(process)
+            groups["web"].append(process)
         for name in ("ingest", "infer", "train"):
             if f"-n {name}" in line:
-                found[name].append(process)
-    return found
+                groups[name].append(process)
+    return groups
 
 
 def main(url: str, data_dir: Path, megabytes: int) -> None:
     platform, groups = Platform(url), processes(data_dir)
     if not groups["web"]:
-        raise SystemExit(f"no platform runs on {data_dir}")
+        raise SystemExit(f"No platform runs on the data folder {data_dir}. Start one, or give another folder.")
     peaks = dict.fromkeys(groups, 0)
     stop = threading.Event()
 

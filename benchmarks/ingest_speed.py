@@ -1,10 +1,11 @@
-"""Pairs per second and peak memory of a dataset's check, beside a plain upload of the same files by boto3 with 16 threads.
+"""Compares the speed of a dataset's check with that of a plain upload of the same files by boto3 with 16 threads.
 
     python -m benchmarks.ingest_speed [--pairs 2000 20000] [--side 128] [--only local|s3]
 
-The upload checks nothing: it is what the store and the machine can do. The store is moto's server, a process of its own on this
-machine. Every measurement is a fresh process; "grown" is its peak memory over that before the first pair (anonymous memory and
-mapped files; the signatures that are compared in the end lie in a mapped file). Prints Markdown.
+The plain upload checks nothing, so it shows what the store and the machine can do. The store is moto's server, a
+process of its own on this machine. Every measurement runs in a fresh process. "grown by" is its peak memory minus the
+memory before the first pair, for anonymous memory and for mapped files. Mapped files matter because the signatures of
+the images, which are compared in the end, lie in one. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def write_archive(path: Path, pairs: int, side: int) -> None:
-    """Noisy pictures with a disc each, no two alike; PNG, some 12 KB at a side of 128."""
+    """Write pairs to a ZIP: noisy pictures with a disc, no two alike, as PNG of about 12 KB at a side of 128."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:side, :side]
     with zipfile.ZipFile(path, "w") as archive:
@@ -76,7 +77,10 @@ def write_archive(path: Path, pairs: int, side: int) -> None:
 
 
 def row(pairs: int, storage: str, what: str, measure: str, archive: Path, plain: float) -> float:
-    """One line of the table; returns pairs per second."""
+    """Measure in a fresh process, print a row of the table, and return the pairs per second.
+
+    measure: "check" or "upload". plain: the pairs per second of the plain upload; 0 if there are none.
+    """
     with tempfile.TemporaryDirectory(prefix="medseg-ingest-data-") as folder:
         environment = {**os.environ, "MEDSEG_DATA_DIR": folder, "LOG_LEVEL": "ERROR"}
         for name in ("S3_BUCKET_NAME", "AWS_ENDPOINT_URL", "DATABASE_URL", *KEYS):
@@ -94,18 +98,19 @@ def row(pairs: int, storage: str, what: str, measure: str, archive: Path, plain:
                 server.wait()
     if ended.returncode:
         raise SystemExit(ended.stderr[-3000:])
-    found = json.loads(ended.stdout.splitlines()[-1])
-    speed: float = pairs / found["seconds"]
+    measured = json.loads(ended.stdout.splitlines()[-1])
+    speed: float = pairs / measured["seconds"]
     beside = f"{speed / plain:.2f}" if plain else "–"
     print(
-        f"| {pairs:,} | {storage} | {what} | {found['seconds']:.1f} | {speed:.0f} | {beside} "
-        f"| {found['anonymous']:.0f} | {found['mapped']:.0f} |",
+        f"| {pairs:,} | {storage} | {what} | {measured['seconds']:.1f} | {speed:.0f} | {beside} "
+        f"| {measured['anonymous']:.0f} | {measured['mapped']:.0f} |",
         flush=True,
     )
     return speed
 
 
 def start_store() -> tuple[subprocess.Popen[bytes], str]:
+    """Start moto's server; returns its process and its address."""
     from tests.environment import free_port
 
     port = free_port()
@@ -121,6 +126,7 @@ def start_store() -> tuple[subprocess.Popen[bytes], str]:
 
 
 def client() -> Any:
+    """An S3 client of the store, with a new bucket."""
     import boto3
     from botocore.config import Config
 
@@ -137,7 +143,7 @@ def client() -> Any:
 
 
 def upload(archive: Path) -> None:
-    """Every file of the archive as an object, read from a folder."""
+    """Upload every file of the archive as an object, from a folder."""
     store = client()
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(archive) as files:
@@ -155,7 +161,7 @@ def upload(archive: Path) -> None:
 
 
 def check(archive: Path) -> None:
-    """The worker's side of a dataset, without its queue: from the stored archive to the row that is ready."""
+    """Check a dataset as a worker does, but without the queue: from the stored archive to the row that is ready."""
     if os.environ.get("AWS_ENDPOINT_URL"):
         client()
     os.environ["DJANGO_SETTINGS_MODULE"] = "medseg_site.settings"
@@ -180,6 +186,8 @@ def check(archive: Path) -> None:
 
 
 def report(work: Callable[[], object]) -> None:
+    """Do the work, and print as JSON its seconds and by how many MB the memory of this process grew."""
+
     def memory() -> tuple[int, int]:
         now = psutil.Process().memory_info()
         return now.rss - now.shared, now.shared
@@ -196,7 +204,7 @@ def report(work: Callable[[], object]) -> None:
     work()
     seconds = time.perf_counter() - started
     stop.set()
-    anonymous, mapped = ((most - first) / 2**20 for most, first in zip(peak, before, strict=True))
+    anonymous, mapped = ((highest - first) / 2**20 for highest, first in zip(peak, before, strict=True))
     print(json.dumps({"seconds": seconds, "anonymous": anonymous, "mapped": mapped}))
 
 

@@ -1,11 +1,12 @@
-"""A large upload in Chromium, cut in the middle and gone on with.
+"""Uploads a large file in Chromium, interrupts the upload in the middle and resumes it.
 
     python -m benchmarks.large_upload [--gigabytes 3] [--s3] [--shots FOLDER]
 
-Starts a platform of its own (with `--s3` on moto's server, which keeps objects in memory), makes a ZIP of stored noise with a valid
-images/ and masks/ in it, chooses it on the upload page, closes the page at half of it, restarts the platform, chooses the same file
-again and waits until the dataset is ready. Prints Markdown: seconds, megabytes a second, parts that were sent again, checksums.
-Needs four times the size on the disk of the temporary folder (TMPDIR).
+Starts a platform of its own; with `--s3` its objects lie in moto's server, which keeps them in memory. Makes a ZIP of
+noise with a valid images/ and masks/ in it and uploads it on the page. Half-way, it closes the page and restarts the
+platform. Then it chooses the same file again and waits until the dataset is ready. Prints Markdown: seconds, megabytes
+a second, how many parts were sent again, and whether the checksums agree. The temporary folder (TMPDIR) needs room for
+four times the size.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from tests.platform import Platform, running_platform
 
 BUCKET = "medseg-benchmark"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark", "AWS_REGION": "eu-central-1"}
+# How long the page may take for a step, in milliseconds.
 MINUTES = 30 * 60 * 1000
 
 
 def make_archive(path: Path, size: int) -> str:
-    """Returns the SHA-256 of the ZIP that is written to `path`."""
+    """Write a ZIP with `size` bytes of noise to `path`, and return its SHA-256."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for seed in range(8):
             archive.writestr(f"images/case_{seed}.png", drawings.png(drawings.disc(seed)[0]))
@@ -57,7 +59,7 @@ def make_archive(path: Path, size: int) -> str:
 
 @contextmanager
 def bucket() -> Iterator[dict[str, str]]:
-    """The settings of a platform whose objects live in moto's server."""
+    """Start moto's server with a bucket, and give the settings of a platform that uses it."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -90,7 +92,7 @@ def shoot(page: Page, folder: Path | None, name: str) -> None:
 
 
 def until_share(page: Page, share: float) -> float:
-    """Until so much has been sent. Returns the share that the page says."""
+    """Wait until the page shows that this share has been sent. Returns the share that it shows."""
     page.wait_for_function(
         "share => document.querySelector('[data-progress] progress').value >= share", arg=share, timeout=MINUTES
     )
@@ -98,12 +100,13 @@ def until_share(page: Page, share: float) -> float:
 
 
 def web_memory(platform: Platform) -> float:
-    """MB that the web process holds now."""
+    """The memory that the web process holds now, in MB."""
     processes = [process for process in platform.processes_of("uvicorn") if process.is_running()]
     return max((process.memory_info().rss for process in processes), default=0) / 2**20
 
 
 def run(platform: Platform, archive: Path, sha256: str, shots: Path | None) -> list[tuple[str, str]]:
+    """Upload the archive with an interruption. Returns the rows of the table: (step, what was measured)."""
     size = archive.stat().st_size
     program = next(found for name in PROGRAMS if (found := shutil.which(name)))
     with sync_playwright() as playwright:
@@ -142,11 +145,11 @@ def run(platform: Platform, archive: Path, sha256: str, shots: Path | None) -> l
     return [
         ("archive", f"{size / 2**30:.2f} GiB in {upload['part_count']} parts of {upload['part_size'] / 2**20:.0f} MiB"),
         (f"first part of the way, to {share:.0%}", f"{first:.1f} s, {share * size / 2**20 / first:.0f} MB/s"),
-        ("parts there after page and platform were ended", f"{there}"),
-        ("the rest, those that were there compared by checksum", f"{second:.1f} s"),
+        ("parts kept when page and platform had been stopped", f"{there}"),
+        ("the second part of the way, comparing the kept parts by checksum", f"{second:.1f} s"),
         ("parts sent in the second run", f"{len(sent)} (so {len(sent) + there - upload['part_count']} twice)"),
-        ("until ready, with the checksum of every part and the whole", f"{time.monotonic() - begun:.1f} s"),
-        ("memory of the web process: before, and the most seen", f"{memory_before:.0f}, {memory:.0f} MB"),
+        ("from the last part until ready, with all checksums", f"{time.monotonic() - begun:.1f} s"),
+        ("memory of the web process: before, and the most measured", f"{memory_before:.0f}, {memory:.0f} MB"),
         ("SHA-256 of the row and of the file", "equal"),
     ]
 

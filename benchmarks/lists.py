@@ -1,11 +1,12 @@
-"""Lists, details and pages with few and with very many rows: median and 95th percentile in ms, and number of queries.
+"""Compares the time of lists, details and pages with few and with very many rows.
 
     python -m benchmarks.lists [--samples 1000 1000000] [--inferences 1000 100000] [--rounds 40] [--databases URL URL]
         [--projects 1 --share 0.5]
 
-Two platforms, each a process with a temporary folder and the real migrations, on SQLite or on two empty databases. Each request goes to one
-and the other in turn, so that what else the machine does meets both; through all of Django but no network. Prints Markdown; a
-ratio above 2 is marked.
+Two platforms run, each as a process with a temporary folder and the real migrations, on SQLite or on two empty
+databases. Each request goes to both in turn, so that other work of the machine slows both. Requests go through all of
+Django, but not through a network. Prints Markdown: median and 95th percentile in ms, and the number of queries. Ratios
+above 2 are bold.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def main() -> None:
         "--projects",
         type=int,
         default=0,
-        help="Ask as one of several users, who is in so many projects; 0: the single user",
+        help="send the requests as a user who is a member of this many projects; 0: as the single user",
     )
-    parser.add_argument("--share", type=float, default=0.75, help="Of the inferences that this user sees")
+    parser.add_argument("--share", type=float, default=0.75, help="share of the inferences that this user sees")
     parser.add_argument("--databases", nargs=2, default=["", ""], help="DATABASE_URL of each; default: SQLite")
     options = parser.parse_args()
     spawn, pipes, processes = multiprocessing.get_context("spawn"), [], []
@@ -47,7 +48,8 @@ def main() -> None:
             spawn.Process(target=platform, args=(theirs, *size, options.projects, options.share), daemon=True)
         )
         processes[-1].start()
-        theirs.close()  # or nobody would notice that it ended
+        # While this end is open, nobody would notice that the process has ended.
+        theirs.close()
         pipes.append(ours)
         print(ours.recv(), flush=True)
     few, many = pipes
@@ -63,11 +65,12 @@ def main() -> None:
         measure(name, few, many, options.rounds)
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
-        process.join()  # it removes its folder
+        # The process removes its temporary folder before it ends.
+        process.join()
 
 
 def measure(name: str, few: Connection, many: Connection, rounds: int) -> None:
-    """A line of the table."""
+    """Send one request many times to both platforms, and print its row of the table."""
     times: tuple[list[float], list[float]] = ([], [])
     queries: list[int] = []
     for number in range(WARM_UP + rounds):
@@ -82,18 +85,22 @@ def measure(name: str, few: Connection, many: Connection, rounds: int) -> None:
     p95 = [statistics.quantiles(kept, n=20)[18] for kept in times]
 
     def ratio(pair: list[float]) -> str:
-        found = pair[1] / pair[0]
-        return f"**{found:.2f}**" if found > MAX_RATIO else f"{found:.2f}"
+        quotient = pair[1] / pair[0]
+        return f"**{quotient:.2f}**" if quotient > MAX_RATIO else f"{quotient:.2f}"
 
     count_of = f"{queries[0]}" if queries[0] == queries[1] else f"**{queries[0]} → {queries[1]}**"
     print(
-        f"| {name} | {medians[0]:.1f} | {medians[1]:.1f} | {ratio(medians)} | {p95[0]:.1f} | {p95[1]:.1f} | {ratio(p95)} | {count_of} |",
+        f"| {name} | {medians[0]:.1f} | {medians[1]:.1f} | {ratio(medians)} "
+        f"| {p95[0]:.1f} | {p95[1]:.1f} | {ratio(p95)} | {count_of} |",
         flush=True,
     )
 
 
 def platform(pipe: Connection, samples: int, inferences: int, database: str, projects: int, share: float) -> None:
-    """A process of its own: fills its database, then makes each request that it is sent the name of, until it is sent None."""
+    """Fill a database, then answer the pipe: make each request whose name it sends, until it sends None.
+
+    This runs in a process of its own.
+    """
     with tempfile.TemporaryDirectory(prefix="medseg-lists-") as folder:
         os.environ.update(MEDSEG_DATA_DIR=folder, DJANGO_SETTINGS_MODULE="medseg_site.settings", LOG_LEVEL="ERROR")
         os.environ |= {"ALLOWED_HOSTS": "testserver", "DATABASE_URL": database}
@@ -126,10 +133,11 @@ def platform(pipe: Connection, samples: int, inferences: int, database: str, pro
 
 
 class Filled:
-    """Rows of a platform that has been used for long: one dataset holds all samples, half of the inferences are in batches.
+    """The rows of a platform that has been used for long.
 
-    With several users `share` of the inferences is in the user's projects, by turns; the rest is others', with models and
-    batches of its own.
+    One dataset holds all samples, and half of the inferences are in batches. With several users, `share` of the
+    inferences is spread over the user's projects. The others belong to other users, with models and batches of their
+    own.
     """
 
     def __init__(self, projects: int, share: float) -> None:
@@ -144,7 +152,7 @@ class Filled:
         self.samples_of, self.results_of = Sample, InferenceResult
         self.user = User.objects.create_user("user") if projects else local_user()
         shared = [Project.objects.create(name=f"shared {index}") for index in range(projects - 1)]
-        Membership.objects.bulk_create(Membership(project=one, user=self.user, role="member") for one in shared)
+        Membership.objects.bulk_create(Membership(project=project, user=self.user, role="member") for project in shared)
         self.projects = [personal_project(self.user), *shared]
         self.share = share if projects else 1.0
         self.models, self.batches = self._tables(self.projects)
@@ -155,7 +163,7 @@ class Filled:
             self.others = self._tables([Project.objects.create(name="of others")])
 
     def _tables(self, projects: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Datasets, models and batches in these projects by turns. The last two are returned."""
+        """Make datasets, models and batches, spread over the projects. Returns the models and the batches."""
         from django.utils import timezone
 
         from datasets.models import Dataset
@@ -242,7 +250,7 @@ class Filled:
 
 
 def requests_of(filled: Filled) -> dict[str, str]:
-    """What is asked for → address."""
+    """The name of each request → its address."""
     api, dataset, batch = "/api/v1", filled.dataset.pk, filled.batches[0].pk
     samples = filled.samples_of.objects.count()
     visible = filled.results_of.objects.visible_to(filled.user)

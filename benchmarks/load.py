@@ -1,10 +1,10 @@
-"""Many clients at once on a platform with SQLite: how long each kind of request takes, and whether anything breaks.
+"""Puts a load of many clients on a platform with SQLite: measures each kind of request, and counts errors.
 
     python -m benchmarks.load [--clients 200] [--seconds 60]
 
-Starts `scripts/run.py` in a temporary folder, makes a dataset and a tiny model, then lets every client ask one thing after the
-other for the time given: lists, details, pages, thumbnails, uploads of small datasets, inferences (with and without waiting
-for the result). Clients, web process and workers share the machine's cores. Prints Markdown.
+Starts `scripts/run.py` in a temporary folder, and makes a dataset and a tiny model. Then every client sends one request
+after the other for the given time: lists, details, pages, thumbnails, uploads of small datasets, and inferences with
+and without waiting for the result. Clients, web process and workers share the machine's cores. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import httpx2
 from tests.e2e import drawings
 from tests.platform import Platform, running_platform
 
-# Of 100 requests; most clients look, some work.
+# How many of 100 requests are of each kind. Most requests only read.
 WEIGHTS = {
     "list": 25,
     "detail": 20,
@@ -52,9 +52,7 @@ def main() -> None:
         print(f'\n"database is locked" in the logs: {locked}')
         started = time.monotonic()
         left = wait_for_work(platform)
-        print(
-            f"work that was left when the clients stopped: {left} rows, done {time.monotonic() - started:.0f} s later"
-        )
+        print(f"rows left to work on when the clients stopped: {left}, done {time.monotonic() - started:.0f} s later")
 
 
 LOGS = ("web", "infer", "ingest", "train", "beat")
@@ -66,6 +64,8 @@ def text_of(platform: Platform, name: str) -> str:
 
 @dataclass
 class Scene:
+    """The addresses and files that the clients use, and the measured times and status codes of each kind of request."""
+
     url: str
     lists: list[str]
     details: list[str]
@@ -161,7 +161,7 @@ def show(scene: Scene, clients: int, seconds: float, load: float) -> None:
 
 
 def wait_for_work(platform: Platform) -> int:
-    """Until no dataset is checked and no inference is queued; how many there were at first."""
+    """Wait until no dataset is being checked and no inference is queued. Returns how many there were at first."""
 
     def waiting() -> int:
         words = {"datasets": ["uploaded"], "inferences": ["queued", "running"]}

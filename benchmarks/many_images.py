@@ -1,9 +1,10 @@
-"""A time budget with many large pictures: when the training really ends, and what its model finds on pictures it never saw.
+"""Trains on many large pictures with a time budget: measures when the training ends, and how good its model is.
 
     python -m benchmarks.many_images [--images 1000] [--side 1024] [--budget 300]
 
-Tissue-like colour pictures with two kinds of round cells (2 MB a PNG of one megapixel), drawn from fixed seeds. The baseline is the
-budget: the ratio says how much later the whole command ended.
+The pictures look like stained tissue with two kinds of round cells (a PNG of one megapixel has 2 MB). They are drawn
+from fixed seeds. The printed ratio is the time of the whole command divided by the budget. The model is scored on
+pictures that it never saw.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def main() -> None:
         begun = time.monotonic()
         ml_core("train", folder / "seen", f"--out={folder / 'model'}", f"--time-budget-seconds={given.budget}")
         seconds = time.monotonic() - begun
-        print(f"{given.images} pictures of {given.side} x {given.side}, {given.budget} s asked for: ended after {seconds:.0f} s, "
-              f"ratio {seconds / given.budget:.3f} (aim: at most 1.1). On {UNSEEN} unseen ones:")  # fmt: skip
+        size = f"{given.side} x {given.side}"
+        print(f"{given.images} pictures of {size}, a budget of {given.budget} s: ended after {seconds:.0f} s, "
+              f"ratio {seconds / given.budget:.3f} (aim: at most 1.1). On {UNSEEN} unseen pictures:")  # fmt: skip
         ml_core("evaluate", folder / "unseen", f"--model={folder / 'model' / 'model.zip'}")
 
 
@@ -52,7 +54,7 @@ def ml_core(command: str, data: Path, *arguments: str) -> None:
 
 
 def draw(folder: Path, seen: int, side: int, number: int) -> None:
-    """One picture, RGB, and its mask: 1 a dark cell, 2 a reddish one."""
+    """Draw an RGB picture and its mask, in which 1 is a dark cell and 2 a reddish one."""
     rng = np.random.default_rng(number)
     mask = Image.new("L", (side, side))
     pen = ImageDraw.Draw(mask)

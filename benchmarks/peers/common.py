@@ -1,6 +1,6 @@
-"""One task for every peer: the same training files, the same unseen files, and one way to hand in predictions.
+"""The task that all peers get: the same training files, the same unseen files, and the same form of predictions.
 
-The splits are fixed by name. Nothing of the unseen files is used before the predictions are scored.
+The splits are fixed by name. The unseen masks are used only to score the predictions.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ def _tail(count: int) -> _Split:
 
 
 def _block(first: int, last: int, gap: int) -> _Split:
-    """Unseen: slices first..last. `gap` neighbours on each side are in neither part: they look like the unseen ones."""
+    """Slices first..last are unseen. `gap` slices on each side are in neither part, since they resemble unseen ones."""
     return lambda names: (names[: first - gap] + names[last + 1 + gap :], names[first : last + 1])
 
 
-# Sorted names → (training, unseen). Other archives: the last fifth is unseen.
+# Archive → (a function from sorted names to the training and the unseen ones, a description). The last fifth of any
+# other archive is unseen.
 SPLITS: dict[str, tuple[_Split, str]] = {
     "isbi2012_membrane": (_tail(6), "membrane_00–23 train, membrane_24–29 unseen"),
     "wbc_cells_colour": (_tail(20), "the first 80 train, the last 20 unseen"),
     "chaos_ct3_liver_dicom": (
         _block(50, 65, 2),
-        "one patient: slices 50–65 unseen, 48, 49, 66 and 67 left out, the other 58 train; says nothing of other patients",
+        "one patient: slices 50–65 unseen, 48, 49, 66 and 67 left out, the other 58 train; "
+        "says nothing about other patients",
     ),
     "brats2015_flair_nifti": (_tail(1), "patients 0001–0005 train, patient 0006 unseen"),
     "brats_slices_png": (_tail(20), "20 slices each of patients 0001–0005 train, 20 of patient 0006 unseen"),
@@ -47,7 +49,7 @@ SPLITS: dict[str, tuple[_Split, str]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a peer is given. Files are (image, mask) paths; `values` are the dataset's own, background first."""
+    """A task. Files are pairs of paths (image, mask). `values` are the dataset's own label values, background first."""
 
     name: str
     split: str
@@ -65,12 +67,12 @@ class Task:
 
     @property
     def file(self) -> Path:
-        """Where the task lies as JSON."""
+        """The file that holds the task as JSON."""
         return Path(self.folder) / "task.json"
 
 
 def prepare(archive: Path, folder: Path) -> Task:
-    """Unpack into folder/{train,unseen}/{images,masks} and write folder/task.json. Files of neither part stay out."""
+    """Unpack into folder/{train,unseen}/{images,masks}, without files of neither part, and write folder/task.json."""
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "unseen": []}
     with zipfile.ZipFile(archive) as source:
         pairs = {pair.name: pair for pair in find_pairs(source.namelist()).pairs if not pair.is_series}
@@ -104,23 +106,23 @@ def prepare(archive: Path, folder: Path) -> Task:
 
 
 def load(pair: tuple[str, str], values: list[int]) -> tuple[Image, NDArray[np.uint8]]:
-    """The image (CT in HU) and its mask as class positions 0..K-1 on the image's axes."""
+    """Read an image (CT in HU), and its mask as class positions 0..K-1 on the image's axes."""
     image = read_image(Path(pair[0]))
     return image, positions(read_mask(Path(pair[1]), like=image).values, values)
 
 
 def positions(labels: NDArray[Any], values: list[int]) -> NDArray[np.uint8]:
-    """The dataset's own values as class positions. Raises ValueError on a value that no class has."""
-    found = np.searchsorted(values, labels).clip(max=len(values) - 1)
-    if not np.array_equal(np.asarray(values)[found], labels):
+    """Turn the dataset's own label values into class positions. Raises ValueError for a value that no class has."""
+    indices = np.searchsorted(values, labels).clip(max=len(values) - 1)
+    if not np.array_equal(np.asarray(values)[indices], labels):
         raise ValueError(f"labels other than {values}")
-    return found.astype(np.uint8)
+    return indices.astype(np.uint8)
 
 
-def write_prediction(found: NDArray[Any], image_path: str, values: list[int], out: Path) -> None:
-    """Class positions on the image's axes → out/predictions/<case>.png or .nii.gz in the dataset's own values."""
+def write_prediction(indices: NDArray[Any], image_path: str, values: list[int], out: Path) -> None:
+    """Write class positions on the image's axes to out/predictions/<case>.png or .nii.gz, as the dataset's values."""
     image = read_image(Path(image_path))
-    labels = np.asarray(values, np.int32)[found]
+    labels = np.asarray(values, np.int32)[indices]
     folder = out / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out) as scratch:
@@ -129,7 +131,7 @@ def write_prediction(found: NDArray[Any], image_path: str, values: list[int], ou
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments that every peer's process takes."""
+    """A parser of the arguments that every peer's process takes."""
     made = argparse.ArgumentParser()
     made.add_argument("task", type=Path, help="task.json")
     made.add_argument("out", type=Path, help="folder for report.json and predictions/")

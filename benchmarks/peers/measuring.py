@@ -1,4 +1,4 @@
-"""Run a command and watch the memory of its process tree."""
+"""Runs a command and measures the memory of its process tree."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from time import time
 
 import psutil
 
-EVERY = 0.5  # seconds between two samples of RSS
-PSS_EVERY = 10  # samples; the kernel walks all pages for one
+# Seconds between two samples of RSS.
+EVERY = 0.5
+# PSS is measured at every tenth sample only, because the kernel walks through all pages for it.
+PSS_EVERY = 10
 
 
 def run(command: list[str], log: Path, threads: int) -> tuple[int, list[tuple[float, int, int]]]:
-    """(exit status, samples of (Unix time, RSS, PSS) in bytes, summed over the tree); its output goes to `log`.
+    """Run a command with its output in `log`: (exit status, samples of (Unix time, RSS, PSS)).
 
-    RSS counts a page once for each process that has it, PSS once in all; PSS is 0 in most samples, since it takes time.
+    Memory is in bytes, summed over the process tree. RSS counts a shared page once for each process, PSS only once in
+    all. PSS is 0 in samples that do not measure it.
     """
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     samples: list[tuple[float, int, int]] = []
@@ -30,7 +33,7 @@ def run(command: list[str], log: Path, threads: int) -> tuple[int, list[tuple[fl
 
 
 def memory(pid: int, *, pss: bool) -> tuple[int, int]:
-    """(RSS, PSS) of a process and all below it, in bytes; 0 where it has ended, and for PSS where it is not wanted."""
+    """(RSS, PSS) of a process and its descendants, in bytes. Both are 0 if it has ended; PSS is 0 without `pss`."""
     resident = proportional = 0
     try:
         top = psutil.Process(pid)

@@ -1,9 +1,13 @@
-"""MONAI's tutorials as they stand: 2d_segmentation/torch/unet_training_dict and 3d_segmentation/spleen_segmentation_3d.
+"""Trains as MONAI's tutorials do: 2d_segmentation/torch/unet_training_dict and 3d_segmentation/spleen_segmentation_3d.
 
-Changed: all training files are learned from (no validation, last weights); a softmax over the task's classes also in 2D,
-where the tutorial has one sigmoid; files are decoded once (the 3D tutorial's CacheDataset), which the clock includes; volumes
-other than CT are scaled by the mean and spread of their voxels that are not air (the value of their corner, moved to zero), as in
-MONAI's BraTS tutorial, and keep their own spacing. CT takes the spleen tutorial's window, -57 to 164 HU.
+These things differ from the tutorials:
+- All training files are learned from. There is no validation, and the last weights are used.
+- In 2D too there is a softmax over the task's classes, where the tutorial has a single sigmoid.
+- Files are decoded once (with the 3D tutorial's CacheDataset). The clock includes this.
+- CT is scaled with the spleen tutorial's window, -57 to 164 HU. Other volumes are scaled by the mean and standard
+  deviation of the voxels that are not air, as in MONAI's BraTS tutorial. Air is the value of the corner, which is moved
+  to zero.
+- Volumes keep their own spacing.
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ from benchmarks.peers.clock import Clock
 from ml_core.io import read_image
 
 IMAGES, SAMPLES, SIDE = 2, 4, 96
-WINDOW = {2: 96, 3: 160}  # of the sliding window
+# Dimensions → the side of the sliding window.
+WINDOW = {2: 96, 3: 160}
 KEYS = ("image", "label")
 
 
@@ -83,7 +88,7 @@ def main() -> None:
 
 
 def scaling(task: common.Task) -> Any:
-    """How an image (C, ...) is scaled."""
+    """A function that scales the values of an image (C, ...), as the tutorial for its kind does."""
     if task.modality == "CT":
         return ScaleIntensityRange(a_min=-57, a_max=164, b_min=0.0, b_max=1.0, clip=True)
     if task.dimensions == 2:
@@ -92,7 +97,7 @@ def scaling(task: common.Task) -> Any:
 
 
 def transforms(dimensions: int) -> Compose:
-    """Four crops of an image, half of them around foreground; in 2D also turned by 90 degrees at random."""
+    """Cut four crops of an image, half of them around foreground. In 2D some are also turned by 90 degrees."""
     size = (SIDE,) * dimensions
     crop = RandCropByPosNegLabeld(KEYS, label_key="label", spatial_size=size, pos=1, neg=1, num_samples=SAMPLES)
     if dimensions == 3:
@@ -101,12 +106,12 @@ def transforms(dimensions: int) -> Compose:
 
 
 def body(pixels: Any) -> Any:
-    """What is not the air around a volume: its corner's value."""
+    """Mark the voxels that are not air. Air is the value of the volume's corner."""
     return pixels != pixels.reshape(-1)[0]
 
 
 def forever(loader: DataLoader) -> Iterator[Any]:
-    """Batches of one epoch after the other."""
+    """Yield batches, epoch after epoch."""
     while True:
         yield from loader
 

@@ -1,11 +1,12 @@
-"""Six more datasets for the same comparison, of kinds that the recipe was not made on.
+"""Makes six more datasets for the comparison, of kinds that the default training was not tuned on.
 
     python -m benchmarks.peers.more_sets ../shared/data OUT
     python -m benchmarks.peers OUT/*.zip --budget 120 --peers ours plain_bf16
 
-Three are made of the shared sets: every fifth slice of the brains as PNG with the whole tumour as the only class, the same tumours as
-volumes, and the nuclei alone of the blood cells as JPEG. Three are drawn, the same ones each time: vessels of 1 to 8 pixels on a
-fundus (20 pictures), one mole a picture under hairs and beside spots that do not count (100), crowded nuclei (60).
+The first argument is the folder of the archives. Three datasets are made from them: every fifth slice of the brains as
+PNG, with the whole tumour as the only class; the same tumours as volumes; and the blood cells as JPEG, with only their
+nuclei as a class. Three are drawn from fixed seeds: vessels of 1 to 8 pixels on a fundus (20 pictures); one mole in
+each picture, under hairs and beside spots that do not count (100); and crowded nuclei (60).
 """
 
 from __future__ import annotations
@@ -24,21 +25,26 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 Pixels = NDArray[np.uint8]
-Pair = tuple[str, bytes, bytes]  # the image's file name, the image, the mask (always a PNG, or like the image's)
-NUCLEUS = 255  # of the blood cells' masks
+Pair = tuple[str, bytes, bytes]
+"""The image's file name, the image, and the mask: a NIfTI volume if the image is one, otherwise a PNG."""
+# The value of a nucleus in the masks of the blood cells.
+NUCLEUS = 255
 
 
 def encoded(pixels: Pixels, kind: str = "PNG") -> bytes:
+    """The pixels as an image file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, quality=90)
     return file.getvalue()
 
 
 def as_mask(there: NDArray[np.bool_]) -> bytes:
+    """A mask as a PNG of 0 and 255."""
     return encoded(there.astype(np.uint8) * 255)
 
 
 def brains(data: Path) -> Iterator[tuple[str, nib.Nifti1Image, nib.Nifti1Image]]:
+    """Yield name, image and mask of each brain in the folder `data`."""
     with zipfile.ZipFile(data / "brats2015_flair_nifti.zip") as source:
         for name in sorted(
             item for item in source.namelist() if item.startswith("images/") and item.endswith(".nii.gz")
@@ -62,7 +68,9 @@ def brain_slices(data: Path) -> Iterator[Pair]:
 
 def brain_volumes(data: Path) -> Iterator[Pair]:
     for name, image, mask in brains(data):
-        tumour: Any = nib.Nifti1Image((np.asarray(mask.dataobj) > 0).astype(np.uint8), mask.affine)  # type: ignore[no-untyped-call]  # nibabel types it not
+        whole = (np.asarray(mask.dataobj) > 0).astype(np.uint8)
+        # nibabel has no types for this.
+        tumour: Any = nib.Nifti1Image(whole, mask.affine)  # type: ignore[no-untyped-call]
         yield f"{name}.nii.gz", gzip.compress(image.to_bytes(), 1), gzip.compress(tumour.to_bytes(), 1)
 
 
@@ -139,16 +147,16 @@ def nuclei(data: Path) -> Iterator[Pair]:
             (x, y), (a, b), angle = rng.uniform(0, side, 2), rng.uniform(4, 11, 2), rng.uniform(0, np.pi)
             along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
             across = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
-            one = (along / a) ** 2 + (across / b) ** 2 < 1
-            there |= one
-            light[one] = np.maximum(light[one], rng.uniform(40, 140))
+            nucleus = (along / a) ** 2 + (across / b) ** 2 < 1
+            there |= nucleus
+            light[nucleus] = np.maximum(light[nucleus], rng.uniform(40, 140))
         blurred = np.asarray(Image.fromarray(light.astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.5)))
         picture = np.clip(blurred + rng.normal(0, 6, light.shape), 0, 255).astype(np.uint8)
         yield f"nuclei_{index:02d}.png", encoded(picture), as_mask(there)
 
 
 def cloudy(rng: np.random.Generator, shape: tuple[int, int], knots: int) -> NDArray[np.floating]:
-    """Smooth random light from -0.5 to 0.5."""
+    """Draw smooth random brightness from -0.5 to 0.5. knots: random points per axis."""
     coarse = Image.fromarray((rng.random((knots, knots)) * 255).astype(np.uint8))
     return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC)).astype(np.float32) / 255 - 0.5
 

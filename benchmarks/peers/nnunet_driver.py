@@ -1,9 +1,11 @@
-"""Plan, train and predict with nnU-Net, inside its own environment: imports nnunetv2 and the standard library only.
+"""Plans, trains and predicts with nnU-Net, inside its own environment.
 
-nnU-Net's training loop (nnUNetTrainer.run_training) with one difference: it asks the clock before every step. The clock runs
-from the trainer's start (network, augmentation workers, first batches) to the last step; fingerprint, plan and preprocessing
-are timed apart and are not part of the budget. Fold "all": nothing is held back. The last weights are used, with mirroring at
-test time as is nnU-Net's default (unless --no-mirroring: a volume takes more than half an hour with it on two cores).
+The module imports only nnunetv2, PyTorch, the clock and the standard library. The training loop is nnU-Net's
+(nnUNetTrainer.run_training), except that it asks the clock before every step. The clock runs from the start of the
+trainer (network, augmentation workers, first batches) to the last step. Fingerprint, plan and preprocessing are timed
+separately and are not part of the budget. The fold is "all", so no case is held back. The last weights are used, with
+mirroring at test time, which is nnU-Net's default. `--no-mirroring` turns it off, because with it a volume takes more
+than half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ def main() -> None:
         os.environ[f"nnUNet_{name}"] = str(given.folder / folder)
 
     import torch
-    from nnunetv2.experiment_planning import plan_and_preprocess_api as api  # type: ignore[import-not-found]  # in nnU-Net's own environment
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # type: ignore[import-not-found]  # in nnU-Net's own environment
-    from nnunetv2.run.run_training import get_trainer_from_args  # type: ignore[import-not-found]  # in nnU-Net's own environment
+
+    # mypy does not find these packages, because they are only in nnU-Net's own environment.
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as api  # type: ignore[import-not-found]
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # type: ignore[import-not-found]
+    from nnunetv2.run.run_training import get_trainer_from_args  # type: ignore[import-not-found]
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -67,7 +71,7 @@ def main() -> None:
 
 
 def train(trainer: Any, clock: Clock) -> None:
-    """nnUNetTrainer.run_training until the clock ends it; saves checkpoint_final.pth."""
+    """Train as nnUNetTrainer.run_training does, until the clock ends it; saves checkpoint_final.pth."""
     trainer.on_train_start()
     while epoch(trainer, clock):
         trainer.on_epoch_end()
@@ -75,7 +79,7 @@ def train(trainer: Any, clock: Clock) -> None:
 
 
 def epoch(trainer: Any, clock: Clock) -> bool:
-    """One epoch with its validation; False when the clock ended it."""
+    """Train one epoch and validate. Returns False if the clock ended it."""
     import torch
 
     trainer.on_epoch_start()

@@ -1,7 +1,7 @@
-"""The platform's engine by its command line, with nothing but the folders and the budget.
+"""The peer "ours": trains and predicts with the command line of ml_core, given only the folders and the budget.
 
-The clock is the whole `train` command's wall-clock time: imports, plan, decoding, training, its own validation and final
-evaluation, and writing the package. It holds back its own validation part from the training files.
+The clock includes the whole `train` command: imports, plan, decoding, training, validation, final evaluation, and
+writing the package. The command holds back its own validation part from the training files.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def main() -> None:
     with (model / "curve.csv").open() as file:
         speeds = [float(epoch["images_per_second"]) for epoch in csv.DictReader(file)]
     plan = json.loads((model / "plan.json").read_text())
-    found = {
+    report = {
         "unit_learned": f"crops of {plan['patch_size']}{'³' if plan['configuration'] == '3d' else '²'}",
         "units_per_second": sum(speeds) / len(speeds),
         "train_started": wall,
         "train_seconds": trained - started,
         "predict_seconds": time.monotonic() - trained,
     }
-    (given.out / "report.json").write_text(json.dumps(found))
+    (given.out / "report.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""The student's loop: a U-Net with a ResNet-34 encoder from scratch, AdamW 1e-3, random crops, no schedule, last weights.
+"""The peer "plain": the simplest training loop that a student would write.
 
-The clock includes reading the files. Everything is kept in memory, which is kinder to it than a DataLoader that decodes.
-Each image is scaled by its own mean and spread; volumes are cut into axial slices. No augmentation but the crops.
+It trains a U-Net with a ResNet-34 encoder from random weights, with AdamW at 1e-3, on random crops, without a schedule
+and without other augmentation, and uses the last weights. Each image is scaled by its own mean and standard deviation,
+and volumes are cut into axial slices. The clock includes reading the files. All images are kept in memory, which makes
+the loop faster than with a DataLoader that decodes them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ BATCH, CROP = 8, 256
 
 
 def scaled(image: Image) -> torch.Tensor:
-    """(N, C, H, W) float32, one per slice of a volume; mean 0 and spread 1 over the whole image."""
+    """Scale an image to mean 0 and standard deviation 1: float32 (N, C, H, W), with a volume's slices along N."""
     array = torch.from_numpy(image.array.astype(np.float32))
     array = (array - array.mean()) / array.std().clamp(min=1e-6)
     return array[None] if image.dimensions == 2 else array.movedim(1, 0)
@@ -71,21 +73,21 @@ def main() -> None:
     network.eval()
     for path, _ in task.unseen:
         image = read_image(Path(path))
-        found = [_segment(network, part[None], layout, given.bf16) for part in scaled(image)]
-        common.write_prediction(np.stack(found).reshape(image.shape), path, task.values, given.out)
+        label_maps = [_segment(network, part[None], layout, given.bf16) for part in scaled(image)]
+        common.write_prediction(np.stack(label_maps).reshape(image.shape), path, task.values, given.out)
     predicted = time.monotonic() - started
     clock.report(given.out, unit=f"crops of {side}²", units=clock.steps * BATCH, predict_seconds=predicted)
 
 
 @torch.inference_mode()
 def _segment(network: nn.Module, batch: torch.Tensor, layout: torch.memory_format, bf16: bool) -> NDArray[Any]:
-    """(1, C, H, W) → (H, W) class positions: the whole slice at once, padded to a multiple of 32."""
+    """Predict a whole slice (1, C, H, W), padded to a multiple of 32: class positions uint8 (H, W)."""
     height, width = batch.shape[-2:]
     padded = functional.pad(batch, (0, -width % 32, 0, -height % 32), mode="reflect").contiguous(memory_format=layout)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits = network(padded)
-    found: NDArray[Any] = logits[0, :, :height, :width].float().argmax(0).to(torch.uint8).numpy()
-    return found
+    indices: NDArray[Any] = logits[0, :, :height, :width].float().argmax(0).to(torch.uint8).numpy()
+    return indices
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One scorer for all peers: per class, the mean over the unseen cases on full images in their own grid."""
+"""Scores the predictions of all peers alike: on whole images in their own grid, as means over the unseen cases."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ml_core.measures.metrics import case_metrics
 
 
 def score(task: common.Task, predictions: Path) -> dict[str, Any]:
-    """{"unit": "mm" | "px", "classes": [{value, dice, hd95, cases, undefined, misses}]}, background first.
+    """Score the predictions: {"unit": "mm" | "px", "classes": [{value, dice, hd95, cases, undefined, misses}]}.
 
-    Each number is computed per case and then averaged; a miss counts as Dice 0. A class that is in neither mask of a
-    case is undefined there and left out of its mean. Raises SystemExit where the plain Dice disagrees with ml_core's,
-    FileNotFoundError where a prediction is missing.
+    Classes are in the order of the task, background first. Each number is computed per case and then averaged. A miss
+    counts as Dice 0. A class that is in neither mask of a case is undefined there and left out of the mean. Raises
+    SystemExit if ml_core's Dice differs from `plain_dice`, and FileNotFoundError if a prediction is missing.
     """
     cases, spacing = [], None
     for pair in task.unseen:
@@ -27,9 +27,9 @@ def score(task: common.Task, predictions: Path) -> dict[str, Any]:
         path = next((p for p in (predictions / f"{name}.png", predictions / f"{name}.nii.gz") if p.exists()), None)
         if path is None:
             raise FileNotFoundError(f"no prediction of {name}")
-        found = common.positions(read_mask(path, like=image).values, task.values)
-        case = case_metrics(reference, found, len(task.values), spacing)
-        plain = [plain_dice(reference == index, found == index) for index in range(len(task.values))]
+        indices = common.positions(read_mask(path, like=image).values, task.values)
+        case = case_metrics(reference, indices, len(task.values), spacing)
+        plain = [plain_dice(reference == index, indices == index) for index in range(len(task.values))]
         if not np.allclose([entry.dice for entry in case], plain, atol=1e-9, equal_nan=True):
             raise SystemExit(f"{name}: Dice {case} and by plain numpy {plain}")
         cases.append(case)
@@ -51,7 +51,7 @@ def score(task: common.Task, predictions: Path) -> dict[str, Any]:
     return {"unit": "mm" if spacing else "px", "classes": classes}
 
 
-def plain_dice(reference: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
-    """2 |A ∩ B| / (|A| + |B|), in the fewest words, to hold ml_core's own against."""
-    size = int(reference.sum()) + int(found.sum())
-    return 2 * int((reference & found).sum()) / size if size else float("nan")
+def plain_dice(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> float:
+    """2 |A ∩ B| / (|A| + |B|), written as simply as possible, to check the Dice of ml_core."""
+    size = int(reference.sum()) + int(prediction.sum())
+    return 2 * int((reference & prediction).sum()) / size if size else float("nan")

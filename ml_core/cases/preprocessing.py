@@ -33,17 +33,17 @@ def preprocess(image: Image, how: Preprocessing) -> NDArray[np.float32]:
     array = _with_channels(to_screen(image.array, oriented=is_oriented(image)), how.channels)
     scaled = np.stack([_normalise(channel, how) for channel in array])
     if image.dimensions == 2:
-        laid = scaled[:, None] if how.whole else scaled[None]
+        arranged = scaled[:, None] if how.whole else scaled[None]
     else:
-        laid = np.moveaxis(scaled, how.slice_axis + 1, 1 if how.whole else 0)
+        arranged = np.moveaxis(scaled, how.slice_axis + 1, 1 if how.whole else 0)
     shape = network_shape(image, how)
     if how.whole:
-        return np.ascontiguousarray(resample(torch.from_numpy(np.ascontiguousarray(laid)), shape).numpy()[None])
-    if tuple(laid.shape[2:]) == shape[1:]:
-        return np.ascontiguousarray(laid)
-    resized = torch.empty(len(laid), how.channels, *shape[1:])
+        return np.ascontiguousarray(resample(torch.from_numpy(np.ascontiguousarray(arranged)), shape).numpy()[None])
+    if tuple(arranged.shape[2:]) == shape[1:]:
+        return np.ascontiguousarray(arranged)
+    resized = torch.empty(len(arranged), how.channels, *shape[1:])
     # Slices are resampled one at a time, because a second copy of a whole volume may not fit into memory.
-    for index, picture in enumerate(laid):
+    for index, picture in enumerate(arranged):
         resized[index] = resample(torch.from_numpy(np.ascontiguousarray(picture)), shape[1:])
     return resized.numpy()
 
@@ -54,11 +54,11 @@ def labels_to_network(labels: NDArray[np.uint8], image: Image, how: Preprocessin
     Returns uint8 (N, H, W) or (1, D, H, W). Each pixel gets the class with the largest share in it, so that thin
     structures keep their width when the grid gets coarser.
     """
-    laid = labels_to_slices(labels, image, how.slice_axis)
+    slices = labels_to_slices(labels, image, how.slice_axis)
     shape = network_shape(image, how)
-    if tuple(laid.shape) != shape:
-        laid = _resample_labels(np.ascontiguousarray(laid), shape, along_slices=how.whole)
-    return np.ascontiguousarray(laid[None] if how.whole else laid)
+    if tuple(slices.shape) != shape:
+        slices = _resample_labels(np.ascontiguousarray(slices), shape, along_slices=how.whole)
+    return np.ascontiguousarray(slices[None] if how.whole else slices)
 
 
 def network_shape(image: Image, how: Preprocessing) -> tuple[int, int, int]:
@@ -66,21 +66,21 @@ def network_shape(image: Image, how: Preprocessing) -> tuple[int, int, int]:
 
     A 2D network gets every slice of a volume: only rows and columns are resampled.
     """
-    own = _laid((1, *image.shape) if image.dimensions == 2 else image.shape, image, how)
+    lengths = _laid((1, *image.shape) if image.dimensions == 2 else image.shape, image, how)
     if how.spacing is None:
-        return own
-    wanted = [1.0] * (3 - len(how.spacing)) + how.spacing
+        return lengths
+    targets = [1.0] * (3 - len(how.spacing)) + how.spacing
     if how.unit == "px":
         steps: tuple[float, ...] = (1.0, 1.0, 1.0)
     else:
-        known = image.spacing or tuple(how.assumed_spacing or how.spacing)
-        known = known if len(known) == image.dimensions else known[-image.dimensions :]
-        steps = _laid((wanted[0], *known), image, how) if image.dimensions == 2 else _laid(known, image, how)
+        spacing = image.spacing or tuple(how.assumed_spacing or how.spacing)
+        spacing = spacing if len(spacing) == image.dimensions else spacing[-image.dimensions :]
+        steps = _laid((targets[0], *spacing), image, how) if image.dimensions == 2 else _laid(spacing, image, how)
     shape = []
-    for length, step, target in zip(own, steps, wanted, strict=True):
+    for length, step, target in zip(lengths, steps, targets, strict=True):
         keep = abs(step / target - 1) < AS_GOOD_AS_THE_SAME
         shape.append(length if keep else max(1, round(length * step / target)))
-    return (shape[0] if how.whole and image.dimensions == 3 else own[0], shape[1], shape[2])
+    return (shape[0] if how.whole and image.dimensions == 3 else lengths[0], shape[1], shape[2])
 
 
 def resample(array: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -46,7 +46,7 @@ class StoredCase:
     shape: tuple[int, ...]
     """The shape of `labels`."""
     places: dict[int, NDArray[np.int32]]
-    """Class position → places of the class: int32 (K, 3) of (slice, row, column) or (K, 4) of (0, slice, row, column)."""
+    """Class position → its places: int32 (K, 3) of (slice, row, column) or (K, 4) of (0, slice, row, column)."""
 
     @property
     def images(self) -> NDArray[np.float16]:

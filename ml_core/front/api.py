@@ -1,4 +1,4 @@
-"""Training, predicting and evaluating with folders, for notebooks and the command line."""
+"""Train, predict, evaluate and export with folders of images, from a notebook or the command line."""
 
 from __future__ import annotations
 
@@ -45,18 +45,20 @@ from ml_core.training.run import run
 from ml_core.training.split import copies_held_out, duplicates_of, keep_signature
 
 Folder = str | Path
-STORE = ".store"  # decoded samples, in the folder of a training
+# The folder of the decoded samples, inside the folder of a training.
+STORE = ".store"
 ANOTHER_FOLDER = "Choose another folder for the output, or remove this one."
 
 
 class Model:
-    """A trained model: `path` of its package, `metrics` of its held-out cases (None where stopped), and its `plan`.
+    """A trained model: the `path` of its package, its `plan`, and the `metrics` of its held-out cases.
 
-    mask_codes: value in a mask → label value, as in ml_core.dataset.reading; {}: its own.
+    `metrics` is None if the training was stopped before its evaluation. `mask_codes` maps the values in a mask to label
+    values, as in ml_core.dataset.reading; {} where each value is its own label value.
     """
 
     def __init__(self, path: Folder) -> None:
-        """`path`: model.zip, or the folder of a training. Raises ConfigError when it is damaged."""
+        """`path`: model.zip, or the folder of a training. Raises ConfigError if the package is damaged."""
         given = Path(path)
         self.path = given / "model.zip" if given.is_dir() else given
         package = read_package(self.path)
@@ -68,24 +70,25 @@ class Model:
 
     @cached_property
     def predictor(self) -> Predictor:
+        """The model, loaded into memory on first use."""
         return Predictor.load(self.path)
 
     def segment(self, image: Folder | Image) -> Segmentation:
-        """The prediction with its warnings and seconds. Raises ImageError."""
+        """Predict a file, a folder of DICOM slices, or an image. Raises ImageError if it cannot be read."""
         return self.predictor.predict(image if isinstance(image, Image) else read_image(Path(image)))
 
     def predict(self, image: Folder | Image) -> NDArray[Any]:
-        """Label values, (H, W) or (D, H, W), on the axes that `ml_core.io.read_image` gives the image.
+        """Predict the label values of an image: (H, W) or (D, H, W), on the axes that `ml_core.io.read_image` gives it.
 
-        How the image differs from those of the training is said as a Python warning. Raises ImageError.
+        Warns, as Python does, if the image differs from those of the training. Raises ImageError if it cannot be read.
         """
-        found = self.segment(image)
-        for text in found.warnings:
+        segmentation = self.segment(image)
+        for text in segmentation.warnings:
             warnings.warn(text, stacklevel=2)
-        return found.values
+        return segmentation.values
 
     def evaluate(self, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True) -> Metrics:
-        """As ml_core.evaluate."""
+        """Evaluate this model on two folders, as `ml_core.evaluate` does."""
         return evaluate(self, images, masks, out=out, progress=progress)
 
 
@@ -105,21 +108,26 @@ def train(
     begun: float | None = None,
     **hyperparameters: Any,
 ) -> Model:
-    """Train on folders of images and masks, or on nnU-Net's raw layout, and evaluate on what was held out.
+    """Train on folders of images and masks, or on nnU-Net's raw layout, and evaluate on the held-out cases.
 
-    `out` gets model.zip, plan.json, curve.csv, splits_final.json, metrics.json and cases/*.png, and keeps the state of an
-    unfinished training: the same call goes on with it. `splits` and `fold` take over a splits_final.json; `test_images`
-    and `test_masks` are evaluated on instead of a part of the training cases. `hyperparameters` are those of
-    ml_core.planning.hyperparameters; the time budget counts from `begun` (time.monotonic), now where it is left out. Ctrl-C stops in good
-    order and keeps the best weights; a second one at once.
-    Raises MLError (with code "stopped" where there are no weights yet).
+    out: gets model.zip, plan.json, curve.csv, splits_final.json, metrics.json and cases/*.png, and keeps the state of
+    an unfinished training, which the same call resumes. nnunet_raw, channel: a raw dataset instead of images and masks,
+    and which of its channels to use. splits, fold: a splits_final.json to follow, and which of its folds. test_images,
+    test_masks: cases to evaluate on, instead of a part of the training cases. keep_store: whether to keep the decoded
+    images. begun: when the time budget began, by time.monotonic; None for now. hyperparameters: those of
+    ml_core.planning.hyperparameters; the others are planned.
+
+    Ctrl-C stops the training and keeps the best weights; a second Ctrl-C interrupts at once.
+    Raises MLError, with code "stopped" if the training was stopped before there were weights.
     """
     begun = time.monotonic() if begun is None else begun
-    request = TrainingRequest.from_json(hyperparameters)  # before the images are read
-    tested = test_images is not None or test_masks is not None
+    # A wrong hyperparameter is refused before the images are read, which may take long.
+    request = TrainingRequest.from_json(hyperparameters)
+    has_tests = test_images is not None or test_masks is not None
     for name in ("folds", "test_fraction", *(["validation_fraction"] if splits is not None else [])):
-        if name in hyperparameters and (splits is not None or tested):
-            raise MLError("split_twice", f"{name} makes a split, and one is given.", f"Leave {name} out, or the split.")
+        if name in hyperparameters and (splits is not None or has_tests):
+            reason = f"{name} makes a split, but a split is given already."
+            raise MLError("split_twice", reason, f"Leave out either {name} or the split.")
     folder = Path(out)
     _check_unfinished(folder)
     with ProgressBar(shown=progress) as bar, _stopping(bar) as stop:
@@ -128,7 +136,7 @@ def train(
         tests = []
         if test_images is not None and test_masks is not None:
             tests = _read_tests(bar, Path(test_images), Path(test_masks), described)
-        elif tested:
+        elif has_tests:
             raise MLError("test_folders", "A test set needs its images and its masks.", "Give both folders.")
         for case in cases:
             if case.id in described.signatures:
@@ -136,15 +144,15 @@ def train(
         if tests:
             split = replace(split or _split(cases, folder / STORE, request), test=[case.id for case in tests])
             cases = cases + tests
-        wanted, copies = dict(hyperparameters), None
+        job_hyperparameters, copies = dict(hyperparameters), None
         if split is not None:
             named = set(itertools.chain(*split.parts().values()))
             if unnamed := [case.name for case in cases if case.id not in named]:
-                bar.note(
-                    f"left out: {len(unnamed)} of {len(cases)} cases, such as {unnamed[0]}, which the split does not name."
-                )
+                which = f"{len(unnamed)} of {len(cases)} cases, such as {unnamed[0]}"
+                bar.note(f"left out: {which}, because the split does not name them.")
             cases = [case for case in cases if case.id in named]
-            wanted.pop("validation_fraction", None)  # the job would split anew by it
+            # With this hyperparameter the job would make a new split.
+            job_hyperparameters.pop("validation_fraction", None)
             copies = copies_held_out(cases, split, folder / STORE)
         _begin(folder, {"cases": [[case.name, case.key] for case in cases], "hyperparameters": hyperparameters,
                         "split": split and split.to_json()})  # fmt: skip
@@ -152,13 +160,13 @@ def train(
             cases,
             described.classes,
             described.fingerprint,
-            TrainingRequest.from_json(wanted),
+            TrainingRequest.from_json(job_hyperparameters),
             folder,
             folder / STORE,
             facts={"name": folder.resolve().name},
             split=split,
             caveats=[copies] if copies else [],
-            warm_start=Path(wanted["warm_start"]) if "warm_start" in wanted else None,
+            warm_start=Path(job_hyperparameters["warm_start"]) if "warm_start" in job_hyperparameters else None,
         )
         record = _Record(folder, cases, bar)
         run(job, on_event=record.on_event, should_stop=stop.is_set, begun=begun)
@@ -166,49 +174,52 @@ def train(
 
 
 def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *, progress: bool = True) -> list[Path]:
-    """Write a label map, on its image's own grid, as <name>.png or <name>.nii.gz for each image given or in a folder given."""
-    used = model if isinstance(model, Model) else Model(model)
-    given = [Path(item) for item in (images if isinstance(images, list) else [images])]
-    found, folder = find_images(given, used.plan.dimensions), Path(out)
+    """Write a label map for each image to `out`, as <name>.png or <name>.nii.gz on the image's own grid.
+
+    images: files, folders of files, or folders of DICOM slices. Returns the written paths. Raises MLError.
+    """
+    loaded = model if isinstance(model, Model) else Model(model)
+    sources = [Path(item) for item in (images if isinstance(images, list) else [images])]
+    paths, folder = find_images(sources, loaded.plan.dimensions), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    # Coded as the masks were that it learnt from.
-    color_of = {value: int(key[1:], 16) for key, value in used.mask_codes.items() if key.startswith("#")}
-    codes = np.array([color_of.get(value, value) for value in used.plan.class_values])
+    # The label maps use the same colours or values as the masks that the model learnt from.
+    color_of = {value: int(key[1:], 16) for key, value in loaded.mask_codes.items() if key.startswith("#")}
+    codes = np.array([color_of.get(value, value) for value in loaded.plan.class_values])
     written = []
     with ProgressBar(shown=progress) as bar, tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
-        for position, (name, path) in enumerate(found):
+        for position, (name, path) in enumerate(paths):
             try:
                 image = read_image(path)
             except MLError as error:
                 error.file = str(path)
                 raise
-            result = used.segment(image)
+            result = loaded.segment(image)
             for text in result.warnings:
                 bar.note(f"{path}: {text}")
             coding: Coding = "rgb" if color_of else "values"
             labels = write_label_map(codes[result.indices], image, Path(scratch), coding)
             written.append(labels.replace(folder / (name + labels.name.removeprefix("labels"))))
-            bar.count("predicting", position + 1, len(found))
+            bar.count("predicting", position + 1, len(paths))
     return written
 
 
 def evaluate(
     model: Model | Folder, images: Folder, masks: Folder, *, out: Folder | None = None, progress: bool = True
 ) -> Metrics:
-    """The metrics of two folders (ml_core.training.evaluation); `out` gets metrics.json and cases/*.png."""
-    used = model if isinstance(model, Model) else Model(model)
+    """Measure a model on two folders; `out` gets metrics.json and cases/*.png. Raises MLError for unusable files."""
+    loaded = model if isinstance(model, Model) else Model(model)
     pictures = None
     if out is not None:
         pictures = Path(out) / "cases"
         pictures.mkdir(parents=True, exist_ok=True)
     with ProgressBar(shown=progress) as bar:
         found_cases = find_cases(Path(images), Path(masks), bar.issue)
-        cases = [replace(case, codes=used.mask_codes) for case in found_cases]
+        cases = [replace(case, codes=loaded.mask_codes) for case in found_cases]
 
         def on_case(done: int, total: int) -> None:
             bar.count("evaluating", done, total)
 
-        predictors = [used.predictor] * len(cases)
+        predictors = [loaded.predictor] * len(cases)
         metrics = evaluate_cases(predictors, cases, evaluated_on="given", pictures=pictures, on_case=on_case)
     if out is not None:
         _write_json(Path(out) / "metrics.json", metrics)
@@ -216,7 +227,7 @@ def evaluate(
 
 
 def export_nnunet(images: Folder, masks: Folder, out: Folder, *, progress: bool = True) -> Path:
-    """Write two folders as nnU-Net's raw dataset `out` (…/nnUNet_raw/DatasetNNN_Name), and return its path."""
+    """Write two folders as nnU-Net's raw dataset `out` (…/nnUNet_raw/DatasetNNN_Name); returns its path."""
     with ProgressBar(shown=progress) as bar:
         described = read_cases(bar, images, masks)
         export_raw(described, Path(out), lambda done, total: bar.count("writing", done, total))
@@ -224,7 +235,7 @@ def export_nnunet(images: Folder, masks: Folder, out: Folder, *, progress: bool 
 
 
 def metrics_table(metrics: Metrics) -> str:
-    """The metrics per class as text, one row for each, with the mean of the foreground below."""
+    """The metrics as a text table: a row for each class, and below them the mean over the foreground."""
     rows = [["class", *NAMES, "cases", "undefined", "misses"]]
     for name, means in [*((row.name, row) for row in metrics.per_class), ("foreground", metrics)]:
         numbers = ["–" if math.isnan(value) else f"{value:.3f}" for value in (getattr(means, item) for item in NAMES)]
@@ -233,7 +244,7 @@ def metrics_table(metrics: Metrics) -> str:
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     low, high = metrics.ci95["dice"]
     if not math.isnan(low):
-        lines.append(f"95 % interval of the foreground's Dice over cases: {low:.3f} to {high:.3f}")
+        lines.append(f"95 % confidence interval of the foreground's mean Dice over cases: {low:.3f} to {high:.3f}")
     lines.append(f"Evaluated on: {metrics.evaluated_on}, full images; distances in {metrics.unit}.")
     return "\n".join(lines)
 
@@ -246,22 +257,26 @@ def read_cases(
     nnunet_raw: Folder | None = None,
     channel: int | None = None,
 ) -> Described:
-    """The cases of two folders or of a raw dataset, read once."""
+    """Read the cases of two folders or of a raw dataset. Raises MLError if not exactly one of these is given."""
     names = None
     if nnunet_raw is not None and images is None and masks is None:
         cases, names = read_raw(Path(nnunet_raw), channel)
     elif nnunet_raw is None and images is not None and masks is not None:
         cases = find_cases(Path(images), Path(masks), bar.issue)
     else:
-        raise MLError("no_folders", "Folders are missing or too many.", "Give images and masks, or nnunet_raw.")
+        reason = "A folder is missing, or too many are given."
+        raise MLError("no_folders", reason, "Give either images and masks, or nnunet_raw.")
     return describe(cases, bar.issue, lambda done, total: bar.count("reading", done, total), names)
 
 
 def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Described) -> list[Case]:
-    """A test set's cases, numbered after those of the training. Unknown classes are found now, not after the training."""
+    """Read the cases of a test set, with ids that follow those of the training.
+
+    Classes that the training lacks raise MLError now, because otherwise they would be noticed only after the training.
+    """
     first = max(case.id for case in described.cases)
-    found = find_cases(images, masks, bar.issue)
-    cases = [replace(case, id=first + case.id, name=f"test_{case.name}") for case in found]
+    named_cases = find_cases(images, masks, bar.issue)
+    cases = [replace(case, id=first + case.id, name=f"test_{case.name}") for case in named_cases]
     ignored = described.fingerprint.ignored
     decision = settled(Reading(), described.classes[0]["value"], ignored, described.codes)
     table = ClassTable(described.classes, decision)
@@ -272,17 +287,17 @@ def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Describe
             "no_tests", f"None of the images in {images} can be used for a test.", "See what was left out above."
         )
     known = {item["value"] for item in described.classes}
-    if strange := sorted(set(table.colors()) - known):
+    if unknown := sorted(set(table.colors()) - known):
         raise TrainingError(
             "unknown_label",
-            f"The test masks have values that the training masks lack: {strange[:5]}.",
+            f"The test masks have values that the training masks lack: {unknown[:5]}.",
             "Code all masks in the same way.",
         )
     return [replace(test.case, group=test.group, codes=table.codes()) for test in tests]
 
 
 def _split(cases: list[Case], store: Path, request: TrainingRequest) -> StoredSplit:
-    """Who is trained and who is validated on. With a test set from elsewhere, none of the cases need to be locked away."""
+    """Split the cases into training and validation. No test part is needed, because the test set is given."""
     made = split_cases(
         [case.group for case in cases],
         seed=int(request.or_default("seed")),
@@ -299,7 +314,7 @@ def _check_unfinished(folder: Path) -> None:
 
 
 def _begin(folder: Path, request: dict[str, Any]) -> None:
-    """Remember what was asked for. In the folder of an unfinished training only the same may be asked for again."""
+    """Write the request to the folder. Raises MLError if the folder holds an unfinished training of another request."""
     folder.mkdir(parents=True, exist_ok=True)
     document, request = folder / "training.json", json.loads(json.dumps(request))
     if document.exists() and json.loads(document.read_text()) != request:
@@ -309,7 +324,7 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
 
 
 class _Record:
-    """Keeps what a training tells: plan and split at its start, the curve as it grows, and how it ended."""
+    """Writes the events of a training to its folder: plan, split and curve. Remembers how it ended."""
 
     def __init__(self, folder: Path, cases: list[Case], bar: ProgressBar) -> None:
         self.folder, self.cases, self.bar = folder, cases, bar
@@ -322,7 +337,8 @@ class _Record:
             case PlanMade():
                 _write_json(self.folder / "plan.json", event.plan)
                 write_splits(self.folder / "splits_final.json", event.split, self.cases)
-            case Started():  # with the epochs before an interruption
+            # The event holds the epochs before an interruption, which replace those that are known.
+            case Started():
                 before = event.epoch - len(event.curve)
                 self.curve = [*(point for point in self.curve if point.epoch <= before), *event.curve]
             case EpochEnded(point):
@@ -344,10 +360,11 @@ def _finish(folder: Path, done: Done | None, bar: ProgressBar, *, keep_store: bo
             "stopped", "The training was stopped before its first epoch ended.", "Run it again to go on."
         )
     if done.stopped:
-        bar.note(f"Stopped. {done.package} has the best weights so far; run the same again to go on.")
+        bar.note(f"Stopped. {done.package} has the best weights so far. Run the same command again to go on.")
     else:
         _write_json(folder / "metrics.json", done.metrics)
-        for checkpoint in folder.rglob("*.safetensors"):  # the package has the weights
+        # The checkpoints are not needed any more, because the package has the weights.
+        for checkpoint in folder.rglob("*.safetensors"):
             checkpoint.unlink()
         for member in folder.glob("member_*"):
             member.rmdir()
@@ -358,9 +375,10 @@ def _finish(folder: Path, done: Done | None, bar: ProgressBar, *, keep_store: bo
 
 @contextmanager
 def _stopping(bar: ProgressBar) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second interrupts as usual."""
+    """Give an event that the first Ctrl-C sets. The second Ctrl-C interrupts as usual."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+    # Python handles signals only in the main thread.
+    if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = signal.getsignal(signal.SIGINT)
@@ -368,7 +386,7 @@ def _stopping(bar: ProgressBar) -> Iterator[threading.Event]:
     def on_interrupt(*_: object) -> None:
         signal.signal(signal.SIGINT, before)
         stop.set()
-        bar.note("Stopping in good order; press Ctrl-C again to stop at once.")
+        bar.note("Stopping and keeping the best weights; press Ctrl-C again to stop at once.")
 
     signal.signal(signal.SIGINT, on_interrupt)
     try:

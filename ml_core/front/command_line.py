@@ -1,4 +1,4 @@
-"""python -m ml_core train|predict|evaluate|export-nnunet"""
+"""The command line: python -m ml_core train|predict|evaluate|export-nnunet."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 from ml_core.errors import MLError
 from ml_core.memory import restart_tuned
 
-BEGUN = time.monotonic()  # a time budget counts from here, before torch is loaded
-STOPPED = 130  # as a shell says it of Ctrl-C
+# A time budget counts from here, so that it includes the import of torch.
+BEGUN = time.monotonic()
+# The exit code that shells give a command stopped by Ctrl-C.
+STOPPED = 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,11 +47,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     _add_pair(parser, required=False)
     parser.add_argument("--nnunet-raw", type=Path, help="nnUNet_raw/DatasetNNN_Name instead of images and masks")
-    parser.add_argument("--channel", type=int, help="which of nnU-Net's channels, where a case has several files")
+    parser.add_argument("--channel", type=int, help="number of the channel to use, if the cases have several")
     parser.add_argument("--out", type=Path, help="folder for model.zip, metrics.json, curve.csv, plan.json, …")
-    parser.add_argument("--splits", type=Path, help="splits_final.json: who is trained on and who is held out")
-    parser.add_argument("--fold", type=int, default=0, help="which of its folds (0)")
-    parser.add_argument("--test-images", type=Path, help="folder of images to evaluate on at the end")
+    parser.add_argument(
+        "--splits", type=Path, help="splits_final.json: which cases are trained on and which are held out"
+    )
+    parser.add_argument("--fold", type=int, default=0, help="number of the fold in it (default: 0)")
+    parser.add_argument("--test-images", type=Path, help="folder of images for the final evaluation")
     parser.add_argument("--test-masks", type=Path, help="folder of their masks")
     parser.add_argument("--keep-store", action="store_true", help="keep the decoded images, for another training")
     _add_hyperparameters(parser)
@@ -59,7 +63,9 @@ def _add_hyperparameters(parser: argparse.ArgumentParser) -> None:
     from ml_core.planning.hyperparameters import groups
 
     for heading, specs in groups().items():
-        group = parser.add_argument_group(f"hyperparameters: {heading}", "What is left out is planned from the data.")
+        group = parser.add_argument_group(
+            f"hyperparameters: {heading}", "Those that you leave out are planned from the data."
+        )
         for name, spec in specs.items():
             unit = f" [{spec.unit}]" if spec.unit else ""
             group.add_argument(
@@ -72,6 +78,10 @@ def _add_hyperparameters(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 for an error, 130 for a training that was stopped.
+
+    arguments: those of the command line; None for the ones that the process was started with.
+    """
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.command == "train" and arguments is None:

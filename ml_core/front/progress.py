@@ -1,4 +1,4 @@
-"""How far a piece of work is: bars in a terminal or notebook, plain lines every few seconds in a log."""
+"""Shows the progress of work: as a bar in a terminal or notebook, as a plain line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from ml_core.planning.budget import Stage
 from ml_core.training.events import EpochEnded, Event, Progress
 
 SECONDS_BETWEEN_LINES = 5.0
-MAX_WARNINGS = 20  # of one kind
+# Warnings of one kind that are shown.
+MAX_WARNINGS = 20
 BAR = "{desc:<11}{percentage:3.0f}%|{bar:24}| {elapsed}{postfix}"
 
 
 class ProgressBar:
-    """One bar for each stage of a piece of work, on standard error; use it as a context manager.
+    """Shows one bar for each stage of some work, on standard error; use it as a context manager.
 
-    `show` takes any stage, `on_event` the events of a training, most of which it passes over.
+    shown: whether anything is shown at all.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
@@ -39,14 +40,14 @@ class ProgressBar:
         self._close()
 
     def note(self, text: str) -> None:
-        """A sentence that stays, above the bar."""
+        """Print a sentence above the bar, where it stays."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         elif self.shown:
             print(text, file=sys.stderr, flush=True)
 
     def issue(self, issue: Issue) -> None:
-        """Such a sentence of the check of a dataset; of warnings of one kind only so many that they can be read."""
+        """Print an issue of a dataset: every error, but only MAX_WARNINGS warnings of one kind."""
         self._warnings[issue.code] += issue.severity == "warning"
         if issue.severity == "error" or self._warnings[issue.code] <= MAX_WARNINGS:
             self.note(str(issue))
@@ -54,7 +55,7 @@ class ProgressBar:
             self.note("Further warnings of this kind are not shown.")
 
     def show(self, stage: str, share: float, text: str = "") -> None:
-        """`share`: 0 to 1 of the stage."""
+        """Show the progress of a stage. share: its finished part, 0 to 1. text: what to show beside the bar."""
         if not self.shown:
             return
         if stage != self._stage:
@@ -75,11 +76,11 @@ class ProgressBar:
             print(f"{stage}: {share:.0%}{', ' + text if text else ''}", file=sys.stderr, flush=True)
 
     def count(self, stage: str, done: int, total: int) -> None:
-        """The same for things that are counted."""
+        """Show the progress of a stage that works through `total` items."""
         self.show(stage, done / total if total else 1.0, f"{done} of {total}")
 
     def on_event(self, event: Event) -> None:
-        """Show how far the training is, with the last numbers that are known."""
+        """Show the progress of a training, with the latest loss and Dice. Other events are ignored."""
         match event:
             case EpochEnded(point):
                 self._train_loss, self._val_dice = point.train_loss, point.val_dice
@@ -106,6 +107,6 @@ class ProgressBar:
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, full_seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{full_seconds:02}" if hours else f"{minutes}:{full_seconds:02}"

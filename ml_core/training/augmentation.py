@@ -1,7 +1,8 @@
-"""Random changes of a whole batch, image and labels together; all geometry in one resampling. 2D and 3D.
+"""Changes a batch of images at random, together with its labels, in 2D and 3D.
 
-Which changes and how strong follows nnU-Net (Isensee 2021), with fewer of the costly ones: a batch must be ready in a few per cent of
-the time that a training step takes on two cores.
+The kinds of changes and their strength follow nnU-Net (Isensee 2021). Costly kinds are rarer or left out, because a
+batch must be ready in a few per cent of the time of a training step on two cores. For the same reason rotation, scale
+and elastic deformation are done in a single resampling.
 """
 
 from __future__ import annotations
@@ -13,32 +14,45 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (everybody's name for it)
 from torch import Tensor
 
-STEEPEST_3D = 30.0  # degrees; bodies lie in scanners in one way, give or take a little
-ELASTIC_KNOTS = 6  # per axis; the deformation between them is smooth
-MESH = 33  # points per axis at which places are worked out in 2D
+# The largest rotation of a volume in degrees, because bodies lie in scanners in nearly the same way.
+STEEPEST_3D = 30.0
+# Points per axis at which the elastic deformation is drawn. Between them it is interpolated.
+ELASTIC_KNOTS = 6
+# Points per axis at which places are computed in 2D. Between them they are interpolated.
+MESH = 33
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Shares are probabilities per image. rotation in degrees, scale as ± share, elastic in pixels, the rest in standard deviations.
+    """How strong each kind of change is; 0 turns it off. A share is the probability that an image is changed at all.
 
-    flip: mirroring and quarter turns. tint: contrast and brightness of each colour for itself. soften: seen with up to so many
-    times fewer pixels.
+    Intensities are those of a normalised image, whose standard deviation is 1.
     """
 
     flip: bool = True
+    """Whether images are mirrored and turned by quarters."""
     warp_share: float = 0.0
+    """The share of images that are rotated, scaled and deformed."""
     rotation: float = 0.0
+    """The largest angle, in degrees."""
     scale: float = 0.0
+    """The largest change of size, as a fraction: 0.2 is 80 to 120 per cent."""
     elastic: float = 0.0
+    """The standard deviation of the elastic displacement, in pixels."""
     brightness: float = 0.0
+    """The standard deviation of what is added to an image."""
     contrast: float = 0.0
+    """The standard deviation of the logarithm of the factor that an image is multiplied by."""
     tint: float = 0.0
+    """As brightness and contrast, but drawn for each colour channel separately."""
     gamma: float = 0.0
+    """The standard deviation of the logarithm of gamma."""
     gamma_share: float = 0.3
     noise: float = 0.0
+    """How strong the noise is. The noise level of an image is the size of a normal number with this spread."""
     noise_share: float = 0.2
     soften: float = 1.0
+    """The largest factor by which the pixels per axis are reduced and then restored; 1 turns it off."""
     soften_share: float = 0.2
 
 
@@ -74,7 +88,10 @@ PRESETS = {
 
 
 def for_modality(preset: Preset, modality: str) -> Preset:
-    """CT's units mean something, so its intensities change little and keep their curve; only photographs have tints."""
+    """Reduce the preset to what suits a modality.
+
+    Values of CT are physical units, so they change less and without gamma. Only colour images get tints.
+    """
     if modality == "CT":
         return replace(preset, brightness=preset.brightness / 3, contrast=preset.contrast / 3, gamma=0.0, tint=0.0)
     return preset if modality == COLOUR else replace(preset, tint=0.0)
@@ -92,26 +109,29 @@ def augment(
     modality: str = "",
     anisotropic: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """images float (B, C, *spatial), normalised; labels of integers (B, *spatial) → the same shapes and dtypes, changed; the arguments
-    stay as they are.
+    """Return changed copies of normalised images, float (B, C, *spatial), and of their labels, integers (B, *spatial).
 
-    `generator` lives on the CPU: the same state gives the same changes on every device, but for the noise. modality: "CT", "colour",
-    or anything else. anisotropic: the slices of these volumes lie far apart, so nothing turns or moves out of its slice.
-    Volumes are mirrored along every axis, left and right too, as nnU-Net does: in a long training it helps more than the sides'
-    difference tells.
+    generator: on the CPU; the same state gives the same changes on every device, except for the noise. modality: "CT",
+    "colour" or any other. anisotropic: the slices of the volumes lie far apart, so nothing is turned or moved out of
+    its slice. Volumes are mirrored along every axis, as in nnU-Net: in a long training this helps more than it costs to
+    confuse left and right.
     """
     preset = for_modality(preset, modality)
     if preset.flip:
         images, labels = _turn(images, labels, generator)
     else:
-        images, labels = images.clone(), labels.clone()  # what follows works in place
+        # The changes below are made in place.
+        images, labels = images.clone(), labels.clone()
     if preset.warp_share:
         images, labels = _warp(images, labels, preset, generator, anisotropic)
     return _recolour(images, preset, generator, anisotropic), labels
 
 
 def _turn(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirroring and, where the plane is square, quarter turns: exact, and one of all combinations for each image."""
+    """Mirror each image along a random set of axes, and swap rows and columns of a random half if the plane is square.
+
+    Together these are all mirrorings and quarter turns. They are exact: no pixel is interpolated.
+    """
     axes = images.ndim - 2
     draws = torch.randint(2, (len(images), axes + 1), generator=generator).tolist()
     square = images.shape[-1] == images.shape[-2]
@@ -127,7 +147,7 @@ def _turn(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[T
 def _warp(
     images: Tensor, labels: Tensor, preset: Preset, generator: torch.Generator, anisotropic: bool
 ) -> tuple[Tensor, Tensor]:
-    """Rotation, scale and elastic deformation of a random part of the batch. Changes its arguments."""
+    """Rotate, scale and deform a random part of the batch, in place."""
     chosen = _choose(len(images), preset.warp_share, generator)
     if not len(chosen):
         return images, labels
@@ -142,20 +162,24 @@ def _warp(
     chosen = chosen.to(images.device)
     picked = labels.index_select(0, chosen).unsqueeze(1).to(images.dtype)
     moved = F.grid_sample(images.index_select(0, chosen), grid, "bilinear", "reflection", align_corners=False)
-    found = F.grid_sample(picked, grid, "nearest", "reflection", align_corners=False).squeeze(1)
-    # index_copy_ moves whole images, where an assignment by index looks at each number.
+    moved_labels = F.grid_sample(picked, grid, "nearest", "reflection", align_corners=False).squeeze(1)
+    # index_copy_ copies whole images, which is quicker than an assignment by index: that copies number by number.
     images.index_copy_(0, chosen, moved)
-    labels.index_copy_(0, chosen, found.to(labels.dtype))
+    labels.index_copy_(0, chosen, moved_labels.to(labels.dtype))
     return images, labels
 
 
 def _rotations(count: int, axes: int, degrees: float, generator: torch.Generator, anisotropic: bool) -> Tensor:
-    """(count, axes, axes): about the slices' axis in 2D and in anisotropic volumes, else a little about all three."""
+    """Draw `count` rotation matrices: (count, axes, axes).
+
+    Pictures and anisotropic volumes turn within the plane of the slice. Other volumes turn about all three axes, by
+    STEEPEST_3D degrees at most.
+    """
     planes = [(-2, -1)] if axes == 2 or anisotropic else [(-2, -1), (0, 1), (0, 2)]
-    most = degrees if len(planes) == 1 else min(degrees, STEEPEST_3D)
+    max_degrees = degrees if len(planes) == 1 else min(degrees, STEEPEST_3D)
     matrix = torch.eye(axes).repeat(count, 1, 1)
     for first, second in planes:
-        angle = (torch.rand(count, generator=generator) * 2 - 1) * math.radians(most)
+        angle = (torch.rand(count, generator=generator) * 2 - 1) * math.radians(max_degrees)
         turn = torch.eye(axes).repeat(count, 1, 1)
         turn[:, first, first] = turn[:, second, second] = torch.cos(angle)
         turn[:, first, second], turn[:, second, first] = -torch.sin(angle), torch.sin(angle)
@@ -171,14 +195,15 @@ def _grid(
     anisotropic: bool,
     device: torch.device,
 ) -> Tensor:
-    """Places for grid_sample, (count, *spatial, axes): worked out on a coarse mesh, since between its points they are near linear.
+    """The places that grid_sample reads each pixel from: (count, *spatial, axes), on `device`.
 
-    What is drawn is small and comes from the CPU; the places themselves are as many as pixels and are made on `device`.
+    They are computed on a coarse mesh and interpolated, because between the points of the mesh they are nearly linear.
+    The random numbers are few and are drawn on the CPU; the places, one for each pixel, are computed on `device`.
     """
     count, axes = matrix.shape[:2]
     mesh = [ELASTIC_KNOTS if axes == 3 else MESH] * axes
     length = torch.tensor(spatial, dtype=torch.float32)
-    # Turns are turns in pixels, while grid_sample counts in halves of the image, x first; the mesh ends on pixels' centres.
+    # The matrix counts in pixels, but grid_sample in halves of the image, x first. The mesh ends at pixels' centres.
     theta = (matrix * length / length[:, None] * (1 - 1 / length)).flip(1, 2)
     theta = torch.cat([theta, torch.zeros(count, axes, 1)], 2).to(device)
     grid = F.affine_grid(theta, [count, 1, *mesh], align_corners=True).movedim(-1, 1).contiguous()
@@ -195,11 +220,11 @@ def _grid(
 
 
 def _recolour(images: Tensor, preset: Preset, generator: torch.Generator, anisotropic: bool) -> Tensor:
-    """Softness, contrast, brightness, gamma and noise, each of its own size for each image. Changes its argument."""
-    count, rest = len(images), [1] * (images.ndim - 2)
+    """Change sharpness, contrast, brightness, tint, gamma and noise in place, with a strength drawn for each image."""
+    count, spatial_ones = len(images), [1] * (images.ndim - 2)
 
     def draw(spread: float, number: int = count, channels: int = 1) -> Tensor:
-        drawn = torch.randn(number, channels, *rest, generator=generator) * spread
+        drawn = torch.randn(number, channels, *spatial_ones, generator=generator) * spread
         return drawn.to(images.device, images.dtype)
 
     if preset.soften > 1:
@@ -211,7 +236,7 @@ def _recolour(images: Tensor, preset: Preset, generator: torch.Generator, anisot
             (torch.exp(draw(preset.tint, channels=3)), images.mul_),
             (draw(preset.tint, channels=3), images.add_),
         ):
-            apply(change.repeat(1, images.shape[1] // 3, *rest))
+            apply(change.repeat(1, images.shape[1] // 3, *spatial_ones))
     if preset.gamma and len(chosen := _choose(count, preset.gamma_share, generator)):
         chosen = chosen.to(images.device)
         picked = images.index_select(0, chosen)
@@ -226,7 +251,10 @@ def _recolour(images: Tensor, preset: Preset, generator: torch.Generator, anisot
 
 
 def _noise(shape: list[int], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Standard normal. A GPU draws it itself, from a seed: a CPU would take longer for so many numbers than the training's step."""
+    """Draw standard normal noise on `device`.
+
+    A GPU draws it itself, from a seed: a CPU would need longer for so many numbers than the GPU for a training step.
+    """
     if device.type != "cuda":
         return torch.randn(shape, generator=generator).to(device)
     seed = int(torch.randint(2**62, (), generator=generator))
@@ -234,7 +262,10 @@ def _noise(shape: list[int], generator: torch.Generator, device: torch.device) -
 
 
 def _soften(images: Tensor, preset: Preset, generator: torch.Generator, anisotropic: bool) -> Tensor:
-    """As if a coarser instrument had looked: fewer pixels, brought back to their number. Slices far apart keep theirs."""
+    """Blur a random part of the batch as a coarser instrument would: reduce its pixels, then interpolate them again.
+
+    Anisotropic volumes keep all their slices.
+    """
     chosen = _choose(len(images), preset.soften_share, generator)
     factor = 1 + float(torch.rand((), generator=generator)) * (preset.soften - 1)
     if len(chosen):
@@ -249,5 +280,5 @@ def _soften(images: Tensor, preset: Preset, generator: torch.Generator, anisotro
 
 
 def _choose(count: int, share: float, generator: torch.Generator) -> Tensor:
-    """Indices of a random part of the batch, on the CPU."""
+    """Draw the indices of a random part of a batch of `count` images, on the CPU."""
     return torch.nonzero(torch.rand(count, generator=generator) < share).flatten()

@@ -1,4 +1,4 @@
-"""Batches made ready beside the training step, so that the network never waits for them."""
+"""Prepares batches while the network trains on earlier ones, so that it does not wait for them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from ml_core.networks.device import memory_layout
 from ml_core.planning.plan import Plan
 from ml_core.training.augmentation import PRESETS, augment
 
-AHEAD = 2  # batches
-FEW_THREADS = 2  # beside so few, changing a batch takes one from the network for longer than the network would take to do it between steps
+# Batches that are prepared ahead of the training step.
+AHEAD = 2
+# With this many threads or fewer, augmenting during a step slows the network more than augmenting between steps does.
+FEW_THREADS = 2
 
 
 class BatchLoader:
-    """`next()` gives the batch of the next step: images (B, C, *patch) float32 channels-last and labels int64, on the device.
+    """Prepares the batches of one training in a thread; use it as a context manager.
 
-    A thread draws and, on a CPU of many cores, augments; who has few, or a GPU, augments between its steps. Each step has random numbers
-    of its own.
+    The thread draws the patches. It also augments them on a CPU with many cores; with few cores or a GPU, `next`
+    augments them on the device. The random numbers depend only on the seed and the step, so a resumed training gets the
+    same batches.
     """
 
     def __init__(self, sampler: PatchSampler, plan: Plan, device: torch.device, *, first_step: int) -> None:
@@ -42,11 +45,16 @@ class BatchLoader:
         self._over.set()
         while self._thread.is_alive():
             try:
-                self._ready.get(timeout=0.1)  # it may wait for a place
+                # The thread may be waiting for room in the queue.
+                self._ready.get(timeout=0.1)
             except queue.Empty:
                 continue
 
     def next(self) -> tuple[Tensor, Tensor]:
+        """The batch of the next step, on the device: images float32 (B, C, *patch), channels last, and labels int64.
+
+        Raises whatever exception the thread ended with.
+        """
         batch = self._ready.get()
         if isinstance(batch, BaseException):
             raise batch
@@ -59,7 +67,8 @@ class BatchLoader:
         return images, labels
 
     def _work(self, step: int) -> None:
-        torch.set_num_threads(1)  # of this thread: the other cores belong to the network
+        # This limits only this thread. The other cores are left to the network.
+        torch.set_num_threads(1)
         try:
             while not self._over.is_set():
                 images, labels = self._sampler.batch(step)
@@ -69,7 +78,8 @@ class BatchLoader:
                     images, labels = images.pin_memory(), labels.pin_memory()
                 self._ready.put((images, labels))
                 step += 1
-        except BaseException as error:  # whatever it is, the training has to end with it
+        # Any exception at all is handed to `next`; otherwise the training would wait forever.
+        except BaseException as error:
             self._ready.put(error)
 
     def _augment(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:

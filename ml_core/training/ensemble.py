@@ -1,4 +1,4 @@
-"""The networks of one training: one, or one for each fold and seed, trained one after the other, that answer together."""
+"""Trains the networks of one training one after the other: a single network, or one for each fold and seed."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from ml_core.training.trainer import Fitted, fit
 
 @dataclass(frozen=True)
 class Trained:
-    """The networks with their best weights."""
+    """The trained networks, with their best weights."""
 
     plan: Plan
-    """That they were trained by; with a smaller batch where memory ran out."""
+    """The plan that was followed in the end; its batch is smaller than planned if memory ran out."""
     members: list[Member]
-    """One for each network; fewer where somebody stopped the training."""
+    """One for each network; fewer if somebody stopped the training."""
     epochs: int
-    """Of all networks together."""
+    """The epochs of all networks together."""
     best_epoch: int
-    """Of the first network."""
+    """The epoch of the first network's best weights."""
     stopped: bool
-    """Whether somebody stopped it."""
+    """Whether somebody stopped the training."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,28 @@ class Part:
     """What one of the networks is trained on."""
 
     number: int
-    """From 0."""
+    """The number of this network, from 0."""
     count: int
     """How many networks there are."""
     seed: int
-    """Of its random numbers."""
+    """The seed of its random numbers."""
     train: list[StoredCase]
     """The cases to learn from."""
     val: list[StoredCase]
     """The cases to choose the best weights on."""
     val_cases: list[Case]
-    """The same, and those of them that could not be decoded in time, as files."""
+    """All validation cases as files, including those that could not be decoded in time."""
     folder: Path
-    """It gets the checkpoints."""
+    """The folder for its checkpoints."""
 
 
 def parts_of(
     plan: Plan, cases: list[Case], splits: list[Split], stored: dict[int, StoredCase], folder: Path
 ) -> list[Part]:
-    """A part for each split and seed. stored: decoded cases by their position in `cases`. folder: of the whole training."""
+    """Make a part for each split and seed.
+
+    stored: decoded cases by their position in `cases`. folder: the folder of the whole training.
+    """
     pairs = [(split, plan.seed + number) for split in splits for number in range(plan.seeds)]
     parts = []
     for number, (split, seed) in enumerate(pairs):
@@ -80,7 +83,8 @@ def train_networks(
     all_fitted: list[Fitted] = []
     for part in parts:
         part.folder.mkdir(exist_ok=True)
-        if plan.torch_compile == "on" and part.number == 0:  # PyTorch remembers it for the others
+        # PyTorch keeps compiled code, so only the first network has to wait for it.
+        if plan.torch_compile == "on" and part.number == 0:
             reporter.progress(Stage.COMPILING, 0, 1, epochs=plan.epochs)
         deadline = end.part(1 / (part.count - part.number))
         before = sum(fitted.epochs for fitted in all_fitted)
@@ -98,11 +102,11 @@ def train_networks(
 def train_part(
     plan: Plan, part: Part, before: int, deadline: Deadline, reporter: Reporter, warm_start: dict[str, Tensor] | None
 ) -> tuple[Plan, Fitted]:
-    """Train one network; where memory runs out in spite of all, go on from its checkpoint with half the batch.
+    """Train one network; if memory runs out, go on from its checkpoint with half the batch.
 
-    `before`: epochs of the networks before it. The plan that comes back has the batch that fitted.
+    before: the epochs of the networks before this one. The returned plan has the batch that fitted.
     """
-    # The time that an earlier attempt took counts.
+    # The time of an earlier attempt counts as used.
     deadline = deadline.earlier(read_state(part.folder / "latest.safetensors").seconds)
     on_event = as_part(reporter.tell, part, before)
     while True:
@@ -120,7 +124,7 @@ def train_part(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or plan.batch_size <= 2:
                 raise
-        # Outside the except block: the error holds on to everything that filled the memory.
+        # This stands outside the except block because the exception refers to the tensors that filled the memory.
         batch = max(2, plan.batch_size // 2)
         text = f"Memory ran out with a batch of {plan.batch_size}, so it goes on with {batch}."
         plan = lower_batch(plan, batch, text)
@@ -130,7 +134,10 @@ def train_part(
 
 
 def as_part(tell: OnEvent, part: Part, before: int) -> OnEvent:
-    """The events of one of several networks: epochs go on counting after the `before` ones, and its share of the whole is a part."""
+    """Wrap `tell` so that the events of one network read as events of the whole training.
+
+    Epochs are counted on from `before`, and a finished network is only a part of the whole progress.
+    """
     if part.count == 1:
         return tell
 
@@ -155,7 +162,8 @@ def _progress_of_part(event: Progress, part: Part, before: int) -> Progress:
     return replace(
         event,
         fraction=(part.number + event.fraction) / part.count,
-        eta_seconds=(event.eta_seconds or 0.0) * (part.count - part.number),  # the others will take as long
+        # The remaining networks are expected to take as long as this one.
+        eta_seconds=(event.eta_seconds or 0.0) * (part.count - part.number),
         epoch=event.epoch + before,
         epochs=(event.epochs or 0) + before,
         network=part.number + 1,

@@ -1,4 +1,4 @@
-"""The final numbers of a model: held-out cases, read from their files, in their own resolution, as an inference would be."""
+"""The final metrics of a model, measured on whole held-out images in their own resolution, as a user would get them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ def evaluate(
     on_case: Callable[[int, int], None] = lambda done, total: None,
     deadline: Deadline = NO_DEADLINE,
 ) -> Metrics:
-    """Metrics per class and per case (ml_core.measures.metrics says the rules), calibration, and a picture of right and wrong per case.
+    """Measure metrics per class and per case (rules: ml_core.measures.metrics) and calibration, and draw a picture per
+    case.
 
-    `predictors`: who predicts each of the cases. `deadline`: at least one case is evaluated, and a further one only where it will be
-    done by then; they are spread evenly, and "held_out" says how many there are in all.
-    `pictures`: a folder for <case id>.png, or None. Distances are in mm when the first case has a spacing, else in pixels; a later
-    case without spacing is then measured as if it had the first one's.
+    predictors: the predictor of each case. pictures: a folder for <case id>.png, or None. deadline: one case is always
+    evaluated, and another only if it is expected to end in time; the evaluated cases are spread evenly over all, whose
+    number is `Metrics.held_out`.
+    Distances are in mm if the first case has a spacing, otherwise in pixels. A later case without a spacing is measured
+    with that of the first. Raises ImageError for a file that cannot be read, or a mask that does not fit its image.
     """
     plan = predictors[0].plan
     usual = read_image(cases[0].image).spacing
@@ -71,16 +73,16 @@ def _named(means: list[Means], plan: Plan) -> list[ClassMetrics]:
 
 @dataclass(frozen=True)
 class _ScoredCase:
-    """One case that was evaluated."""
+    """One evaluated case."""
 
     case: Case
     scores: list[Scores]
-    """Of each class."""
+    """The scores of each class."""
     confidence: float
     pictured: bool
 
     def metrics(self, means: Scores, plan: Plan) -> CaseMetrics:
-        """`means`: over its foreground classes."""
+        """The row of this case. `means`: its scores averaged over the foreground classes."""
         per_class = [
             ClassScores(**vars(row), value=value) for row, value in zip(self.scores, plan.class_values, strict=True)
         ]
@@ -103,7 +105,10 @@ def _predict_and_score(
     on_case: Callable[[int, int], None],
     deadline: Deadline,
 ) -> list[_ScoredCase]:
-    """As many cases as there is time for, in the order of `cases`. `usual`: the spacing of a case that says none."""
+    """Evaluate as many cases as there is time for; the result is in the order of `cases`.
+
+    usual: the spacing in mm for a case that has none of its own; None to measure all cases in pixels.
+    """
     plan, begun = predictors[0].plan, deadline.clock()
     scored: dict[int, _ScoredCase] = {}
     for position in range(len(cases)) if deadline.at is None else spread_order(len(cases)):
@@ -112,44 +117,46 @@ def _predict_and_score(
             break
         case = cases[position]
         image, reference = _read(case, plan)
-        laid = labels_to_slices(reference, image, plan.preprocessing.slice_axis)
+        reference_slices = labels_to_slices(reference, image, plan.preprocessing.slice_axis)
 
-        def calibrate(first: int, probabilities: NDArray[np.float32], laid: NDArray[np.uint8] = laid) -> None:
-            calibration.add(np.moveaxis(probabilities, 1, 0), laid[first : first + len(probabilities)])
+        def calibrate(
+            first: int, probabilities: NDArray[np.float32], reference_slices: NDArray[np.uint8] = reference_slices
+        ) -> None:
+            calibration.add(np.moveaxis(probabilities, 1, 0), reference_slices[first : first + len(probabilities)])
 
-        found = predictors[position].predict(image, calibrate)
+        prediction = predictors[position].predict(image, calibrate)
         spacing = (image.spacing or usual) if usual else None
-        scores = case_metrics(reference, found.indices, len(plan.class_values), spacing)
+        scores = case_metrics(reference, prediction.indices, len(plan.class_values), spacing)
         pictured = pictures is not None and done < MAX_PICTURES
         if pictures is not None and pictured:
-            error_picture(image, reference, found.indices).save(pictures / f"{case.id}.png")
-        scored[position] = _ScoredCase(case, scores, found.confidence, pictured)
+            error_picture(image, reference, prediction.indices).save(pictures / f"{case.id}.png")
+        scored[position] = _ScoredCase(case, scores, prediction.confidence, pictured)
         on_case(done + 1, len(cases))
     return [scored[position] for position in sorted(scored)]
 
 
 def caveats(metrics: Metrics, *, grouping: str, folds: int) -> list[str]:
-    """What a reader of the numbers has to know: sentences. grouping: of the split (ml_core.dataset.splits)."""
-    found = []
+    """Sentences that a reader of the metrics must know. grouping: the split's (ml_core.dataset.splits.Split)."""
+    sentences = []
     if metrics.n_cases < metrics.held_out:
-        found.append(
-            f"{metrics.n_cases} of the {metrics.held_out} held-out cases were evaluated, spread evenly: all of them would not "
-            "have fitted into the time budget."
+        sentences.append(
+            f"Only {metrics.n_cases} of the {metrics.held_out} held-out cases could be evaluated within the time "
+            "budget. They are spread evenly over all."
         )
     if metrics.evaluated_on == "val" and folds > 1:
-        found.append("Each case was predicted by the networks that had not learnt from it (cross-validation).")
+        sentences.append("Each case was predicted by the networks that had not learnt from it (cross-validation).")
     if "one patient" in grouping:
-        found.append("All images come from one patient, so the numbers say little about other patients.")
+        sentences.append("All images come from one patient, so the numbers say little about other patients.")
     if metrics.evaluated_on == "val":
-        found.append(
-            "The dataset is too small for a test part of its own: the numbers are those of the cases that the best weights "
-            "were chosen on, and a little too good."
+        sentences.append(
+            "The dataset is too small for a test part of its own, so the numbers come from the cases on which the best "
+            "weights were chosen. They are a little too good."
         )
-    return found
+    return sentences
 
 
 def _read(case: Case, plan: Plan) -> tuple[Image, NDArray[np.uint8]]:
-    """The image, and its reference as class positions. Raises ImageError that names the case where they do not fit."""
+    """Read the image, and its reference as class positions. Raises ImageError, naming the case, if they do not fit."""
     with naming(case.name):
         image = read_image(case.image)
         mask = read_mask(case.mask, like=image)
@@ -158,7 +165,7 @@ def _read(case: Case, plan: Plan) -> tuple[Image, NDArray[np.uint8]]:
 
 
 def error_picture(image: Image, reference: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> PILImage.Image:
-    """The slice with the most wrong pixels: found in green, missed in red, too much in blue, over the image."""
+    """Draw the slice with the most wrong pixels: correct foreground in green, missed in red, too much in blue."""
     compared = without_ignored(reference, predicted)
     reference_slices, predicted_slices = (labels_to_slices(labels, image, 0) for labels in compared)
     wrong = (reference_slices != predicted_slices).reshape(len(reference_slices), -1).sum(axis=1)

@@ -1,7 +1,8 @@
-"""The events of a training: what its process tells, a line of JSON each, and what the worker and the command line read.
+"""The events of a training. Its process writes each as a line of JSON; the worker and the command line read them.
 
-A whole training tells PlanMade; Progress of preparing; EstimateMade; for each network Started and, between Progress, EpochEnded;
-Progress of refining and evaluating; Done. Note, Stopping and Failed come where there is something to tell. Reading needs no torch.
+A whole training sends PlanMade; Progress while preparing; EstimateMade; for each network Started, then Progress and
+EpochEnded in turn; Progress while refining and evaluating; Done. Note, Stopping and Failed are sent when there is a
+reason. Reading events does not import torch.
 """
 
 from __future__ import annotations
@@ -26,48 +27,48 @@ SECONDS_BETWEEN_PROGRESS = 0.5
 
 @dataclass(frozen=True)
 class PlanMade(Document):
-    """What will be trained, before anything is read."""
+    """The plan is made; no image has been decoded yet."""
 
     plan: Plan
     """Every setting, with its reason."""
     split: StoredSplit
-    """Who is learnt from and who is held out, by the ids of the cases."""
+    """Which cases are learnt from and which are held out, by their ids."""
     type: Literal["plan"] = "plan"
 
 
 @dataclass(frozen=True)
 class EstimateMade(Document):
-    """What was measured before the first step."""
+    """A short rehearsal was measured, before the first step."""
 
     estimate: Estimate
-    """How long it will take, and how much memory."""
+    """How long the training will take, and how much memory."""
     type: Literal["estimate"] = "estimate"
 
 
 @dataclass(frozen=True)
 class CurvePoint(Document):
-    """The numbers after one epoch. Those of the validation are of what the network sees, not of whole images."""
+    """The numbers after one epoch. Validation numbers are measured on slices or patches, not on whole images."""
 
     epoch: int
-    """The number of the epoch, from 1; over several networks it goes on counting."""
+    """The number of the epoch, from 1; several networks share one count."""
     train_loss: float
-    """The mean over the steps of the epoch."""
+    """The mean loss over the steps of the epoch."""
     val_loss: Number
-    """The mean over the pieces validated on."""
+    """The mean loss over the validation pieces."""
     val_dice: Number
-    """The mean over the foreground classes; NaN where none of them is there."""
+    """The mean Dice over the foreground classes; NaN if the pieces show none of them."""
     val_iou: Number
-    """The same of the intersection over union."""
+    """The mean IoU (intersection over union) over the foreground classes; NaN if the pieces show none of them."""
     learning_rate: float
-    """That of the last step."""
+    """The learning rate of the last step."""
     seconds: float
-    """Of the epoch, with its validation."""
+    """The time of the epoch with its validation."""
     images_per_second: float
-    """Patches learnt from, without the validation."""
+    """Patches that were learnt from per second, without the time of the validation."""
 
     @property
     def score(self) -> tuple[float, float]:
-        """Larger is better: by the Dice; without foreground, or with none found, by the loss."""
+        """Larger is better. Points are compared by Dice, then by loss: without foreground all Dice are equal."""
         dice = 0.0 if math.isnan(self.val_dice) else self.val_dice
         return dice, -self.val_loss if math.isfinite(self.val_loss) else -math.inf
 
@@ -77,9 +78,9 @@ class Started(Document):
     """A network is about to take its first step, or to go on from a checkpoint."""
 
     epoch: int
-    """The epochs before it; 0 for a fresh start."""
+    """The number of epochs that are over; 0 for a fresh start."""
     curve: Sequence[CurvePoint]
-    """The points of these epochs: who listened before an interruption may not have come to write all of them down."""
+    """The points of these epochs, because the listener may have been interrupted before it stored them all."""
     type: Literal["start"] = "start"
 
 
@@ -88,35 +89,35 @@ class Progress(Document):
     """How far the training is."""
 
     stage: Stage
-    """What is going on."""
+    """The stage that is running."""
     step: int
-    """Steps of the network that were taken; 0 outside of training."""
+    """Steps that the network has taken; 0 outside the training stage."""
     epoch: int
-    """The epoch that is under way, from 1; outside of training the epochs that are over."""
+    """The running epoch, from 1; outside the training stage, the number of epochs that are over."""
     epochs: int | None
-    """Epochs in all, as far as is known."""
+    """The expected number of epochs; None if it is not known."""
     fraction: float
-    """Of the training that is over, 0 to 1."""
+    """The part of the training that is over, 0 to 1."""
     eta_seconds: float | None
-    """Until the last step; None outside of training."""
+    """Seconds until the last step; None outside the training stage."""
     steps: Annotated[int | None, LeftOut] = None
-    """Steps of the network in all."""
+    """The expected number of steps of the network."""
     done: Annotated[int | None, LeftOut] = None
-    """Things that the stage is through with, such as cases; None in training."""
+    """Items, such as cases, that the stage has finished; None in the training stage."""
     total: Annotated[int | None, LeftOut] = None
-    """Such things in all."""
+    """The number of these items."""
     prepared: Annotated[float | None, LeftOut] = None
-    """Of the cases that are to be read, 0 to 1, while they are read."""
+    """The part of the cases that has been decoded, 0 to 1; only while cases are decoded."""
     train_loss: Annotated[float | None, LeftOut] = None
-    """That of the last step, or the mean of the epoch that has just ended."""
+    """The loss of the last step, or the mean of the epoch that has just ended."""
     val_dice: Annotated[float | None, LeftOut] = None
-    """Of the epoch that has just ended."""
+    """The Dice of the epoch that has just ended."""
     images_per_second: Annotated[float | None, LeftOut] = None
-    """Patches learnt from in this epoch so far."""
+    """Patches per second that were learnt from in this epoch so far."""
     network: Annotated[int | None, LeftOut] = None
-    """Of several networks the one that is trained, from 1."""
+    """The number of the network that is being trained, from 1; None if there is only one."""
     networks: Annotated[int | None, LeftOut] = None
-    """How many they are, where they are several."""
+    """The number of networks; None if there is only one."""
     type: Literal["progress"] = "progress"
 
 
@@ -131,7 +132,7 @@ class EpochEnded(Document):
 
 @dataclass(frozen=True)
 class Note(Document):
-    """Something that the reader should know now. It comes again among the warnings of `Done`."""
+    """Something that the reader should know now. It is repeated among the warnings of `Done`."""
 
     text: str
     """A sentence."""
@@ -140,14 +141,14 @@ class Note(Document):
 
 @dataclass(frozen=True)
 class Stopping(Document):
-    """The wish to stop was heard; the best weights are being packaged."""
+    """Somebody stopped the training, and the best weights are being packaged."""
 
     type: Literal["stopping"] = "stopping"
 
 
 @dataclass(frozen=True)
 class Failed(Document):
-    """The last event of a training that gives no model."""
+    """The last event of a training that failed and gives no model."""
 
     code: str
     """A stable word for programs."""
@@ -160,18 +161,18 @@ class Failed(Document):
 
 @dataclass(frozen=True)
 class Done(Document):
-    """The last event of a training that ended in good order, and its result."""
+    """The last event of a training that did not fail: its result."""
 
     stopped: bool
-    """Whether somebody stopped it; it can go on then."""
+    """Whether somebody stopped the training; it can be resumed then."""
     package: str | None
-    """The path of model.zip; None where no epoch was finished."""
+    """The path of model.zip; None if no epoch was finished."""
     metrics: Annotated[Metrics | None, OrNone, NoneAsEmpty]
-    """Of the held-out cases; None ({}) where it was stopped before."""
+    """The metrics of the held-out cases; None (in JSON {}) if the training was stopped before its evaluation."""
     decisions: Decisions
-    """What was measured on the validation cases, and what came of it."""
+    """What was decided on the validation cases after the training."""
     warnings: list[str]
-    """Sentences that a reader of the numbers should know."""
+    """Sentences that a reader of the metrics should know."""
     type: Literal["done"] = "done"
 
 
@@ -181,7 +182,7 @@ _ANY: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="typ
 
 
 def to_line(event: Event) -> str:
-    """JSON, as `read_event` takes it."""
+    """The event as one line of JSON, which `read_event` reads."""
     return json.dumps(event.to_json())
 
 
@@ -191,31 +192,31 @@ def read_event(line: str) -> Event:
 
 
 def without_type(event: Event) -> dict[str, Any]:
-    """The event's JSON as a row keeps it, whose column says what it is."""
+    """The event's JSON without its type, for a database column that holds only one type."""
     return {name: value for name, value in event.to_json().items() if name != "type"}
 
 
 class StoppedError(Exception):
-    """Somebody wants the training to end, and it has nothing yet that would have to be finished first."""
+    """Somebody stopped the training, at a point where nothing has to be finished first."""
 
 
 class Reporter:
-    """Tells what a training does, hears whether somebody wants it to end, and keeps what its result will warn of."""
+    """Sends the events of a training, notices when somebody stops it, and collects the warnings for its result."""
 
     def __init__(self, on_event: OnEvent, should_stop: Callable[[], bool], warnings: Sequence[str] = ()) -> None:
         self.tell, self.should_stop, self.warnings = on_event, should_stop, list(warnings)
 
     def warn(self, *texts: str) -> None:
-        """What the reader of the result should know, each sentence once."""
+        """Add sentences to the warnings of the result, each only once."""
         self.warnings += [text for text in texts if text not in self.warnings]
 
     def note(self, text: str) -> None:
-        """What the reader should know now, and later again."""
+        """Send a sentence now, and add it to the warnings of the result."""
         self.warn(text)
         self.tell(Note(text))
 
     def progress(self, stage: Stage, done: int, total: int, *, epoch: int = 0, epochs: int | None = None) -> None:
-        """How far a stage other than training is. Raises StoppedError where somebody wants an end."""
+        """Send the progress of a stage other than training. Raises StoppedError if somebody stopped the training."""
         if self.should_stop():
             raise StoppedError
         preparing = stage == Stage.PREPARING
@@ -225,29 +226,29 @@ class Reporter:
 
 
 class NetworkReport:
-    """Tells of the training of one network: after every epoch, and twice a second how far it is."""
+    """Sends the events of one network's training: one after every epoch, and its progress twice a second."""
 
     def __init__(self, on_event: OnEvent, pace: Pace, steps: int) -> None:
-        """`steps`: of an epoch."""
+        """`steps`: the number of steps in an epoch."""
         self.on_event, self.pace, self.steps = on_event, pace, steps
         self._last = -math.inf
 
     def is_due(self) -> bool:
-        """Whether there was no progress for a while; then there has to be some now."""
+        """Whether the last progress is SECONDS_BETWEEN_PROGRESS old. If it is, the caller must send progress now."""
         due = self.pace.seconds() - self._last > SECONDS_BETWEEN_PROGRESS
         if due:
             self._last = self.pace.seconds()
         return due
 
     def epoch(self, point: CurvePoint) -> None:
-        """One more epoch is over."""
+        """Send the numbers of an epoch that is over."""
         self.on_event(EpochEnded(point))
         self.progress(point.epoch, point.epoch, point.train_loss, point.images_per_second, point.val_dice)
 
     def progress(
         self, epoch: int, done: float, train_loss: float, images_per_second: float, val_dice: float | None = None
     ) -> None:
-        """`epoch`: epochs that are over; `done`: the same with the part of the next one that is."""
+        """Send the progress. epoch: how many epochs are over; done: the same plus the finished part of the next."""
         epochs = max(self.pace.epochs_in_all(done, self.steps), epoch)
         progress = Progress(
             stage=Stage.TRAINING,

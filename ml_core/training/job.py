@@ -1,4 +1,4 @@
-"""What a training needs, as the worker or a notebook writes it down."""
+"""The job file: everything that a training needs, written by the worker or by a notebook."""
 
 from __future__ import annotations
 
@@ -24,49 +24,50 @@ def _request(values: Any) -> TrainingRequest:
 
 
 RequestField = Annotated[TrainingRequest, PlainValidator(_request), PlainSerializer(TrainingRequest.to_json)]
-"""A request in a document, in its own form. Reading raises ConfigErrors for values that cannot be used."""
+"""A TrainingRequest as a field of a document. Reading raises ConfigErrors for values that cannot be used."""
 
 
 @dataclass(frozen=True)
 class TrainingJob(Document):
-    """One training."""
+    """The inputs of one training."""
 
     cases: list[Case]
     """The images and masks, as files on this machine."""
     classes: list[LabelClass]
-    """What the masks' values stand for: value, name, color."""
+    """The value, name and color of each class in the masks."""
     fingerprint: Fingerprint
-    """What the dataset is like."""
+    """The properties of the dataset that a plan is made from."""
     hyperparameters: RequestField
-    """What was asked for; the rest is planned."""
+    """The hyperparameters that the user chose. The others are planned."""
     folder: Path
-    """It gets checkpoints, pictures and model.zip."""
+    """The folder for checkpoints, pictures and model.zip."""
     store: Path
-    """It gets the decoded cases; several trainings may share it."""
+    """The folder for decoded cases; several trainings may share it."""
     default_seconds: int = DEFAULT_SECONDS
-    """The time budget where neither a budget nor a number of epochs was asked for."""
+    """The time budget, if the user chose neither a budget nor a number of epochs."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the package says of where it comes from: name, dataset, …."""
+    """The origin of the model, for its package: name, dataset, …."""
     split: StoredSplit | None = None
-    """A split to be reused, by ids."""
+    """A split to reuse, by the ids of the cases."""
     earlier_split: Annotated[StoredSplit | None, OrNone] = None
-    """That of an earlier attempt; it is kept where that attempt left a checkpoint."""
+    """The split of an earlier attempt. It is used if that attempt left a checkpoint."""
     warm_start: Path | None = None
-    """A package to take weights from."""
+    """The package of a model whose weights the training starts from."""
     plan: Annotated[Plan | None, OrNone] = None
-    """That of an earlier attempt; it is kept where that attempt left a checkpoint, whatever this machine would plan."""
+    """The plan of an earlier attempt. It is used if that attempt left a checkpoint, which fits only this plan."""
     batch_limit: int | None = None
-    """The largest batch that fitted into memory after all."""
+    """The largest batch that is allowed, after memory ran out with a larger one."""
     salvage: bool = False
-    """Train no more, and package the best weights of the checkpoints."""
+    """Whether to package the best weights of the checkpoints, without training any further."""
     caveats: list[str] = field(default_factory=list)
-    """Sentences that the model's warnings begin with."""
+    """Sentences that are put first among the warnings of the model."""
 
     @classmethod
     def read(cls, path: Path) -> TrainingJob:
+        """Read a job file."""
         return cls.from_json(json.loads(path.read_text()))
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether an earlier attempt left weights to go on from."""
+        """Whether an earlier attempt left weights that the training can go on from."""
         return any(self.folder.rglob("*.safetensors"))

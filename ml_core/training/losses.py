@@ -1,7 +1,7 @@
-"""What a training makes small.
+"""The losses that a training can minimise.
 
-The terms are written here, and not taken from a library, because they share one log-softmax and need no one-hot labels: on a CPU
-Dice + cross-entropy takes about half of the time of segmentation_models_pytorch's DiceLoss with PyTorch's cross-entropy.
+They are not taken from a library, because here all terms share one log-softmax and need no one-hot labels. On a CPU,
+Dice + cross-entropy takes about half the time of segmentation_models_pytorch's DiceLoss with PyTorch's cross-entropy.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from ml_core.errors import ConfigError
 from ml_core.measures.metrics import IGNORED
 
-BORDER_REACH = 2  # pixels on each side of a border between classes
-BORDER_WEIGHT = 4.0  # what a pixel there counts beside the 1 of every pixel
+# Pixels on each side of a border between classes that get BORDER_WEIGHT.
+BORDER_REACH = 2
+# The weight that is added to the 1 of every pixel.
+BORDER_WEIGHT = 4.0
 
-# Name → (weight of the overlap term, its cost of false positives and of misses, weight of the entropy term, its kind).
-# 0.5 and 0.5 make the overlap Dice; 0.3 and 0.7 are Salehi 2017's Tversky index, for which a miss is worse than a false positive.
+# Name → the arguments of SegmentationLoss: overlap, false_positives, misses, entropy, kind.
+# Costs of 0.5 and 0.5 make the overlap Dice. Costs of 0.3 and 0.7 make it the Tversky index of Salehi 2017, for which a
+# missed pixel is worse than a false positive one.
 _CHOICES = {
     "dice_ce": (1.0, 0.5, 0.5, 1.0, "plain"),
     "ce": (0.0, 0.5, 0.5, 1.0, "plain"),
@@ -31,13 +34,19 @@ _CHOICES = {
 
 
 class SegmentationLoss(nn.Module):
-    """Overlap term + entropy term, in float32.
+    """The weighted sum of an overlap term and a cross-entropy term, computed in float32, 2D or 3D.
 
-    logits (B, K, *spatial) of any float type, or a list of them from full resolution to coarse (deep supervision: each counts
-    half of the one before, Isensee 2021); labels int64 (B, *spatial) in 0..K-1, or IGNORED → a scalar. 2D and 3D.
-    The overlap is that of the whole batch per class, averaged over the classes that the batch holds: one that it lacks has no
-    overlap to better, and its false positives cost cross-entropy. Entropy "focal" counts sure pixels less (Lin 2017, gamma 2), "border"
-    counts pixels near a border between classes more (after the weight map of Ronneberger 2015).
+    `forward` takes logits (B, K, *spatial) of any float type and labels int64 (B, *spatial) in 0..K-1 or IGNORED, and
+    returns a scalar. With deep supervision it takes a list of logits, from full resolution to coarse; each counts half as much as
+    the one before (Isensee 2021).
+
+    The overlap is computed over the whole batch for each class, and averaged over the classes that the batch contains.
+    A class that it lacks has no overlap that could improve; its false positives are punished by the cross-entropy.
+
+    overlap, entropy: the weights of the two terms. false_positives, misses: the costs of either mistake in the overlap.
+    kind: how the cross-entropy weighs pixels. "plain" weighs all alike, "focal" confident ones less (Lin 2017, gamma
+    2), "border" those near a border between classes more (after the weight map of Ronneberger 2015). class_weights:
+    those of the cross-entropy, in the order of the network's outputs.
     """
 
     class_weights: Tensor | None
@@ -72,7 +81,7 @@ class SegmentationLoss(nn.Module):
         return total / counted
 
     def _single(self, logits: Tensor, labels: Tensor) -> Tensor:
-        # Softmax and sums over many pixels lose too much in bfloat16; one class after the other is the quickest layout.
+        # Softmax and sums over many pixels lose too much in bfloat16. Sums are quickest if each class is contiguous.
         log = logits.float().contiguous().log_softmax(1)
         border = 1 + BORDER_WEIGHT * near_border(labels) if self.kind == "border" else None
         if self.ignores:
@@ -82,7 +91,8 @@ class SegmentationLoss(nn.Module):
             # What is left of the pixels has one axis: the terms below know no neighbours.
             log, labels = log.movedim(1, -1)[seen].T[None], labels[seen][None]
             border = border if border is None else border[seen][None]
-        chosen = log.gather(1, labels.unsqueeze(1)).squeeze(1)  # log probability of each pixel's own class
+        # The log probability of the class that each pixel has.
+        chosen = log.gather(1, labels.unsqueeze(1)).squeeze(1)
         loss = log.new_zeros(())
         if self.overlap:
             loss = loss + self.overlap * (1 - self._overlap(log, chosen, labels))
@@ -109,7 +119,10 @@ class SegmentationLoss(nn.Module):
 
 
 def counted_by_place(values: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """float32 (K,) twice: the sum of `values` over each class's pixels, and their number. The quickest way on a CPU."""
+    """Sum `values` over the pixels of each class, and count these pixels: float32 (K,) twice.
+
+    Scattering into one place per class is the quickest way on a CPU.
+    """
     flat = labels.flatten()
     return values.new_zeros(classes).scatter_add(0, flat, values.flatten()), torch.bincount(
         flat, minlength=classes
@@ -117,34 +130,41 @@ def counted_by_place(values: Tensor, labels: Tensor, classes: int) -> tuple[Tens
 
 
 def counted_by_masks(values: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The same for a GPU, where millions of pixels would queue up for a few places, in another order each time, and the
-    program would wait to hear the largest label."""
+    """The same result as `counted_by_place`, in the quickest way on a GPU: with a mask for each class.
+
+    Scattering on a GPU would make millions of pixels queue up for a few places, in another order each time, and
+    `bincount` would make the program wait for the largest label.
+    """
     masks = [(labels == index).float() for index in range(classes)]
     return torch.stack([(values * mask).sum() for mask in masks]), torch.stack([mask.sum() for mask in masks])
 
 
 def near_border(labels: Tensor, reach: int = BORDER_REACH) -> Tensor:
-    """labels (B, *spatial) → float32 of the same shape, 1 where a pixel of another class is at most `reach` pixels away per axis."""
+    """Mark pixels of labels (B, *spatial) with another class at most `reach` pixels away per axis: float32, 0 or 1."""
     small = labels.to(torch.uint8)
     return (_spread(small, torch.maximum, reach) != _spread(small, torch.minimum, reach)).float()
 
 
 def _spread(values: Tensor, extreme: Callable[[Tensor, Tensor], Tensor], reach: int) -> Tensor:
-    """The extreme of each pixel's cube of neighbours, axis by axis; on bytes far quicker than a pooling of floats."""
+    """The extreme (maximum or minimum) of each pixel's neighbours within `reach`, computed axis by axis.
+
+    On bytes this is far quicker than max pooling, which needs floats.
+    """
     for axis in range(1, values.ndim):
         for _ in range(reach):
             last = values.shape[axis] - 1
             pair = extreme(values.narrow(axis, 0, last), values.narrow(axis, 1, last))
             ends = values.narrow(axis, 0, 1), values.narrow(axis, last, 1)
-            # Entry i of `pair` is of pixels i and i + 1, so the two of each pixel's sides together are of three.
+            # Entry i of `pair` covers pixels i and i + 1, so the entries on both sides of a pixel together cover three.
             values = extreme(torch.cat([ends[0], pair], axis), torch.cat([pair, ends[1]], axis))
     return values
 
 
 def make_loss(name: str, *, class_weights: Sequence[float] | None = None, ignores: bool = False) -> SegmentationLoss:
-    """By its name in ml_core.planning.hyperparameters.LOSSES.
+    """Make a loss by its name in ml_core.planning.hyperparameters.LOSSES. Raises ConfigError for an unknown name.
 
-    class_weights: of the entropy term, in the order of the network's outputs. ignores: whether labels hold IGNORED.
+    class_weights: those of the cross-entropy, in the order of the network's outputs; None for equal ones. ignores:
+    whether labels hold IGNORED, which costs a selection of pixels.
     """
     if name not in _CHOICES:
         raise ConfigError("loss", f"There is no loss {name!r}.", f"Choose one of: {', '.join(_CHOICES)}.")

@@ -1,4 +1,4 @@
-"""Before a training: does it fit into memory and onto the disk, and how long do a step and a prediction take on this machine?"""
+"""Checks before a training: whether it fits into memory and onto the disk, and how long it will take here."""
 
 from __future__ import annotations
 
@@ -35,15 +35,22 @@ from ml_core.training.validation import Validator
 
 log = logging.getLogger(__name__)
 
-BASE = 600 * 2**20  # bytes of Python with PyTorch and a reader of images
-COPIES_OF_WEIGHTS = 6  # weights, gradients, Adam's two moments, the average, the best so far
-BACKWARD = 1.6  # what is kept for the way back, and the gradients on that way
-SAFETY = 0.95  # of the memory that is free
+# Bytes that Python takes with PyTorch and an image reader.
+BASE = 600 * 2**20
+# Weights, gradients, Adam's two moments, the average of the weights, and the best weights so far.
+COPIES_OF_WEIGHTS = 6
+# The backward pass holds the stored activations and their gradients: this factor times the activations alone.
+BACKWARD = 1.6
+# The share of the free memory that a training may plan with.
+SAFETY = 0.95
 GIB = 2**30
 
 
 def memory_needed(plan: Plan, batch_size: int) -> int | None:
-    """Bytes that the training will hold at its peak, from one pass over tensors without content; None where that is no way."""
+    """Estimate the bytes that a training holds at its peak; None if the network cannot be run without data.
+
+    The activations are counted in one forward pass on PyTorch's meta device, whose tensors have sizes but no content.
+    """
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -62,14 +69,17 @@ def memory_needed(plan: Plan, batch_size: int) -> int | None:
         return None
     del logits
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    own = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}
-    of_two = sum(size for storage, size in kept.items() if storage not in own)
+    weight_storages = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}
+    bytes_of_two = sum(size for storage, size in kept.items() if storage not in weight_storages)
     share = 0.5 if plan.precision == "bf16" else 1.0
-    return int(BASE + COPIES_OF_WEIGHTS * weights + batch_size * of_two / 2 * share * BACKWARD)
+    return int(BASE + COPIES_OF_WEIGHTS * weights + batch_size * bytes_of_two / 2 * share * BACKWARD)
 
 
 def fit_into_memory(plan: Plan, machine: Machine) -> tuple[Plan, str | None]:
-    """The plan, with a smaller batch where it must be, and then a sentence. Raises TrainingError where no batch fits."""
+    """Halve the batch until the training fits into memory. Returns the plan, and a sentence if the batch was lowered.
+
+    Raises TrainingError if not even a batch of 2 fits.
+    """
     free, batch = machine.memory * SAFETY, plan.batch_size
     need = memory_needed(plan, batch)
     while need is not None and need > free and batch > 2:
@@ -77,7 +87,8 @@ def fit_into_memory(plan: Plan, machine: Machine) -> tuple[Plan, str | None]:
         need = memory_needed(plan, batch)
     if need is not None and need > free:
         reason = (
-            f"With a batch of {batch} it needs about {need / GIB:.1f} GB of memory, and {free / GIB:.1f} GB are free."
+            f"With a batch of {batch} the training needs about {need / GIB:.1f} GB of memory, and "
+            f"{free / GIB:.1f} GB are free."
         )
         raise TrainingError(
             "too_little_memory", reason, "Choose smaller patches or a smaller encoder, or end other programs."
@@ -89,29 +100,35 @@ def fit_into_memory(plan: Plan, machine: Machine) -> tuple[Plan, str | None]:
 
 
 def lower_batch(plan: Plan, batch: int, reason: str) -> Plan:
+    """The plan with another batch size, and the reason for it."""
     return replace(plan, batch_size=batch, reasons={**plan.reasons, "batch_size": reason})
 
 
 def check_disk(plan: Plan, cases: list[Case], folder: Path, store: Path) -> None:
-    """Raises TrainingError when decoded samples and checkpoints do not fit onto the disk."""
+    """Raise TrainingError if the decoded samples and the checkpoints do not fit onto the disk."""
     voxels = math.prod(shape_on_grid(plan.fingerprint, plan.preprocessing))
     new = sum(not stored_stem(store, case, plan).with_suffix(".places.npy").exists() for case in cases)
     samples = int(new * voxels * (2 * plan.preprocessing.channels + 1))
     with torch.device("meta"):
         weights = sum(tensor.nbytes for tensor in network_of(plan).state_dict().values())
-    need = samples + plan.folds * plan.seeds * 6 * weights  # latest (4), best, package
+    # For each network, `latest` holds four copies of the weights, `best` and the package one each.
+    need = samples + plan.folds * plan.seeds * 6 * weights
     free = min(shutil.disk_usage(place).free for place in (folder, store))
     if need > free:
-        reason = f"It needs about {need / GIB:.1f} GB on the disk for decoded samples and checkpoints, and {free / GIB:.1f} GB are free."
+        reason = (
+            f"The training needs about {need / GIB:.1f} GB on the disk for decoded samples and checkpoints, and "
+            f"{free / GIB:.1f} GB are free."
+        )
         raise TrainingError("too_little_disk", reason, "Make room on the disk of MEDSEG_DATA_DIR and resume.")
 
 
 def rehearse(
     plan: Plan, train: list[StoredCase], val: list[StoredCase], example: Case, *, n_test: int, n_val: int, networks: int
 ) -> Estimate:
-    """What a training will take, from real steps and a prediction of `example`. Nothing of them is kept.
+    """Estimate the time and memory of a training, by taking two real steps and predicting `example`.
 
-    `n_test`: held-out cases in all, `n_val`: cases to validate a network on.
+    The network that is trained for this is thrown away. n_test: the number of held-out cases. n_val: the number of
+    validation cases of one network. networks: how many networks will be trained.
     """
     device = pick_device()
     network = network_of(plan).to(device).to(memory_format=memory_layout(len(plan.patch))).train()
@@ -119,9 +136,9 @@ def rehearse(
         plan.loss, class_weights=plan.balanced_weights or None, ignores=bool(plan.fingerprint.ignored)
     ).to(device)
     sampler, validator = PatchSampler(train, plan), Validator(val, plan, loss_of)
-    step = _seconds_a_step(network, sampler, plan, loss_of, device)
+    step_seconds = _seconds_a_step(network, sampler, plan, loss_of, device)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak_of_process()
-    case, score = _seconds_a_case(network, plan, example)
+    case_seconds, score_seconds = _seconds_a_case(network, plan, example)
     pixels = validator.pixels()
     work = Work(
         networks=networks,
@@ -130,14 +147,14 @@ def rehearse(
         validation_cases=n_val,
         held_out_cases=n_test,
     )
-    return make_estimate(plan, Measured(step, case, score, peak), work)
+    return make_estimate(plan, Measured(step_seconds, case_seconds, score_seconds, peak), work)
 
 
 def _seconds_a_step(
     network: nn.Module, sampler: PatchSampler, plan: Plan, loss_of: nn.Module, device: torch.device
 ) -> float:
-    """Of the second step; the first one warms up."""
-    optimizers, step = make_optimizers(network, plan), 0.0
+    """The seconds of the second training step. The first one is slower, because caches are filled."""
+    optimizers, seconds = make_optimizers(network, plan), 0.0
     with BatchLoader(sampler, plan, device, first_step=0) as batches:
         for _ in range(2):
             images, labels = batches.next()
@@ -150,19 +167,19 @@ def _seconds_a_step(
             network.zero_grad()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            step = time.perf_counter() - begun
-    return step
+            seconds = time.perf_counter() - begun
+    return seconds
 
 
 def _seconds_a_case(network: nn.Module, plan: Plan, case: Case) -> tuple[float, float]:
-    """To predict it, the second time; and to compute its metrics."""
+    """The seconds that the second prediction of a case takes, and those that its metrics take."""
     image = read_image(case.image)
     reference = case.indices(read_mask(case.mask, like=image), plan.class_values, plan.fingerprint.ignored)
     predictor = Predictor([TorchForward(network.eval(), plan.precision)], plan)
     predictor.predict(image)
     prediction = _seconds(lambda: predictor.predict(image))
-    beside = np.roll(reference, 3, axis=-1)
-    return prediction, _seconds(lambda: case_metrics(reference, beside, len(plan.class_values), image.spacing))
+    shifted = np.roll(reference, 3, axis=-1)
+    return prediction, _seconds(lambda: case_metrics(reference, shifted, len(plan.class_values), image.spacing))
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -172,5 +189,5 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _peak_of_process() -> int:
-    """Bytes."""
+    """The largest memory that this process has held, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""A training as a process of its own: a job file in, events out as JSON lines."""
+"""Runs a training as a process of its own, which reads a job file and writes its events as lines of JSON."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(path: Path, begun: float | None = None) -> int:
-    """Events on standard output; the word `stop` on standard input ends it in good order, its end at once.
+    """Run the job file `path`, write its events to standard output, and return the exit code.
 
-    `begun` (time.monotonic): since when the time budget counts.
+    The line `stop` on standard input ends the training with a package of the best weights. The end of standard input
+    ends it at once, because then the process that started it is gone. begun: the moment from which the time budget
+    counts, by time.monotonic; None for now.
     """
-    if sys.platform == "linux":  # also when it hangs where no thread of it runs
+    # The kernel also ends a process whose threads all hang, which therefore cannot notice the end of its input.
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     out, lock = sys.stdout, threading.Lock()
-    sys.stdout = sys.stderr  # what a library prints must not look like an event
+    # Whatever a library prints must not be taken for an event.
+    sys.stdout = sys.stderr
     stop = threading.Event()
 
     def on_event(event: Event) -> None:
@@ -48,8 +52,10 @@ def main(path: Path, begun: float | None = None) -> int:
 
 
 def _listen(stop: threading.Event) -> None:
+    """Wait for `stop` on standard input, or for its end."""
     for line in sys.stdin:
         if line.strip() == "stop":
             stop.set()
     if not stop.is_set():
-        os._exit(3)  # whoever started this is gone; the checkpoint on disk is whole
+        # The process that started this one is gone. Exiting at once is safe: a checkpoint on disk is always whole.
+        os._exit(3)

@@ -1,4 +1,4 @@
-"""After the training: what helps beside the network is measured on the validation cases, and used only if it does."""
+"""Chooses a model's runtime, mirroring and post-processing after its training, by measuring on validation cases."""
 
 from __future__ import annotations
 
@@ -31,23 +31,31 @@ from ml_core.prediction.runtimes import choose as choose_runtime
 
 log = logging.getLogger(__name__)
 
-WORTH_IT = 0.0003  # of mean Dice that mirroring must gain; small, since the same weights see the same cases,
-MOSTLY = 2 / 3  # but on so many of the cases, since it multiplies the time of every prediction
-IN_FLOAT32 = 4  # times as long as one prediction takes a quick one beside its like in float32
-ROUNDS = 3  # of each runtime, to see which is quicker
-PIECES = 8  # of a case that is too large to compare whole
+# The mean Dice that mirroring must gain. It may be small: with the same weights and cases, a difference is not chance.
+WORTH_IT = 0.0003
+# The share of the cases that mirroring must improve, because it multiplies the time of every prediction.
+MOSTLY = 2 / 3
+# Predicting a case with the quick runtime and again in float32 takes this many times as long as one prediction.
+IN_FLOAT32 = 4
+# How often each runtime is timed.
+ROUNDS = 3
+# Pieces that are compared of a case that is too large to compare as a whole.
+PIECES = 8
 
-Runtime = tuple[str, dict[str, float]]  # its name, and the seconds of each
+Runtime = tuple[str, dict[str, float]]
+"""The name of the quickest runtime, and the seconds that each one took."""
 
 
 @dataclass
 class Member:
-    """One trained network and the cases that its best weights were chosen on."""
+    """One trained network, and the cases on which its best weights were chosen."""
 
     network: nn.Module
     cases: list[Case]
     forward: Forward = field(init=False)
+    """How the network is run; `refine` sets it."""
     converted: tuple[bytes, bytes] | None = None
+    """The network as an OpenVINO model (xml, weights); None if it runs in PyTorch."""
 
 
 def refine(
@@ -56,28 +64,29 @@ def refine(
     budget: Budget,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Decisions:
-    """Choose converted networks, mirroring and post-processing. Sets each member's `forward` and, where kept, `converted`.
+    """Choose the runtime, mirroring and post-processing; sets the `forward` and `converted` of each member.
 
-    The budget, which has its estimate, says how long it may take: fewer cases are looked at where they are slow, pieces of them where
-    even one is too slow.
+    The budget, which must have its estimate, limits the time. Fewer cases are measured if they are slow. If even one is
+    too slow, runtimes are compared on pieces of cases, and mirroring and post-processing are left out. on_progress:
+    called with (done, total) after each of the three choices.
     """
     assert budget.estimate
-    seconds, of_all = budget.estimate.refining_seconds, len(members) * budget.estimate.seconds_a_case
+    seconds, case_seconds = budget.estimate.refining_seconds, len(members) * budget.estimate.seconds_a_case
     runtime = _fastest_runtime(members, plan)
-    # Converting is not part of the time: it would leave one case to everything that is measured.
+    # The deadline is set after converting, whose time would otherwise leave only one case for everything measured.
     deadline = budget.deadline_of(Stage.REFINING)
     comparing, mirroring = deadline.part(COMPARING_SHARE), deadline.part(MIRRORING_SHARE)
-    serving = _agreeing(members, plan, runtime, comparing, IN_FLOAT32 * of_all > COMPARING_SHARE * seconds)
+    serving = _agreeing(members, plan, runtime, comparing, IN_FLOAT32 * case_seconds > COMPARING_SHARE * seconds)
     on_progress(1, 3)
     mirrored = _mirroring(members, plan, mirroring, budget.estimate.mirroring)
     on_progress(2, 3)
-    cleaned = _postprocessing(members, plan, Refinements(mirroring=mirrored.used), deadline, of_all < seconds)
+    cleaned = _postprocessing(members, plan, Refinements(mirroring=mirrored.used), deadline, case_seconds < seconds)
     on_progress(3, 3)
     return Decisions(serving, mirrored, cleaned)
 
 
 def _fastest_runtime(members: list[Member], plan: Plan) -> Runtime | None:
-    """On a CPU the quicker of OpenVINO and PyTorch in the plan's precision; None on a GPU, which needs no other than PyTorch."""
+    """On a CPU, the quicker of OpenVINO and PyTorch in the plan's precision; None on a GPU, which uses PyTorch."""
     for member in members:
         member.forward = TorchForward(member.network, plan.precision)
     return None if pick_device().type == "cuda" else _quickest(members, plan)
@@ -86,7 +95,10 @@ def _fastest_runtime(members: list[Member], plan: Plan) -> Runtime | None:
 def _agreeing(
     members: list[Member], plan: Plan, fastest: Runtime | None, deadline: Deadline, in_pieces: bool
 ) -> Serving:
-    """The fastest runtime, where its label maps agree with float32's."""
+    """Choose the fastest runtime if its label maps agree with those of PyTorch in float32, otherwise the latter.
+
+    in_pieces: whether to compare pieces of cases, because whole cases take too long.
+    """
     if fastest is None:
         return Serving("torch", plan.precision, f"PyTorch in {plan.precision}: the machine has a GPU.")
     runtime, seconds = fastest
@@ -95,16 +107,18 @@ def _agreeing(
         if runtime == "openvino":
             member.converted = member.converted or _converted(member.network, plan)
             member.forward = OpenVinoForward(*member.converted, plan.precision)
-        ways = (member.forward, TorchForward(member.network, "fp32"))
+        forwards = (member.forward, TorchForward(member.network, "fp32"))
         settings: Any = {"classes": len(plan.class_values), "runtime": runtime, "precision": plan.precision}
         if in_pieces:
-            fast, exact = (partial(_labels_of, way) for way in ways)
+            fast, exact = (partial(_labels_of, way) for way in forwards)
             pieces = _pieces(member.cases, plan, deadline)
             decisions.append(choose_runtime(fast, exact, pieces, unit="validation window", **settings))
         else:
-            whole, exactly = (partial(_indices_of, Predictor([way], plan)) for way in ways)
-            decisions.append(choose_runtime(whole, exactly, _load(member.cases, plan, deadline), **settings))
-    # The strictest decision is that of all networks of an ensemble.
+            predict_fast, predict_exact = (partial(_indices_of, Predictor([way], plan)) for way in forwards)
+            decisions.append(
+                choose_runtime(predict_fast, predict_exact, _load(member.cases, plan, deadline), **settings)
+            )
+    # All networks of an ensemble use the same runtime, so the strictest decision counts.
     decision = max(decisions, key=lambda item: (item.precision == "fp32", item.dice_difference or 0.0))
     for member in members:
         if decision.runtime == "torch":
@@ -114,32 +128,33 @@ def _agreeing(
 
 
 def _quickest(members: list[Member], plan: Plan) -> Runtime:
-    """Which runtime takes what a prediction gives it at once sooner, and the seconds of both.
+    """Time one batch of a prediction in both runtimes.
 
-    The networks stay in PyTorch where OpenVINO cannot take one of them.
+    If OpenVINO cannot run one of the networks, only PyTorch is timed. Sets the `converted` of each member otherwise.
     """
-    ways: dict[str, Forward] = {"torch": members[0].forward}
+    forwards: dict[str, Forward] = {"torch": members[0].forward}
     try:
         for member in members:
             member.converted = _converted(member.network, plan)
         assert members[0].converted
-        ways["openvino"] = OpenVinoForward(*members[0].converted, plan.precision)
+        forwards["openvino"] = OpenVinoForward(*members[0].converted, plan.precision)
     except NotConvertibleError as error:
         log.info("%s", error)
     batch = _typical(members[0].cases[0], plan)
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(ROUNDS + 1):  # in turn, so that what else the machine does meets both; the first ones prepare
-        for name, forward in ways.items():
+    times_of: dict[str, list[float]] = {name: [] for name in forwards}
+    # The runtimes take turns, so that other work of the machine slows both. The first round only warms up.
+    for number in range(ROUNDS + 1):
+        for name, forward in forwards.items():
             begun = time.perf_counter()
             forward(batch)
             if number:
-                taken[name].append(time.perf_counter() - begun)
-    seconds = {name: round(min(times), 4) for name, times in taken.items()}
+                times_of[name].append(time.perf_counter() - begun)
+    seconds = {name: round(min(times), 4) for name, times in times_of.items()}
     return min(seconds, key=lambda name: seconds[name]), seconds
 
 
 def _typical(case: Case, plan: Plan) -> NDArray[np.float32]:
-    """(1, C, *spatial) as one forward pass of a prediction of this case gets it: a window of a volume, a picture or slice."""
+    """Random values (1, C, *spatial) in the size of one forward pass: a window of a volume, a picture or a slice."""
     spatial: tuple[int, ...] = plan.patch
     if plan.configuration != "3d":
         height, width = network_shape(read_image(case.image), plan.preprocessing)[1:]
@@ -158,7 +173,10 @@ def _labels_of(forward: Forward, batch: NDArray[np.float32]) -> NDArray[np.uint8
 def _pieces(
     cases: list[Case], plan: Plan, deadline: Deadline
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
-    """Of each case a few patches around places of its classes in turn: (1, C, *patch), and class positions (*patch)."""
+    """Yield PIECES patches of each case as float32 (1, C, *patch), with their class positions uint8 (*patch).
+
+    The patches lie around random places of the case's classes, one class after the other.
+    """
     for image, reference in _load(cases, plan, deadline):
         images = preprocess(image, plan.preprocessing)
         labels = labels_to_network(reference, image, plan.preprocessing)
@@ -181,18 +199,19 @@ def _converted(network: nn.Module, plan: Plan) -> tuple[bytes, bytes]:
 
 
 def _mirroring(members: list[Member], plan: Plan, deadline: Deadline, affordable: bool) -> MirroringDecision:
-    asked = plan.test_time_augmentation
+    """Decide whether predictions are averaged over mirrored copies, by the mean Dice of validation cases."""
+    choice = plan.test_time_augmentation
     options = ["flips"] if plan.configuration == "3d" else ["flips", "flips and turns"]
-    if asked != "measured":
-        return MirroringDecision(options[-1] if asked == "on" else "none", "You chose it.")
+    if choice != "measured":
+        return MirroringDecision(options[-1] if choice == "on" else "none", "You chose it.")
     if not affordable:
         return MirroringDecision("none", "Not measured: it would not fit into the time budget.")
     scores: dict[str, list[float]] = {option: [] for option in ["none", *options]}
     for member in members:
         for image, reference in _load(member.cases, plan, deadline):
-            for option, list_of in scores.items():
+            for option, values in scores.items():
                 predictor = Predictor([member.forward], plan, Refinements(mirroring=option))
-                list_of.append(_mean_dice(predictor.predict(image).indices, reference, plan))
+                values.append(_mean_dice(predictor.predict(image).indices, reference, plan))
     means = {option: round(_defined_mean(values), 5) for option, values in scores.items()}
     best = max(options, key=lambda option: means[option])
     changes = np.subtract(scores[best], scores["none"])
@@ -206,23 +225,28 @@ def _mirroring(members: list[Member], plan: Plan, deadline: Deadline, affordable
 def _postprocessing(
     members: list[Member], plan: Plan, refinements: Refinements, deadline: Deadline, affordable: bool
 ) -> PostprocessingDecision:
+    """Decide how label maps are cleaned, by the mean Dice of validation cases."""
     if plan.postprocessing == "off":
         return PostprocessingDecision(None, "You chose it.")
     if not affordable:
         return PostprocessingDecision(None, "Not measured: it would not fit into the time budget.")
+    # A generator, because the volumes of a dataset do not fit into memory together.
     pairs = (
         (Predictor([member.forward], plan, refinements).predict(image).indices, reference)
         for member in members
         for image, reference in _load(member.cases, plan, deadline)
-    )  # one by one: a dataset's volumes do not fit into memory together
+    )
     chosen, report = choose(pairs, len(plan.class_values))
     used = chosen if chosen.is_active else None
-    reason = "It helped on the validation cases." if used else "Nothing of it helped on the validation cases."
+    reason = "It helped on the validation cases." if used else "None of the steps helped on the validation cases."
     return PostprocessingDecision(used, reason, report, report.cases)
 
 
 def _load(cases: list[Case], plan: Plan, deadline: Deadline) -> Iterator[tuple[Image, NDArray[np.uint8]]]:
-    """Evenly chosen ones, one by one, until the time is up; at least one."""
+    """Read cases that are spread evenly over all, one at a time, until the deadline; at least one.
+
+    Yields each image with its reference as class positions uint8.
+    """
     for count, index in enumerate(spread_order(len(cases))):
         if count and deadline.is_over():
             return
@@ -231,14 +255,14 @@ def _load(cases: list[Case], plan: Plan, deadline: Deadline) -> Iterator[tuple[I
         yield image, case.indices(read_mask(case.mask, like=image), plan.class_values, plan.fingerprint.ignored)
 
 
-def _mean_dice(found: NDArray[np.uint8], reference: NDArray[np.uint8], plan: Plan) -> float:
-    """Over the foreground classes."""
+def _mean_dice(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], plan: Plan) -> float:
+    """The mean Dice over the foreground classes for which it is defined; NaN if there are none."""
     dice = []
     reference, found = without_ignored(reference, found)
     for index in range(1, len(plan.class_values)):
-        one, other = found == index, reference == index
-        tp = int(np.count_nonzero(one & other))
-        dice.append(overlap_metrics(tp, int(one.sum()) - tp, int(other.sum()) - tp)["dice"])
+        predicted, truth = prediction == index, reference == index
+        tp = int(np.count_nonzero(predicted & truth))
+        dice.append(overlap_metrics(tp, int(predicted.sum()) - tp, int(truth.sum()) - tp)["dice"])
     return _defined_mean(dice)
 
 

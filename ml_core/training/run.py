@@ -1,4 +1,7 @@
-"""One whole training: a job in, events out, a model package at the end. Plan, prepare, train, refine and evaluate, package."""
+"""Runs one whole training: a job goes in, events come out, and at the end there is a model package.
+
+The stages are: plan, prepare, train, refine and evaluate, package.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,10 @@ from ml_core.training.state import epoch_of, load_weights, read_warm_start
 
 
 def run(job: TrainingJob, *, on_event: OnEvent, should_stop: Callable[[], bool], begun: float | None = None) -> None:
-    """The last event is `Done`; failures are raised as MLError.
+    """Run the job, or package its checkpoints if it asks for `salvage`. The last event is `Done`.
 
-    `begun` (time.monotonic): since when the time budget counts; now, where it is left out.
+    should_stop: called between steps; True ends the training with a package of the best weights. begun: the moment from
+    which the time budget counts, by time.monotonic; None for now. Raises MLError if the training fails.
     """
     begun = time.monotonic() if begun is None else begun
     try:
@@ -44,22 +48,22 @@ def run(job: TrainingJob, *, on_event: OnEvent, should_stop: Callable[[], bool],
         else:
             on_event(_run(job, Reporter(on_event, should_stop, job.caveats), begun))
     except (RuntimeError, MemoryError) as error:
-        known = explained(error)
-        if known is None:
+        explained_error = explained(error)
+        if explained_error is None:
             raise
-        raise known from error
+        raise explained_error from error
 
 
 def package_best(job: TrainingJob, *, begun: float | None = None) -> Done:
-    """Package the best weights that the checkpoints in the job's folder hold, of a training that was stopped or killed.
+    """Package the best weights in the checkpoints of a training that was stopped or killed.
 
-    The job needs its plan, split, classes and fingerprint, and no cases. Nothing is measured any more.
-    Raises TrainingError where there are no weights.
+    The job needs its plan, split, classes and fingerprint, but no cases, so nothing is measured.
+    Raises TrainingError if there are no weights.
     """
     reporter = Reporter(lambda event: None, lambda: False, job.caveats)
     plan = _choose_plan(job, reporter)
-    known = job.folder / LEARNT_FROM
-    learnt_from = frozenset(json.loads(known.read_text())) if known.exists() else frozenset[str]()
+    marks_file = job.folder / LEARNT_FROM
+    learnt_from = frozenset(json.loads(marks_file.read_text())) if marks_file.exists() else frozenset[str]()
     budget = Budget(plan.time_budget_seconds, time.monotonic() if begun is None else begun)
     planned = Planned(plan, [], job.split or StoredSplit(), budget, learnt_from)
     trained = _trained_before(job, plan)
@@ -96,20 +100,23 @@ def _run(job: TrainingJob, reporter: Reporter, begun: float) -> Done:
 
 @dataclass(frozen=True)
 class Planned:
-    """What will be trained, on what, and in what time."""
+    """The result of planning: what will be trained, on which cases, and in what time."""
 
     plan: Plan
     splits: list[Split]
-    """One, or one for each fold, by the positions of the job's cases."""
+    """One split, or one for each fold, by the positions of the job's cases."""
     stored_split: StoredSplit
-    """The same by their ids."""
+    """The same splits, by the ids of the cases."""
     budget: Budget
     learnt_from: frozenset[str]
-    """Marks (Case.mark) of the images that the networks, and the model they start from, learn from."""
+    """Marks (Case.mark) of the images that the networks, or the model they start from, learn from."""
 
 
 def _plan(job: TrainingJob, reporter: Reporter, begun: float) -> Planned:
-    """Raises MLError where the wishes do not fit the data, or the training does not fit onto this machine."""
+    """Make the plan and the splits, and check that the training fits onto this machine.
+
+    Raises MLError if the chosen hyperparameters do not suit the data, or if memory or disk are too small.
+    """
     plan, lowered = fit_into_memory(_choose_plan(job, reporter), Machine.here())
     job.store.mkdir(parents=True, exist_ok=True)
     check_disk(plan, job.cases, job.folder, job.store)
@@ -120,7 +127,8 @@ def _plan(job: TrainingJob, reporter: Reporter, begun: float) -> Planned:
     if splits is None:
         splits = split_job(job.cases, plan, job.hyperparameters, job.split, job.store)
     learnt_from = frozenset(job.cases[index].mark for split in splits for index in split.train)
-    part = job.folder / f".{LEARNT_FROM}.part"  # for `package_best`, which has no cases; whole or not at all
+    # `package_best` reads this file, because it has no cases. Renaming it makes sure that it is never half-written.
+    part = job.folder / f".{LEARNT_FROM}.part"
     part.write_text(json.dumps(sorted(learnt_from)))
     part.replace(job.folder / LEARNT_FROM)
     stored = stored_split(job.cases, splits)
@@ -129,7 +137,7 @@ def _plan(job: TrainingJob, reporter: Reporter, begun: float) -> Planned:
 
 
 def _choose_plan(job: TrainingJob, reporter: Reporter) -> Plan:
-    """That of an earlier attempt, where there is a checkpoint to go on from, or a new one."""
+    """The plan of an earlier attempt if there is a checkpoint to go on from, otherwise a new plan."""
     plan = make_plan(
         job.hyperparameters, job.fingerprint, job.classes, Machine.here(), default_seconds=job.default_seconds
     )
@@ -144,20 +152,23 @@ def _choose_plan(job: TrainingJob, reporter: Reporter) -> Plan:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the training begins with."""
+    """The result of preparing: everything that the training begins with."""
 
     stored: dict[int, StoredCase]
-    """Decoded cases by their position among the job's; the test part is not among them."""
+    """Decoded cases by their position among the job's cases, without those of the test part."""
     budget: Budget
-    """With the estimate."""
+    """The budget, which now has its estimate."""
     warm_start: dict[str, Tensor] | None
-    """Weights of an earlier model."""
+    """The weights of the earlier model to start from; None if there is none."""
     learnt_from: frozenset[str]
-    """What that model learnt from."""
+    """Marks (Case.mark) of the images that the earlier model learnt from."""
 
 
 def _prepare(job: TrainingJob, planned: Planned, reporter: Reporter) -> Prepared:
-    """Decode, measure, and read the model to start from. Raises StoppedError."""
+    """Decode the cases, estimate the time, and read the model to start from.
+
+    Raises StoppedError if somebody stops the training.
+    """
     stored = _decode(job, planned, reporter)
     first = planned.splits[0]
     held_out = sorted((job.cases[index] for index in first.held_out), key=lambda case: size_of(case.image))
@@ -182,7 +193,10 @@ def _prepare(job: TrainingJob, planned: Planned, reporter: Reporter) -> Prepared
 
 
 def _decode(job: TrainingJob, planned: Planned, reporter: Reporter) -> dict[int, StoredCase]:
-    """The cases to learn from and to validate on, by position; of very many as many as the time budget allows, spread evenly."""
+    """Decode the cases to learn from and to validate on; returns them by their position.
+
+    If the time budget is too short for all, those that are decoded are spread evenly over all.
+    """
     order, least = order_to_read(planned.splits)
     stored = open_store(
         job.store,
@@ -192,20 +206,21 @@ def _decode(job: TrainingJob, planned: Planned, reporter: Reporter) -> dict[int,
         deadline=planned.budget.deadline_of(Stage.PREPARING),
         least=least,
     )
-    found = dict(zip(order, stored, strict=False))
-    if len(found) < len(order):
+    stored_by_position = dict(zip(order, stored, strict=False))
+    if len(stored_by_position) < len(order):
         reporter.note(
-            f"{len(found)} of the {len(order)} cases to learn from, spread evenly, could be read in the part of the time budget "
-            "that is kept for it, and the model learns from these. Allow more time for more of them."
+            f"Only {len(stored_by_position)} of the {len(order)} cases could be read in the part of the time budget "
+            "that is kept for reading, so the model learns from these. They are spread evenly over all. Allow more "
+            "time to use more cases."
         )
-    train = [found[index] for index in planned.splits[0].train if index in found]
+    train = [stored_by_position[index] for index in planned.splits[0].train if index in stored_by_position]
     if len(planned.splits) == 1 and (warning := unseen_classes(planned.plan, train)):
         reporter.note(warning)
-    return found
+    return stored_by_position
 
 
 def _trained_before(job: TrainingJob, plan: Plan) -> Trained | None:
-    """The networks with the best weights that the checkpoints hold; None where no epoch was finished."""
+    """The networks with the best weights in the checkpoints; None if no epoch was finished."""
     members, epochs = [], []
     for path in sorted(job.folder.rglob("best.safetensors")):
         network = network_of(plan)
@@ -217,14 +232,14 @@ def _trained_before(job: TrainingJob, plan: Plan) -> Trained | None:
 
 @dataclass(frozen=True)
 class Refined:
-    """What was measured after the training; nothing where it was stopped before."""
+    """What was measured after the training; empty if it was stopped before."""
 
     decisions: Decisions = field(default_factory=Decisions)
     metrics: Metrics | None = None
 
 
 def _refine_and_evaluate(job: TrainingJob, planned: Planned, trained: Trained, reporter: Reporter) -> Refined:
-    """Raises StoppedError."""
+    """Choose the refinements, then evaluate the held-out cases. Raises StoppedError if somebody stops the training."""
     report = partial(reporter.progress, epoch=trained.epochs, epochs=trained.epochs)
     decisions = refine(trained.members, trained.plan, planned.budget, partial(report, Stage.REFINING))
     pictures = job.folder / "cases"
@@ -245,7 +260,11 @@ def _refine_and_evaluate(job: TrainingJob, planned: Planned, trained: Trained, r
 def _predictors(
     cases: list[Case], splits: list[Split], trained: Trained, refinements: Refinements
 ) -> tuple[list[Predictor], list[Case]]:
-    """The held-out cases, and who predicts each: the whole ensemble; of folds without a test part, the fold that left it out."""
+    """The predictor of each held-out case, and these cases.
+
+    Without a test part, a case of a cross-validation is predicted by the networks of the fold that did not learn from
+    it. Otherwise all networks predict it together.
+    """
     if splits[0].test or len(splits) == 1:
         splits, each = splits[:1], len(trained.members)
     else:
@@ -260,7 +279,7 @@ def _predictors(
 
 
 def _package(job: TrainingJob, planned: Planned, trained: Trained, refined: Refined, reporter: Reporter) -> Done:
-    """Write model.zip, and read it again: done means that it loads."""
+    """Write model.zip and read it again, because a training is done only if its model can be loaded."""
     facts = {
         **job.facts,
         "epochs": trained.epochs,

@@ -1,4 +1,4 @@
-"""Who a training learns from: an earlier split reused, or a new one that keeps patients and near-duplicates together."""
+"""Splits the cases of a training by reusing a stored split, or by making one that keeps each patient on one side."""
 
 from __future__ import annotations
 
@@ -26,34 +26,50 @@ from ml_core.planning.request import TrainingRequest
 def split_job(
     cases: list[Case], plan: Plan, wanted: TrainingRequest, stored: StoredSplit | None, folder: Path
 ) -> list[Split]:
-    """One split, or one per fold. A stored one is reused unless the user asked for another by its shares or folds; its test part
-    stays locked even then, unless its share was asked for."""
+    """Make one split, or one for each fold.
+
+    stored: the dataset's split. It is reused unless the user chose shares or folds. Its test part is kept even then,
+    unless the user chose the share of the test part. wanted: the user's choices. folder: for the images' signatures.
+    """
     groups = [case.group for case in cases]
     if stored is not None and plan.folds == 1 and not wanted.asks_for("validation_fraction", "test_fraction"):
         return [reuse_split(stored, [case.id for case in cases], groups)]
     duplicates = duplicates_of(cases, folder)
     test = _stored_test(cases, groups, duplicates, stored) if not wanted.asks_for("test_fraction") else []
-    rest = [position for position in range(len(cases)) if position not in set(test)]
-    others = [groups[position] for position in rest]
-    asked = plan.test_fraction if wanted.asks_for("test_fraction") else None
-    fraction, linked = 0.0 if test else asked, [duplicates[position] for position in rest]
+    remaining = [position for position in range(len(cases)) if position not in set(test)]
+    remaining_groups = [groups[position] for position in remaining]
+    test_fraction = plan.test_fraction if wanted.asks_for("test_fraction") else None
+    fraction, remaining_duplicates = 0.0 if test else test_fraction, [duplicates[position] for position in remaining]
     if plan.folds > 1:
-        splits = cross_validation(others, plan.folds, seed=plan.seed, test_fraction=fraction, duplicates=linked)
+        splits = cross_validation(
+            remaining_groups, plan.folds, seed=plan.seed, test_fraction=fraction, duplicates=remaining_duplicates
+        )
     else:
         share = plan.validation_fraction
         splits = [
-            split_cases(others, seed=plan.seed, validation_fraction=share, test_fraction=fraction, duplicates=linked)
+            split_cases(
+                remaining_groups,
+                seed=plan.seed,
+                validation_fraction=share,
+                test_fraction=fraction,
+                duplicates=remaining_duplicates,
+            )
         ]
     if not test:
         return splits
     return [
-        Split([rest[index] for index in split.train], [rest[index] for index in split.val], test, split.grouping)
+        Split(
+            [remaining[index] for index in split.train], [remaining[index] for index in split.val], test, split.grouping
+        )
         for split in splits
     ]
 
 
 def duplicates_of(cases: list[Case], folder: Path) -> list[int]:
-    """A number per case, equal for near-duplicates; all are different where there are too many to be compared."""
+    """A number for each case, equal for near-duplicates. More than MAX_COMPARED cases all get different numbers.
+
+    folder: for the images' signatures, which are computed once. Raises TrainingError for an image that cannot be read.
+    """
     if len(cases) > MAX_COMPARED:
         return list(range(len(cases)))
     signatures = in_order(partial(_signature, folder=folder), cases, threads_for(case.image for case in cases))
@@ -61,7 +77,10 @@ def duplicates_of(cases: list[Case], folder: Path) -> list[int]:
 
 
 def copies_held_out(cases: list[Case], split: StoredSplit, folder: Path) -> str | None:
-    """A sentence where a split from elsewhere has a picture both to learn from and held out; None where it has not. The split names ids."""
+    """A warning if a held-out image is a near-duplicate of one that is learnt from; None if there is none.
+
+    split: one that was made elsewhere, by the ids of the cases.
+    """
     groups: dict[Name, int] = dict(zip((case.id for case in cases), duplicates_of(cases, folder), strict=True))
     learnt_from = {groups[name] for name in split.train}
     held_out = split.test or split.val
@@ -69,30 +88,31 @@ def copies_held_out(cases: list[Case], split: StoredSplit, folder: Path) -> str 
     if not copies:
         return None
     return (
-        f"{len(copies)} of the {len(held_out)} held-out images look like one that is learnt from (copied, scaled, brightened or turned), "
-        f"such as {copies[0]}, so the numbers are too good. Leave them out on one side."
+        f"{len(copies)} of the {len(held_out)} held-out images look like one that is learnt from (copied, scaled, "
+        f"brightened or turned), such as {copies[0]}, so the numbers are too good. Leave them out on one side."
     )
 
 
 def stored_split(cases: list[Case], splits: list[Split]) -> StoredSplit:
-    """By the ids of the cases: the first split, and all of them as folds where there are several."""
+    """Name the cases of the splits by their ids: the first split, and all as folds if there are several."""
     stored = [split.to_names([case.id for case in cases]) for split in splits]
-    return stored[0] if len(stored) == 1 else replace(stored[0], folds=[Fold(one.train, one.val) for one in stored])
+    return stored[0] if len(stored) == 1 else replace(stored[0], folds=[Fold(fold.train, fold.val) for fold in stored])
 
 
 def order_to_read(splits: list[Split]) -> tuple[list[int], int]:
-    """Positions of the cases to learn from and to validate on, so that every beginning is spread evenly; and how many it takes at least.
+    """The positions of the cases to train and validate on, in the order to read them, and how many must be read.
 
-    First one of each part, without which there is nothing to learn from or to validate on.
+    The first ones are a case of each part, without which there is nothing to learn from or to validate on. The others
+    are ordered so that, wherever reading stops, the cases read are spread evenly over all.
     """
     needed = list(dict.fromkeys(part[0] for split in splits for part in (split.train, split.val)))
-    all_of_them = sorted(splits[0].train + splits[0].val)
-    spread = [all_of_them[place] for place in spread_order(len(all_of_them))]
+    positions = sorted(splits[0].train + splits[0].val)
+    spread = [positions[place] for place in spread_order(len(positions))]
     return list(dict.fromkeys([*needed, *spread])), len(needed)
 
 
 def same_again(cases: list[Case], stored: StoredSplit) -> list[Split] | None:
-    """The splits that `stored_split` was made of, for a training that goes on; None where they are not of these very cases."""
+    """The inverse of `stored_split`, for a training that goes on; None if the split is not of exactly these cases."""
     positions: dict[Name, int] = {case.id: position for position, case in enumerate(cases)}
     splits = []
     for fold in stored.folds or [Fold(stored.train, stored.val)]:
@@ -106,7 +126,10 @@ def same_again(cases: list[Case], stored: StoredSplit) -> list[Split] | None:
 
 
 def _stored_test(cases: list[Case], groups: list[str], duplicates: list[int], stored: StoredSplit | None) -> list[int]:
-    """The locked test part of the dataset, with what belongs to it; empty where there is none, or too little beside it."""
+    """The positions of the dataset's test part, with the patients' other images and near-duplicates.
+
+    Empty if there is no test part, or if fewer than two cases are left beside it.
+    """
     if stored is None or not stored.test:
         return []
     try:
@@ -117,24 +140,24 @@ def _stored_test(cases: list[Case], groups: list[str], duplicates: list[int], st
 
 
 def unseen_classes(plan: Plan, train: list[StoredCase]) -> str | None:
-    """A sentence about classes that only held-out cases show, which cannot be learnt; None where there are none."""
+    """A warning about classes that no case to learn from shows; None if all are shown."""
     names = [name for index, name in enumerate(plan.class_names) if not any(index in case.places for case in train)]
     if not names:
         return None
     which = "; ".join(names)
     return (
-        f"No case that is learnt from shows {which}: the few that do are held out, so it cannot be found. Add cases with it, or choose "
-        "another seed with a validation share of your own."
+        f"No case that is learnt from shows {which}, because the few that do are held out, so the model cannot find "
+        "it. Add cases with it, or choose another seed with a validation share of your own."
     )
 
 
-def keep_signature(case: Case, folder: Path, found: NDArray[np.float16]) -> None:
-    """Beside the decoded samples, for who has read the image already."""
+def keep_signature(case: Case, folder: Path, values: NDArray[np.float16]) -> None:
+    """Store the signature of a case beside the decoded samples, for a caller that has read the image already."""
     folder.mkdir(parents=True, exist_ok=True)
     path = _signature_path(case, folder)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with part.open("wb") as out:
-        np.save(out, found)
+        np.save(out, values)
     os.replace(part, path)
 
 
@@ -144,14 +167,15 @@ def _signature_path(case: Case, folder: Path) -> Path:
 
 
 def _signature(case: Case, folder: Path) -> NDArray[np.float16]:
-    """Computed once per content."""
+    """The signature of a case's image. It is computed once for each content and then read from `folder`."""
     try:
         return np.asarray(np.load(_signature_path(case, folder)))
     except (OSError, ValueError):
-        pass  # not there yet
+        # It has not been stored yet, or is damaged.
+        pass
     try:
-        found = signature(read_image(case.image))
+        computed = signature(read_image(case.image))
     except ImageError as error:
         raise TrainingError(error.code, f"{case.name}: {error.reason}", error.cure) from error
-    keep_signature(case, folder, found)
-    return found
+    keep_signature(case, folder, computed)
+    return computed

@@ -1,4 +1,4 @@
-"""The training of one network, top to bottom: what is trained, one step, one epoch, and the loop around them."""
+"""Trains one network. From top to bottom: the loop over epochs, the learner, one epoch, one step, one validation."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from ml_core.training.validation import Validator
 
 @dataclass(frozen=True)
 class Fitted:
-    """What the training of one network came to."""
+    """The result of training one network."""
 
     network: nn.Module | None
-    """With the best weights; None where it was stopped before the first epoch ended."""
+    """The network with its best weights; None if it was stopped before the first epoch ended."""
     epochs: int
-    """Epochs that are over."""
+    """The number of epochs that are over."""
     best_epoch: int
-    """The epoch of the best weights."""
+    """The epoch of the best weights; 0 if there are none."""
     stopped: bool
-    """Whether somebody stopped it."""
+    """Whether somebody stopped the training."""
     warnings: list[str]
     """Sentences for the reader of the result."""
 
@@ -60,13 +60,16 @@ def fit(
     deadline: Deadline = NO_DEADLINE,
     warm_start: dict[str, Tensor] | None = None,
 ) -> Fitted:
-    """Train until the epochs are done, the deadline is near, patience ends or `should_stop` says so.
+    """Train until the last epoch is done, the deadline is near, the patience ends, or `should_stop` returns True.
 
-    Writes latest.safetensors (everything, to go on from) and best.safetensors (averaged weights of the best validation
-    Dice) to `folder` after epochs and at the end, and goes on from latest where it is there already. `deadline`: without the time that
-    earlier attempts took. `warm_start`: weights to begin with.
-    One seed gives one curve on one machine as long as `plan.epochs` says when to end; with a deadline the learning rate follows
-    the clock, so curves differ a little from run to run. So they may on a GPU, whose convolutions add up in no fixed order.
+    Writes latest.safetensors (everything that resuming needs) and best.safetensors (the averaged weights with the best
+    validation Dice) to `folder`, and resumes from latest.safetensors if it exists. deadline: without the time that
+    earlier attempts took. warm_start: the state_dict of an earlier model to begin with. Raises TrainingError if the
+    loss diverges, or a checkpoint is damaged.
+
+    The same seed gives the same curve on the same machine if `plan.epochs` ends the training. With a deadline the
+    learning rate follows the clock, so curves differ a little from run to run. On a GPU they may differ too, because it
+    adds numbers in no fixed order.
     """
     learner, warnings = make_learner(plan, warm_start)
     sampler, validator = PatchSampler(train, plan), Validator(val, plan, learner.loss_of)
@@ -81,7 +84,8 @@ def fit(
             epoch = one_epoch(learner, batches, state, pace, report, should_stop)
             stopped = should_stop()
             if stopped and state.epoch > 0:
-                between_epochs = False  # the weights moved on; the best ones of the epochs before are kept
+                # The weights have changed since the last epoch ended, so they are no state to resume from.
+                between_epochs = False
                 break
             point = validate(learner, validator, state.epoch + 1, epoch, pace)
             state = state.after(point, steps=epoch.steps, seconds=pace.seconds())
@@ -103,27 +107,27 @@ def fit(
 
 @dataclass(frozen=True)
 class Learner:
-    """What is trained, and what that takes."""
+    """A network in training, with everything that a step uses."""
 
     plan: Plan
     network: nn.Module
-    """Its weights move with every step."""
+    """The network that every step changes."""
     average: nn.Module
-    """The same network with the average of the weights over the last steps, which is validated and kept."""
+    """A copy whose weights are the moving average over the last steps. This copy is validated and kept."""
     optimizers: list[torch.optim.Optimizer]
     loss_of: nn.Module
-    """(logits, labels) → a number."""
+    """(logits, labels) → the loss, a scalar."""
     forward: Forward
-    """How to call the network in training: itself, or compiled code that works with its weights."""
+    """What a step calls: the network itself, or compiled code that uses its weights."""
     device: torch.device
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on."""
+        """All tensors that the next step depends on, by name."""
         return pack(self.network, self.average, self.optimizers)
 
 
 def make_learner(plan: Plan, warm_start: dict[str, Tensor] | None) -> tuple[Learner, list[str]]:
-    """Before its first step; and sentences where something is not as the plan asks."""
+    """Make a learner that has taken no step. Also returns warnings about what differs from the plan."""
     torch.manual_seed(plan.seed)
     device = pick_device()
     network, message = build(
@@ -156,14 +160,15 @@ class Epoch:
     """The steps of one epoch, before its validation."""
 
     steps: int
-    """Fewer than usual where somebody stopped it or the time was over."""
+    """The number of steps; fewer than usual if somebody stopped the training or the time was over."""
     begun: float
-    """Seconds of the training before it."""
+    """The seconds of the training before the epoch."""
     train_loss: float
-    """The mean over the steps."""
+    """The mean loss over the steps."""
     learning_rate: float
-    """That of the last step."""
+    """The learning rate of the last step."""
     images_per_second: float
+    """Patches learnt from per second."""
 
 
 def one_epoch(
@@ -174,7 +179,7 @@ def one_epoch(
     report: NetworkReport,
     should_stop: Callable[[], bool],
 ) -> Epoch:
-    """The steps of the epoch after `state`, as many as there is time for; at least one."""
+    """Take the steps of the epoch that follows `state`, as many as there is time for; at least one."""
     plan, steps, begun = learner.plan, report.steps, pace.seconds()
     learner.network.train()
     losses: list[Tensor] = []
@@ -197,15 +202,21 @@ def one_epoch(
 
 
 def one_step(learner: Learner, images: Tensor, labels: Tensor, step: int, rate: float) -> Tensor:
-    """Move the weights by one batch; its loss, still on the device. `step`: how many came before."""
+    """Change the weights by one batch. Returns its loss, which stays on the device, so that no step waits for it.
+
+    images: float32 (B, C, *patch). labels: int64 (B, *patch). step: the number of steps before this one. rate: the
+    learning rate.
+    """
     plan, network = learner.plan, learner.network
     set_learning_rate(learner.optimizers, rate)
-    torch.manual_seed(plan.seed + step)  # dropout repeats, also after an interruption
+    # Dropout must draw the same numbers after an interruption as without one.
+    torch.manual_seed(plan.seed + step)
     with autocast(learner.device, plan.precision):
         logits = learner.forward(images)
     loss: Tensor = learner.loss_of(logits, labels)
     network.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+    # PyTorch has no types for this.
+    loss.backward()  # type: ignore[no-untyped-call]
     if plan.clip_norm:
         clip_gradients(network, plan.clip_norm)
     for optimizer in learner.optimizers:
@@ -215,9 +226,12 @@ def one_step(learner: Learner, images: Tensor, labels: Tensor, step: int, rate: 
 
 
 def validate(learner: Learner, validator: Validator, number: int, epoch: Epoch, pace: Pace) -> CurvePoint:
-    """The numbers after `epoch`, the training's `number`th. Raises TrainingError where the loss is not a number any more."""
+    """Validate the averaged weights after an epoch. Raises TrainingError if the loss of the epoch is not finite.
+
+    number: the number of the epoch, from 1.
+    """
     if not math.isfinite(epoch.train_loss):
-        reason = f"The loss is not a number any more in epoch {number}."
+        reason = f"The loss stopped being a finite number in epoch {number}."
         raise TrainingError("diverged", reason, "Choose a lower learning rate.")
     val_loss, dice, iou = validator.validate(learner.average)
     seconds = pace.seconds() - epoch.begun

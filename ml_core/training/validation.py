@@ -1,4 +1,7 @@
-"""The numbers after each epoch: quick ones on what the network sees, to choose the best weights by; not the final ones."""
+"""The quick validation after each epoch, which chooses the best weights. It is not the final evaluation.
+
+It measures slices or patches on the network's grid, not whole images in their own resolution.
+"""
 
 from __future__ import annotations
 
@@ -18,34 +21,40 @@ from ml_core.networks.device import most_probable
 from ml_core.planning.plan import Plan
 from ml_core.prediction.runtimes import TorchForward
 
+# Slices that a 2D network is validated on.
 MAX_SLICES = 32
-MAX_PATCHES = 12  # of volumes
-WINDOW = 768  # pixels; of larger slices a piece of this size is looked at, so that time and memory stay bounded
+# Patches of volumes that a 3D network is validated on.
+MAX_PATCHES = 12
+# Pixels per axis. Only a piece of this size is used of a larger slice, so that time and memory stay bounded.
+WINDOW = 768
 MAX_PIXELS = MAX_SLICES * 512**2
 
-
 _Piece = tuple[StoredCase, int, tuple[slice, slice]]
-"""Of a case the slice, and which part of it."""
+"""A case, the index of one of its slices, and the rows and columns of that slice."""
 
 
 class Validator:
-    """The same pieces every time: of a 2D network slices, of a 3D one patches; half of them are placed on a class drawn evenly."""
+    """Validates a network on the same pieces after each epoch: slices for a 2D network, patches for a 3D one.
+
+    Some of the pieces are placed on classes, so that rare classes are validated too.
+    """
 
     def __init__(self, cases: list[StoredCase], plan: Plan, loss_of: nn.Module) -> None:
         self.cases, self.plan, self.loss_of = cases, plan, loss_of
         self.pieces = [] if len(plan.patch) == 3 else _choose(cases)
 
     def pixels(self) -> int:
-        """How many pixels or voxels one validation looks at."""
+        """The number of pixels or voxels in one validation."""
         if len(self.plan.patch) == 3:
             return MAX_PATCHES * math.prod(self.plan.patch)
         return sum(math.prod(part.stop - part.start for part in window) for _, _, window in self.pieces)
 
     def validate(self, network: nn.Module) -> tuple[float, float, float]:
-        """(loss, Dice, IoU): overlaps counted over all pixels looked at, then averaged over the foreground classes there.
+        """The mean loss, Dice and IoU. The overlap is counted over all pieces together and averaged over foreground
+        classes.
 
-        A class that none of the pieces has is left out: a stray pixel of it must not decide which weights are best. Dice and IoU
-        are NaN where there is no foreground at all.
+        A class that no piece contains is left out, because a single stray pixel of it would decide which weights are
+        best. Dice and IoU are NaN if the pieces contain no foreground at all.
         """
         forward = TorchForward(network, self.plan.precision)
         classes = len(self.plan.class_values)
@@ -63,7 +72,7 @@ class Validator:
         return float(np.mean(losses)), _mean(dice), _mean(iou)
 
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 (1, C, *padded) and class positions int64 (1, *spatial)."""
+        """Yield each piece: image float32 (1, C, *padded) and class positions int64 (1, *spatial)."""
         if len(self.plan.patch) == 3:
             rng, sampler = np.random.default_rng(0), PatchSampler(self.cases, self.plan)
             return (_tensors(*sampler.draw(rng)) for _ in range(MAX_PATCHES))
@@ -74,38 +83,44 @@ class Validator:
         images, labels = _tensors(
             with_neighbours(case.images, index, self.plan.context, window), case.labels[index][window]
         )
-        wanted = self.plan.padded_shape(images.shape[-2:])
-        missing = [target - length for target, length in zip(wanted, images.shape[-2:], strict=True)]
+        target_shape = self.plan.padded_shape(images.shape[-2:])
+        missing = [target - length for target, length in zip(target_shape, images.shape[-2:], strict=True)]
         return F.pad(images, (0, missing[1], 0, missing[0]), mode="replicate"), labels
 
 
 def _choose(cases: list[StoredCase]) -> list[_Piece]:
-    """Whole slices, all of them where they are few; else half spread evenly and half on the classes in turn. Parts of large ones."""
+    """Choose the slices to validate on: all if they are few, otherwise half spread evenly and half placed on classes.
+
+    Of a slice larger than WINDOW only a part is chosen.
+    """
     rng = np.random.default_rng(0)
     slices = [(case, index) for case in cases for index in range(case.shape[0])]
     height, width = (min(WINDOW, max(case.shape[axis] for case in cases)) for axis in (1, 2))
-    most = max(1, min(MAX_SLICES, len(slices), MAX_PIXELS // (height * width)))
-    spread = np.linspace(0, len(slices) - 1, most if most == len(slices) else math.ceil(most / 2))
+    max_pieces = max(1, min(MAX_SLICES, len(slices), MAX_PIXELS // (height * width)))
+    spread = np.linspace(0, len(slices) - 1, max_pieces if max_pieces == len(slices) else math.ceil(max_pieces / 2))
     chosen = [(*slices[int(number)], None) for number in spread]
-    placed = list(_places(cases, most - len(chosen), rng))
+    placed = list(_places(cases, max_pieces - len(chosen), rng))
     return [(case, index, _window(case, place, rng)) for case, index, place in [*chosen, *placed]]
 
 
 def _places(
     cases: list[StoredCase], count: int, rng: np.random.Generator
 ) -> Iterator[tuple[StoredCase, int, NDArray[np.int32] | None]]:
-    """Places of the foreground classes in turn, each in a case drawn from those that have it."""
+    """Draw `count` places, of one foreground class after the other, each in a random case that contains the class.
+
+    Yields (case, slice, (row, column)).
+    """
     classes = sorted({index for case in cases for index in case.places if index > 0})
     for number in range(count if classes else 0):
         index = classes[number % len(classes)]
-        having = [case for case in cases if index in case.places]
-        case = having[rng.integers(len(having))]
+        cases_with_class = [case for case in cases if index in case.places]
+        case = cases_with_class[rng.integers(len(cases_with_class))]
         place = case.places[index][rng.integers(len(case.places[index]))]
         yield case, int(place[0]), place[1:]
 
 
 def _window(case: StoredCase, place: NDArray[np.int32] | None, rng: np.random.Generator) -> tuple[slice, slice]:
-    """The whole slice, or of a large one the part around the place, or of a place drawn."""
+    """The rows and columns to use: the whole slice, or for a large one the part around `place` (None: a random one)."""
     parts = []
     for axis, length in enumerate(case.shape[1:]):
         middle = rng.integers(length) if place is None else place[axis]

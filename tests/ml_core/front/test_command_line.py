@@ -172,7 +172,7 @@ def test_ctrl_c_keeps_the_best_weights_and_the_same_command_goes_on(
     ("more", "said"),
     [
         (["--patch-size", "7"], "patch_size"),
-        (["--nnunet-raw", "x"], "missing or too many"),
+        (["--nnunet-raw", "x"], "missing, or too many"),
         (["--test-images", "x"], "Give both"),
     ],
 )

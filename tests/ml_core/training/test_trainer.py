@@ -384,4 +384,4 @@ def test_an_evaluation_that_would_not_end_in_time_takes_fewer_cases_and_says_so(
     run(job, on_event=events.append, should_stop=lambda: False)
     metrics = metrics_of(events)
     assert (metrics.n_cases, metrics.held_out, len(metrics.per_case)) == (1, 4, 1)
-    assert any(text.startswith("1 of the 4 held-out cases were evaluated") for text in result(events).warnings)
+    assert any(text.startswith("Only 1 of the 4 held-out cases could be evaluated") for text in result(events).warnings)
