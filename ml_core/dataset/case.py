@@ -1,4 +1,4 @@
-"""One image with its mask, and the classes that the mask's values stand for."""
+"""A case: one image with its mask, and the positions of its classes in the class table."""
 
 from __future__ import annotations
 
@@ -17,41 +17,50 @@ from ml_core.io import Mask
 
 @dataclass(frozen=True)
 class Case:
-    """One image and its mask on disk. `key` names their content, the image's before a space and the mask's after it (such as both
-    checksums), so that caches can rely on it. `codes` say what the colours of its mask stand for, where it is one in colours."""
+    """One image and its mask on disk."""
 
     id: int
     name: str
     image: Path
     mask: Path
     group: str = ""
+    """What must stay on one side of a split, such as the patient; "" if nothing is known."""
     key: str = ""
+    """The content of the image and of the mask, separated by a space, such as their checksums. Caches rely on it."""
     codes: Codes = field(default_factory=dict, compare=False)
+    """The label value of each colour if the mask stores classes as colours; {} if it stores numbers."""
 
     @property
     def mark(self) -> str:
-        """The same for the same image under another id: in another version of a dataset, in another dataset, with a corrected mask."""
+        """A hash of the image alone: the same image has the same mark in every dataset and with every mask."""
         return hashlib.sha256((self.key.partition(" ")[0] or str(self.image.resolve())).encode()).hexdigest()[:16]
 
     def indices(self, mask: Mask, class_values: list[int]) -> NDArray[np.uint8]:
-        """Its mask as positions in `class_values` (ascending). Raises TrainingError for a value or colour that is no class."""
+        """Convert the mask of this case to positions in `class_values` (ascending), uint8 of the mask's shape.
+
+        Raises TrainingError unknown_label for a value or colour that is no class.
+        """
         return label_indices(label_values(mask, self.codes), class_values, self.name)
 
 
 def label_indices(values: NDArray[Any], class_values: list[int], name: str) -> NDArray[np.uint8]:
-    """Label values → positions in `class_values` (ascending). Raises TrainingError for a value that is no class."""
+    """Convert label values to positions in `class_values` (ascending), uint8 of the same shape.
+
+    `name` is the case's name in the message. Raises TrainingError unknown_label for a value that is no class.
+    """
     known = np.asarray(class_values)
     indices = np.clip(np.searchsorted(known, values), 0, len(known) - 1)
     if not np.array_equal(known[indices], values):
-        strange = np.setdiff1d(np.unique(values), known)[:5].tolist()
+        unknown = np.setdiff1d(np.unique(values), known)[:5].tolist()
         raise TrainingError(
             "unknown_label",
-            f"The mask of {name} has values that are no class: {strange}.",
+            f"The mask of {name} has values that are no class: {unknown}.",
             "Code all masks in the same way.",
         )
     return indices.astype(np.uint8)
 
 
 def spread_order(count: int) -> list[int]:
-    """0 to count - 1 in an order of which every beginning is spread evenly."""
+    """Order the numbers 0 to count - 1 so that the first few, however many, are spread evenly over the range."""
+    # Steps of the golden ratio keep the gaps even for every number of steps.
     return [int(index) for index in np.argsort([index * 0.618034 % 1 for index in range(count)])]
