@@ -1,6 +1,6 @@
-"""MONAI's 3D networks, each from its channels, its classes and the arguments of its entry in ml_core.networks.catalogue.
+"""Functions that build MONAI's 3D networks from channels, classes and the arguments of ml_core.networks.catalogue.
 
-Importing MONAI takes seconds.
+Importing MONAI takes seconds, so this module is imported only when a network is built.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from torch import Tensor, nn
 
 
 class SupervisedDynUNet(DynUNet):
-    """DynUNet whose deep supervision is a list of logits in their own sizes, as the loss wants it; MONAI enlarges them all."""
+    """DynUNet that returns a list of logits, each in its own size, when deep supervision trains coarser outputs.
+
+    The loss needs this form. MONAI's own DynUNet enlarges them all to full resolution.
+    """
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         logits: Tensor = self.output_block(self.skip_layers(x))
         if not (self.training and self.deep_supervision):
             return logits
         coarser = list(self.heads)
-        # MONAI keeps the last step's tensors here, which would hold its memory and keep the network from being copied.
+        # MONAI keeps the tensors of the last step in `heads`. They would occupy memory, and a network that holds them
+        # cannot be copied.
         self.heads[:] = [torch.empty(0)] * len(coarser)
         return [logits, *coarser]
 
