@@ -105,9 +105,9 @@ def _with_encoder(factory: str, options: Mapping[str, object]) -> Build:
     return build
 
 
-def _features(use: Use, stages: int, most: int) -> list[int]:
-    """Number of features of each stage: each has twice as many as the one before, but no more than `most`."""
-    return [min(use.width * 2**stage, most) for stage in range(stages)]
+def _features(use: Use, stages: int, maximum: int) -> list[int]:
+    """Number of features of each stage: each has twice as many as the one before, but no more than `maximum`."""
+    return [min(use.width * 2**stage, maximum) for stage in range(stages)]
 
 
 def _plain_arguments(use: Use, *, residual: bool) -> Arguments:

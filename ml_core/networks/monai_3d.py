@@ -35,24 +35,30 @@ class SupervisedDynUNet(DynUNet):
 
 
 def unet(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    """Build a U-Net of residual units (Kerfoot et al. 2018, https://doi.org/10.1007/978-3-030-12029-0_40)."""
     return UNet(3, channels, classes, norm="INSTANCE", num_res_units=2, **arguments)
 
 
 def attention_unet(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    """Build an Attention U-Net (Oktay et al. 2018, arXiv:1804.03999)."""
     return AttentionUnet(3, channels, classes, **arguments)
 
 
 def segresnet(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    """Build a SegResNet (Myronenko 2018, arXiv:1810.11654)."""
     return SegResNet(3, in_channels=channels, out_channels=classes, **arguments)
 
 
 def dynunet(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    """Build nnU-Net's network (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z)."""
     return SupervisedDynUNet(3, channels, classes, **arguments)
 
 
 def unetr(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    """Build a UNETR (Hatamizadeh et al. 2022, arXiv:2103.10504)."""
     return UNETR(channels, classes, **arguments)
 
 
 def swin_unetr(channels: int, classes: int, /, **arguments: Any) -> nn.Module:
+    """Build a Swin UNETR (Hatamizadeh et al. 2022, arXiv:2201.01266)."""
     return SwinUNETR(channels, classes, **arguments)

@@ -175,8 +175,8 @@ class Budget:
         if self.seconds is None:
             return Deadline(None, self.clock)
         if stage == Stage.PREPARING:
-            usual, least = self.begun + PREPARING_SHARE * self.seconds, MIN_PREPARING_SHARE * self.seconds
-            return Deadline(max(usual, self.clock() + least), self.clock)
+            usual_end, minimum = self.begun + PREPARING_SHARE * self.seconds, MIN_PREPARING_SHARE * self.seconds
+            return Deadline(max(usual_end, self.clock() + minimum), self.clock)
         if stage == Stage.EVALUATING:
             return Deadline(self.begun + LATEST_SHARE * self.seconds, self.clock)
         return Deadline(self.clock() + max(self._least_training(), self._free_for_training()), self.clock)

@@ -142,11 +142,11 @@ class Plan(Hyperparameters):
     def padded_shape(self, spatial: Sequence[int]) -> list[int]:
         """Return the smallest spatial shape that holds `spatial` and that the network can take."""
         architecture = find(self.architecture)
-        multiple, least = architecture.multiple(self.network), architecture.minimum_size
+        multiple, minimum = architecture.multiple(self.network), architecture.minimum_size
         if self.configuration == "3d":
-            least = min(least, *self.patch)
+            minimum = min(minimum, *self.patch)
         return [
-            -(-max(least, length) // step) * step
+            -(-max(minimum, length) // step) * step
             for length, step in zip(spatial, multiple[-len(spatial) :], strict=True)
         ]
 
