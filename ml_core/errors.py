@@ -39,6 +39,11 @@ class TrainingError(MLError):
     """A training that cannot start or cannot continue."""
 
 
+def count_of(number: int, noun: str) -> str:
+    """Put a number before its noun in a message, such as "1 image" or "12,000 images"."""
+    return f"{number:,} {noun if number == 1 else f'{noun}s'}"
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether a write failed because the disk or the quota is full."""
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:

@@ -1,8 +1,8 @@
-"""The check of a dataset, for the platform, the command line and notebooks alike: pair by pair, then as a whole.
+"""Check a dataset for the platform, the command line and notebooks: first each pair, then all of them together.
 
-`findings` has every limit and every sentence, `classes` the table of classes. A further check is a sentence there and a
-condition here: in `check_pair` (image and mask), `read_pair` (one pair), `DatasetCheck.add` (a pair among the others) or
-`DatasetCheck.finish` (the whole).
+`findings` holds every limit and every message, and `classes` the table of classes. To add a check, add its message
+there and its condition here: in `check_pair` (image against mask), `read_pair` (one pair), `DatasetCheck.add` (one pair
+against the earlier ones) or `DatasetCheck.finish` (the dataset as a whole).
 """
 
 from __future__ import annotations
@@ -25,38 +25,45 @@ from ml_core.dataset.near_duplicates import near_duplicate_groups, signature
 from ml_core.dataset.patients import BY_NAME, groups_of_names
 from ml_core.dataset.reading import Codes, Decision, Reading
 from ml_core.dataset.survey import MaskFacts, MaskSurvey, may_number_objects
-from ml_core.errors import ImageError, MLError
+from ml_core.errors import ImageError, MLError, count_of
 from ml_core.io import Image, Mask, read_image, read_mask
 
 
 @dataclass(frozen=True)
 class ReadPair:
-    """An image and its mask, read and fitting together. Nothing of it depends on other pairs."""
+    """An image and its mask that were read and fit together. Nothing in it depends on other pairs."""
 
     image: Image
     mask: Mask
     counts: dict[int, int]
-    """Pixels per value (or colour) of the mask as its file has it, ascending."""
+    """Number of pixels per stored value (or packed colour) of the mask, ascending by value."""
     facts: MaskFacts
     """What the mask tells about how the dataset's masks are coded."""
     signature: NDArray[np.float16]
-    """Of ml_core.dataset.near_duplicates."""
+    """The image's fine structure, by which `ml_core.dataset.near_duplicates` compares images."""
     image_file: str
+    """The name of the image file in messages."""
     mask_file: str
+    """The name of the mask file in messages."""
 
     @classmethod
     def of(cls, image: Image, mask: Mask, image_file: str, mask_file: str) -> ReadPair:
+        """Count the values of the mask, and compute the signature of the image."""
         present, numbers = count_values(mask.values)
         counts = dict(zip(present.tolist(), numbers.tolist(), strict=True))
         return cls(image, mask, counts, MaskFacts.of(mask, counts), signature(image), image_file, mask_file)
 
     @property
     def both(self) -> str:
+        """Both file names, for a message about the pair."""
         return f"{self.image_file} and {self.mask_file}"
 
 
 def read_pair(image_path: Path, mask_path: Path, *, image_file: str, mask_file: str) -> ReadPair:
-    """Read and check one pair; the names are those that sentences use. Raises ImageError whose `file` names the culprit."""
+    """Read and check one pair. Messages call the files `image_file` and `mask_file`.
+
+    Raises ImageError, whose `file` names the file or pair at fault.
+    """
     with naming(image_file):
         image = read_image(image_path)
     with naming(mask_file):
@@ -94,7 +101,7 @@ class UndecidedError(Exception):
 
 @contextmanager
 def naming(file: str) -> Iterator[None]:
-    """Say which file an ImageError is about, where it does not say so itself."""
+    """Set `file` on an ImageError that does not name its file yet."""
     try:
         yield
     except ImageError as error:
@@ -103,17 +110,17 @@ def naming(file: str) -> Iterator[None]:
 
 
 def check_pair(image: Image, mask: Mask) -> None:
-    """Refuse a mask that does not lie on the image's grid.
+    """Refuse a mask that does not lie on the grid of its image.
 
-    Shapes must be equal; spacing, and where both are known origin and direction, agree within MAX_DIFFERENCE. A mask without
-    geometry is accepted for images in their stored order (raster, DICOM slices); for others only when it was read with
-    `read_mask(path, like=image)`, which turns it. Raises ImageError with code shape_mismatch, no_geometry, spacing_mismatch or
-    geometry_mismatch.
+    The shapes must be equal. Spacing, origin and axes must agree within MAX_DIFFERENCE if both files give them. A mask
+    without geometry is accepted if the image keeps its stored order (raster files, single DICOM slices). For other
+    images such a mask must be read with `read_mask(path, like=image)`, which turns it to the image's axes. Raises
+    ImageError with code shape_mismatch, no_geometry, spacing_mismatch or geometry_mismatch.
     """
-    ours, theirs = image.shape, tuple(mask.values.shape)
-    if ours != theirs:
-        turned = " They are turned by 90 degrees against each other." if ours == theirs[::-1] else ""
-        raise findings.SHAPE_MISMATCH.error(image=_text(ours), mask=_text(theirs), turned=turned)
+    image_shape, mask_shape = image.shape, tuple(mask.values.shape)
+    if image_shape != mask_shape:
+        turned = " They are turned by 90 degrees against each other." if image_shape == mask_shape[::-1] else ""
+        raise findings.SHAPE_MISMATCH.error(image=_text(image_shape), mask=_text(mask_shape), turned=turned)
     if image.affine is None and mask.affine is not None:
         raise findings.IMAGE_WITHOUT_GEOMETRY.error()
     if image.grid.orientation is not None and mask.affine is None:
@@ -121,35 +128,36 @@ def check_pair(image: Image, mask: Mask) -> None:
     if image.spacing and mask.spacing and _differ(image.spacing, mask.spacing):
         raise findings.SPACING_MISMATCH.error(image=_text(image.spacing), mask=_text(mask.spacing))
     if image.affine is not None and mask.affine is not None:
-        # A single slice's third axis is its thickness, which masks often lack.
+        # The third axis of a single slice is its thickness, which masks often lack, so it is not compared.
         axes = [0, 1] if image.dimensions == 2 else [0, 1, 2]
-        one, other = (_directions(affine, axes) for affine in (image.affine, mask.affine))
-        if _differ(one, other):
-            raise findings.AXES_MISMATCH.error(image=_text(one.T.ravel()), mask=_text(other.T.ravel()))
-        one, other = image.affine[:3, 3], mask.affine[:3, 3]
-        if _differ(one, other):
-            raise findings.ORIGIN_MISMATCH.error(image=_text(one), mask=_text(other))
+        image_axes, mask_axes = (_directions(affine, axes) for affine in (image.affine, mask.affine))
+        if _differ(image_axes, mask_axes):
+            raise findings.AXES_MISMATCH.error(image=_text(image_axes.T.ravel()), mask=_text(mask_axes.T.ravel()))
+        image_origin, mask_origin = image.affine[:3, 3], mask.affine[:3, 3]
+        if _differ(image_origin, mask_origin):
+            raise findings.ORIGIN_MISMATCH.error(image=_text(image_origin), mask=_text(mask_origin))
 
 
 class CheckedCase(Protocol):
-    """What the check of the whole has to know of a pair that is good."""
+    """What `DatasetCheck.finish` needs to know about a pair that passed its own check."""
 
     name: str
     group: str
-    """What must stay on one side of a split; "" where nothing is known."""
+    """What must stay on one side of a split, such as the patient; "" if nothing is known."""
     signature: NDArray[np.float16]
-    """Empty where there were more than MAX_COMPARED before it."""
+    """The signature of `ReadPair`; empty if MAX_COMPARED cases came before this one."""
 
     @property
     def file(self) -> str:
-        """The image's, for sentences."""
+        """The name of the image file in messages."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape of the image, (H, W) or (D, H, W)."""
 
     @property
     def content(self) -> str:
-        """The same for the same bytes of an image."""
+        """A checksum of the image file: equal for files with the same bytes."""
 
 
 CaseT = TypeVar("CaseT", bound=CheckedCase)
@@ -157,28 +165,30 @@ CaseT = TypeVar("CaseT", bound=CheckedCase)
 
 @dataclass(frozen=True)
 class CheckedDataset(Generic[CaseT]):
-    """What came out of the check of a whole dataset."""
+    """The result of checking a whole dataset."""
 
     cases: list[CaseT]
+    """The cases that form the dataset."""
     left_out: list[CaseT]
-    """Pictures among volumes, or the other way round."""
+    """The 2D images if most cases are volumes, or the volumes if most are 2D images."""
     dimensions: int
+    """2 or 3."""
     classes: list[LabelClass]
-    """[{value, name, color}], ascending; the first is background."""
+    """[{value, name, color}]: the background, then the others ascending by value."""
     codes: Codes
-    """Which label value each value of a mask became; {}: its own."""
+    """Label value of each value in the masks; {} if each is its own."""
     decision: Decision
     """How the masks were read."""
     fingerprint: Fingerprint
     duplicates: list[int] | None
-    """A number per case, equal for those that are one picture. None: not compared."""
+    """A group number per case, equal for near-duplicates; None if there were too many cases to compare."""
 
 
 class DatasetCheck:
-    """Takes every pair in order, then judges the whole. `issues` grow on the way.
+    """Collects every pair in order, then judges the dataset as a whole. `issues` grows while pairs are added.
 
-    How masks are read is decided from all of them. As long as they are plain numbers whose lowest is background, one
-    pass is enough; otherwise UndecidedError asks for a second pass with the decision in the class table.
+    How masks are read is decided from all of them. One pass is enough while the masks are plain numbers whose lowest is
+    the background. Otherwise UndecidedError asks for a second pass, with the decision in the class table.
     """
 
     def __init__(
@@ -190,9 +200,12 @@ class DatasetCheck:
         issues: Iterable[Issue] = (),
         names: Mapping[int, str] | None = None,
     ) -> None:
-        """classes: with a decision, where there is one; else names: value → name. reading: what a user has said.
+        """Start a check.
 
-        dimensions: 2 or 3 where nothing else may join.
+        `classes` is a class table with a decision how masks are read, such as that of an earlier version; without one
+        the masks decide, as far as the user's `reading` leaves open, and `names` maps label values to class names. With
+        `dimensions` (2 or 3), cases of other dimensions are refused. `issues` are those found before, such as while
+        pairing.
         """
         self.is_decided = classes is not None
         self.classes = ClassTable(names=names) if classes is None else classes
@@ -206,10 +219,10 @@ class DatasetCheck:
         self._count = 0
 
     def add(self, pair: ReadPair) -> NDArray[Any]:
-        """Learn from a pair, and give its mask in label values.
+        """Add a pair to the class table and the fingerprint, and return its mask in label values.
 
-        Raises ImageError where it does not belong to those before, DatasetRefusedError where no further one would help,
-        and UndecidedError where the masks are clearly no plain numbers.
+        Raises ImageError if the pair does not fit to the earlier ones, DatasetRefusedError if the dataset cannot be used
+        whatever follows, and UndecidedError if the masks are clearly no plain numbers.
         """
         if not self.is_decided:
             if pair.facts.is_rgb or may_number_objects(pair.facts):
@@ -228,7 +241,10 @@ class DatasetCheck:
         return values
 
     def add_known(self, pair: ReadPair) -> NDArray[Any]:
-        """A pair whose mask was stored by an earlier check: there is nothing to learn from it. Gives its label values."""
+        """Add a pair of an earlier version to the fingerprint, and return its mask in label values.
+
+        The class table knows these values already.
+        """
         values, counts = pair.mask.values, pair.counts
         # The numbers of objects were stored as they are, everything else in label values.
         if self.classes.decision.reading.objects:
@@ -246,13 +262,14 @@ class DatasetCheck:
             self.issues.append(findings.FLAT_IMAGE.issue(pair.image_file, value=f"{pixels[0, 0]:g}"))
 
     def leave_out(self, error: MLError, name: str) -> None:
-        """Note what was wrong with a pair; `name` stands where the error names no file."""
+        """Record why a pair is left out. The issue is about `name` unless the error names a file."""
         self.issues.append(Issue("error", error.code, error.file or name, str(error)))
 
     def finish(self, cases: Sequence[CaseT]) -> CheckedDataset[CaseT]:
-        """Judge the cases that were added as one dataset; some of them get a group.
+        """Judge the added cases as one dataset. Cases of one patient, as far as names show, get that patient as group.
 
-        Raises DatasetRefusedError, and UndecidedError where the masks, now that all are seen, are no plain numbers.
+        Raises DatasetRefusedError if too few cases remain, or if they have one class only. Raises UndecidedError if the
+        masks, now that all are seen, are no plain numbers.
         """
         decision = self.classes.decision
         if not self.is_decided:
@@ -277,23 +294,27 @@ class DatasetCheck:
         return CheckedDataset(kept, left_out, dimensions, classes, codes, decision, fingerprint, duplicates)
 
     def _of_one_kind(self, cases: Sequence[CaseT]) -> tuple[int, list[CaseT], list[CaseT]]:
-        """Pictures and volumes cannot be trained together: the larger party stays, each of the others becomes an issue."""
-        flat = sum(len(case.shape) == 2 for case in cases)
-        dimensions = 2 if flat >= len(cases) - flat else 3
+        """Keep either the 2D images or the volumes, whichever are more, because they cannot be trained together.
+
+        Returns the dimensions, the kept cases and the others. Each of the others becomes an issue.
+        """
+        flat_count = sum(len(case.shape) == 2 for case in cases)
+        dimensions = 2 if flat_count >= len(cases) - flat_count else 3
         kept = [case for case in cases if len(case.shape) == dimensions]
         left_out = [case for case in cases if len(case.shape) != dimensions]
         for case in left_out:
             self.leave_out(_mixed_dimensions(dimensions), case.file)
         return dimensions, kept, left_out
 
-    def _check_classes(self, found: Sequence[ClassFingerprint]) -> None:
-        if len(found) < 2:
-            raise findings.ONE_CLASS.refusal(self.issues, value=found[0].value)
-        for entry in found:
+    def _check_classes(self, entries: Sequence[ClassFingerprint]) -> None:
+        if len(entries) < 2:
+            raise findings.ONE_CLASS.refusal(self.issues, value=entries[0].value)
+        for entry in entries:
             if entry.share < findings.MIN_CLASS_SHARE:
-                rare = findings.RARE_VALUE.issue("masks", value=entry.value, pixels=entry.pixels, cases=entry.cases)
+                pixels, cases = count_of(entry.pixels, "pixel"), count_of(entry.cases, "case")
+                rare = findings.RARE_VALUE.issue("masks", value=entry.value, pixels=pixels, cases=cases)
                 self.issues.append(rare)
-        for value in sorted(set(self.classes.told_names) - {entry.value for entry in found}):
+        for value in sorted(set(self.classes.told_names) - {entry.value for entry in entries}):
             name = self.classes.told_names[value]
             self.issues.append(findings.UNUSED_NAME.issue("masks", name=name, value=value))
 
@@ -305,19 +326,22 @@ class DatasetCheck:
                 self.issues.append(findings.SAME_IMAGE.issue(case.file, twin=twin))
 
     def _group_by_names(self, cases: list[CaseT]) -> None:
-        """Patients as the names tell, where nothing else does. Of a later version all names are looked at again."""
+        """Group the cases by the patients in their names, unless a case has a group from another source.
+
+        In a later version of a dataset, groups that came from names are worked out again over all names.
+        """
         if any(not case.group.startswith(BY_NAME) for case in cases if case.group):
             return
         for case, group in zip(cases, groups_of_names([case.name for case in cases]), strict=True):
             case.group = group
         sizes = Counter(case.group for case in cases if case.group)
         if sizes:
-            [(largest, most)] = sizes.most_common(1)
-            facts = {"count": len(sizes), "largest": largest.removeprefix(BY_NAME), "most": most}
+            [(largest, size)] = sizes.most_common(1)
+            facts = {"count": len(sizes), "largest": largest.removeprefix(BY_NAME), "most": size}
             self.issues.append(findings.GROUPED_BY_NAME.issue("images", **facts))
 
     def _find_near_duplicates(self, cases: list[CaseT]) -> list[int] | None:
-        """A number per case, equal for those that are one picture: they stay on one side of the split."""
+        """Return a group number per case, equal for near-duplicates, or None if there are too many cases to compare."""
         if len(cases) > findings.MAX_COMPARED or not all(case.signature.size for case in cases):
             self.issues.append(findings.NOT_COMPARED.issue("images"))
             return None
@@ -326,20 +350,22 @@ class DatasetCheck:
         contents = set[str]()
         for case, group in zip(cases, groups, strict=True):
             twin = first.setdefault(group, case)
-            is_same = case.content in contents  # which was said already
+            # An issue about identical files exists already, so a second one about their likeness is not needed.
+            is_same = case.content in contents
             contents.add(case.content)
             if twin is not case and not is_same:
                 self.issues.append(findings.NEAR_DUPLICATE.issue(case.name, name=case.name, twin=twin.name))
         return groups
 
 
-def _mixed_dimensions(wanted: int | None) -> ImageError:
-    """Of a picture among volumes or the other way round."""
-    this, others = ("a volume", "pictures") if wanted == 2 else ("a picture", "volumes")
+def _mixed_dimensions(dimensions: int | None) -> ImageError:
+    """The error for a volume in a dataset of 2D images, or for a 2D image in a dataset of volumes."""
+    this, others = ("a volume", "pictures") if dimensions == 2 else ("a picture", "volumes")
     return findings.MIXED_DIMENSIONS.error(this=this, others=others)
 
 
 def _directions(affine: NDArray[np.float64], axes: list[int]) -> NDArray[np.float64]:
+    """Unit vectors along the given axes of an affine, (3, number of axes)."""
     columns = affine[:3, axes]
     lengths: NDArray[np.float64] = np.linalg.norm(columns, axis=0)
     return np.asarray(columns / np.where(lengths > 0, lengths, 1.0), dtype=np.float64)

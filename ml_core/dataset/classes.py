@@ -1,4 +1,4 @@
-"""Which classes the masks of a dataset hold: the value, the name and the colour of each, learned file by file."""
+"""The class table of a dataset: the value, name and colour of each class, collected mask by mask."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLORS = [
 
 
 class LabelClass(TypedDict):
-    """What one value of the masks stands for."""
+    """One class: a label value, and the name and colour that it stands for."""
 
     value: int
     name: str
@@ -42,8 +42,8 @@ class LabelClass(TypedDict):
 class ClassTable:
     """The label values seen so far, with the name and the colour of each.
 
-    rows: [{value, name, color}] of an earlier version of the dataset, background first, and `decision` how its masks
-    are read. names: value → name, where somebody has told them.
+    `rows` ([{value, name, color}], the background first) come from an earlier version of the dataset. `decision` says
+    how masks are read. `names` maps values to the names that the user gave.
     """
 
     def __init__(
@@ -62,9 +62,10 @@ class ClassTable:
         return len(self._colors)
 
     def learn(self, mask: Mask, counts: Mapping[int, int]) -> tuple[NDArray[Any], dict[int, int]]:
-        """The mask in label values, and its pixels per label value; `counts` are those of the mask as its file has it.
+        """Add the values of a mask, and return the mask in label values and its number of pixels per label value.
 
-        A value that no earlier mask had becomes a class. Raises ImageError (mixed_coding) where masks are coded in two ways.
+        `counts` are the pixels per value (or packed colour) as the file stores them. A value that no earlier mask had
+        becomes a class. Raises ImageError mixed_coding if some masks store colours and others numbers.
         """
         present = sorted(counts)
         keys = keys_of(mask, present, in_colours=self.decision.in_colours)
@@ -131,25 +132,28 @@ def _name_of(value: int, *, is_background: bool, objects: bool) -> str:
 
 
 def labels_of(keys: Iterable[str], codes: Codes) -> list[int]:
-    """The label value of each value of a mask. Raises TrainingError for a colour that is no class."""
-    labels, strange = [], []
+    """The label value of each value of a mask. Raises TrainingError unknown_label for a colour that is no class."""
+    labels, unknown = [], []
     for key in keys:
         if key in codes:
             labels.append(codes[key])
         elif OTHERS in codes:
             labels.append(codes[OTHERS])
         elif key.startswith("#"):
-            strange.append(key)
+            unknown.append(key)
         else:
             labels.append(int(key))
-    if strange:
-        reason = f"The mask has colours that are no class: {', '.join(strange[:5])}."
+    if unknown:
+        reason = f"The mask has colours that are no class: {', '.join(unknown[:5])}."
         raise TrainingError("unknown_label", reason, "Code all masks in the same way.")
     return labels
 
 
 def label_values(mask: Mask, codes: Codes) -> NDArray[Any]:
-    """A mask as label values, which it holds already where there are no `codes`. Raises TrainingError for an unknown colour."""
+    """Convert a mask to label values of the same shape. Without `codes`, a mask of numbers is returned as it is.
+
+    Raises TrainingError unknown_label for a colour that is not in `codes`.
+    """
     if not codes and mask.coding == "values":
         return mask.values
     present = np.unique(mask.values).tolist()
@@ -158,8 +162,9 @@ def label_values(mask: Mask, codes: Codes) -> NDArray[Any]:
 
 
 def _next_color(index: int) -> str:
+    """The colour "#rrggbb" of the class that is added as number `index`."""
     if index < len(COLORS):
         return COLORS[index]
-    # Hues a golden ratio apart stay distinct however many there are.
+    # Hues that are a golden ratio apart stay distinct for any number of classes.
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.7, 0.9)
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"

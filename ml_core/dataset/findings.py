@@ -1,6 +1,6 @@
-"""What a dataset may be: every limit, and every sentence that is said where it is not kept. `checks` looks for what is said here.
+"""The rules for a dataset: every limit, and the message for each way to break a rule. `checks` applies them.
 
-What a single file may be (its format, size and kind of pixels) is for its reader in `ml_core.io` to say.
+The rules for a single file (its format, size and pixel type) belong to its reader in `ml_core.io`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ from ml_core.errors import ImageError, MLError
 
 MIN_PAIRS = 2
 MAX_CLASSES = 128
-MAX_VALUES_OF_PICTURE = 64  # distinct numbers in one picture's mask; more means smoothing or a photograph
-MIN_CLASS_SHARE = 1e-5  # of all pixels; a value that covers less may be a stray one
-MAX_COMPARED = 20_000  # cases; comparing each with each takes a minute then, and four times as long for twice as many
-MAX_DIFFERENCE = 1e-3  # between the grids of image and mask: mm, and parts of unit vectors
+# Distinct numbers in the mask of one 2D image. More mean that the mask was smoothed, or is a photograph.
+MAX_VALUES_OF_PICTURE = 64
+# Share of all pixels. A value that covers less may be a stray one.
+MIN_CLASS_SHARE = 1e-5
+# Cases that are compared with each other. This many take a minute, and twice as many take four times as long.
+MAX_COMPARED = 20_000
+# Largest difference between the grids of image and mask: in mm for spacing and origin, in parts of 1 for unit vectors.
+MAX_DIFFERENCE = 1e-3
 
 WANTED = "Pack them as images/case1.png and masks/case1.png: one mask per image, with the same name."
 
 
 @dataclass(frozen=True)
 class Issue:
-    """A finding about one file or folder. error: it is left out of the dataset; warning: worth knowing."""
+    """A finding about one file or folder.
+
+    With severity "error" it is left out of the dataset; with "warning" it stays.
+    """
 
     severity: Literal["error", "warning"]
     code: str
@@ -35,7 +42,7 @@ class Issue:
 
 
 class DatasetRefusedError(MLError):
-    """The files were read, but there is no dataset in them; `issues` say what was found until then."""
+    """The files were read, but they do not form a dataset. `issues` are the findings up to this refusal."""
 
     def __init__(self, code: str, reason: str, cure: str, issues: Iterable[Issue] = ()) -> None:
         super().__init__(code, reason, cure)
@@ -44,9 +51,10 @@ class DatasetRefusedError(MLError):
 
 @dataclass(frozen=True)
 class Finding:
-    """What the check may say: `reason` and `cure` are sentences with {places} for the facts of a case.
+    """A message of the check. `reason` and `cure` are sentences with {placeholders} for the facts.
 
-    refusal: there is no dataset; error: the file or pair is left out; warning: worth knowing.
+    Severity "refusal" means that no dataset is made, "error" that the file or pair is left out, "warning" that it
+    stays.
     """
 
     code: str
@@ -55,15 +63,16 @@ class Finding:
     cure: str
 
     def issue(self, file: str, **facts: Any) -> Issue:
-        """About a file that need not be read for it."""
+        """Make an issue about `file`, for a problem that does not stop the reading of a file."""
         assert self.severity != "refusal"
         return Issue(self.severity, self.code, file, f"{self.reason} {self.cure}".strip().format(**facts))
 
     def error(self, **facts: Any) -> ImageError:
-        """For a file that is being read; who knows its name sets `file`."""
+        """Make an error for the file that is being read. The caller that knows its name sets `file` on it."""
         return ImageError(self.code, self.reason.format(**facts), self.cure.format(**facts))
 
     def refusal(self, issues: Iterable[Issue] = (), **facts: Any) -> DatasetRefusedError:
+        """Make the error that refuses the dataset as a whole."""
         return DatasetRefusedError(self.code, self.reason.format(**facts), self.cure.format(**facts), issues)
 
 
@@ -73,7 +82,7 @@ NO_FOLDERS = Finding(
     "no_folders", "refusal", "The ZIP needs a folder of images beside a folder of masks. Found: {found}.", WANTED
 )
 IGNORED_FOLDER = Finding(
-    "ignored_folder", "warning", "{count} files outside the image and mask folders were not read.", WANTED
+    "ignored_folder", "warning", "The check skipped {count} outside the image and mask folders.", WANTED
 )
 UNSUPPORTED_FORMAT = Finding(
     "unsupported_format",
@@ -158,10 +167,10 @@ MIXED_DIMENSIONS = Finding(
 MIXED_CODING = Finding(
     "mixed_coding",
     "error",
-    "This mask is coded otherwise than those before (colours or numbers).",
+    "This mask stores classes in another way (colours or numbers) than the masks before it.",
     "Code all masks in one way.",
 )
-NOT_REPLACED = Finding("not_replaced", "warning", "The sample of the version before stays.", "")
+NOT_REPLACED = Finding("not_replaced", "warning", "The sample of the previous version was kept.", "")
 
 # The dataset as a whole.
 
@@ -188,10 +197,12 @@ BASE_DELETED = Finding(
 RARE_VALUE = Finding(
     "rare_value",
     "warning",
-    "The mask value {value} covers only {pixels} pixels in {cases} cases.",
+    "The mask value {value} covers only {pixels} in {cases}.",
     "If it is a stray value and no class, correct the masks.",
 )
-UNUSED_NAME = Finding("unused_name", "warning", "No mask holds {name} ({value}), so it is no class of the model.", "")
+UNUSED_NAME = Finding(
+    "unused_name", "warning", "No mask holds {name} (value {value}), so the model does not learn this class.", ""
+)
 NEEDS_THE_FILES = Finding(
     "needs_the_files",
     "refusal",
@@ -252,7 +263,7 @@ SAME_IMAGE = Finding(
     "duplicate_image",
     "warning",
     "The image is the same as that of {twin}.",
-    "Leave one of them out, or the numbers will flatter.",
+    "Leave one of them out; otherwise the model looks better than it is.",
 )
 NEAR_DUPLICATE = Finding(
     "near_duplicate",
@@ -276,16 +287,16 @@ GROUPED_BY_NAME = Finding(
 
 
 def first_problem(issues: Iterable[Issue], otherwise: str) -> str:
-    """The cure of a refusal: what was wrong first, or what to do where nothing was."""
+    """Return the cure of a refusal: the first error among the issues, or `otherwise` if there is none."""
     errors = (issue for issue in issues if issue.severity == "error")
     return next((f"The first problem: {issue.file}: {issue.detail}" for issue in errors), otherwise)
 
 
 def too_few(good: int, issues: list[Issue], needed: int | None = None) -> DatasetRefusedError:
-    """good: pairs that can be used; needed: MIN_PAIRS where it is left out."""
+    """Make the refusal for too few usable pairs: `good` of them, where `needed` (default MIN_PAIRS) are required."""
     needed = MIN_PAIRS if needed is None else needed
-    some = "Only one image with its mask" if good == 1 else f"Only {good} images with their masks"
-    found = f"{some} could be used" if good else "None of the images could be used"
+    usable = "Only one image with its mask" if good == 1 else f"Only {good} images with their masks"
+    found = f"{usable} could be used" if good else "None of the images could be used"
     first = first_problem(issues, "Add images with masks of the same names.")
     pairs = f"{needed} pairs" if needed > 1 else "one"
     return TOO_FEW_PAIRS.refusal(issues, found=found, needed=pairs, first=first)

@@ -1,4 +1,8 @@
-"""What a dataset is: shapes, spacings, intensities and class shares, gathered one case at a time."""
+"""The fingerprint of a dataset: its shapes, spacings, intensities and class shares, gathered one case at a time.
+
+The idea is nnU-Net's: a plan is derived from a few statistics of the dataset (Isensee et al., Nature Methods 2021,
+https://doi.org/10.1038/s41592-020-01008-z).
+"""
 
 from __future__ import annotations
 
@@ -16,23 +20,29 @@ from ml_core.documents import Document
 from ml_core.io import Image
 from ml_core.measures.metrics import bounding_box
 
-SAMPLED_PIXELS = 2_000  # per case; enough for percentiles, little enough for 100,000 cases
-MAX_CASES_OF_STRUCTURE = 50  # sizes and thicknesses are measured on the first cases, and on so many slices of a volume
+# Pixels drawn from each case: enough for percentiles, and few enough for 100,000 cases.
+SAMPLED_PIXELS = 2_000
+# Sizes and thicknesses of classes are measured on the first cases only, and on a few slices of each volume.
+MAX_CASES_OF_STRUCTURE = 50
 MAX_SLICES_OF_STRUCTURE = 6
-MIN_CASES_OF_STRUCTURE = 3  # and on no more than these, once MAX_PIXELS_OF_STRUCTURE were looked at: some seconds
+# Once this many pixels were measured, which takes some seconds, the measuring stops, but not before this many cases.
+MIN_CASES_OF_STRUCTURE = 3
 MAX_PIXELS_OF_STRUCTURE = 40_000_000
-SEARCHED_PIXELS = (
-    500_000  # drawn of a case that is LARGE, to find foreground; small structures are looked for everywhere
-)
+# In a case of more than LARGE pixels, foreground is searched among this many random pixels first. If that finds too
+# little, as for small structures, all pixels are searched.
+SEARCHED_PIXELS = 500_000
 LARGE = 4_000_000
-CLIPPED = (0.5, 99.5)  # percentiles of an image between which its values are kept (ml_core.cases.preprocessing)
-MIN_AIR = 0.25  # of an image has to be one value, that of its corner
-MIN_FOREGROUND = 500  # pixels of a dataset that say what its foreground's intensities are
+# Preprocessing clips an image to these percentiles of its values (ml_core.cases.preprocessing).
+CLIPPED = (0.5, 99.5)
+# Share of an image that the value of its corner must cover to count as air.
+MIN_AIR = 0.25
+# Foreground pixels that a dataset needs for statistics of its foreground.
+MIN_FOREGROUND = 500
 
 
 @dataclass(frozen=True)
 class Spread(Document):
-    """Of a number per axis, in array order ((z,) y, x): the least, the median and the greatest of all cases."""
+    """The minimum, median and maximum over all cases of one number per axis, in array order ((z,) y, x)."""
 
     minimum: list[int | float]
     median: list[int | float]
@@ -41,25 +51,25 @@ class Spread(Document):
 
 @dataclass(frozen=True)
 class Intensity(Document):
-    """The values of the images, in their own units."""
+    """The values of the images, in the images' own units."""
 
     low: float
     """Median over the cases of the 0.5 percentile."""
     high: float
     """Median over the cases of the 99.5 percentile."""
     minimum: float
-    """Least 0.5 percentile of a case."""
+    """Smallest 0.5 percentile of any case."""
     maximum: float
-    """Greatest 99.5 percentile of a case."""
+    """Largest 99.5 percentile of any case."""
     mean: float
-    """Mean over the cases of their means."""
+    """Mean over the cases of each case's mean."""
     std: float
-    """Mean over the cases of their standard deviations."""
+    """Mean over the cases of each case's standard deviation."""
 
 
 @dataclass(frozen=True)
 class ForegroundIntensity(Document):
-    """The values where a class other than the background is, in the images' own units."""
+    """The values of all pixels whose class is not the background, in the images' own units."""
 
     p005: float
     """0.5 percentile."""
@@ -78,53 +88,61 @@ class ClassFingerprint(Document):
     value: int
     """Label value in the masks."""
     pixels: int
-    """How many pixels (voxels) it has."""
+    """Number of its pixels (voxels)."""
     share: float
-    """Of all pixels, 0 to 1."""
+    """Its share of all pixels, 0 to 1."""
     cases: int
-    """How many cases show it."""
+    """Number of cases in which it occurs."""
     component_pixels: float
-    """Median size of its connected parts, in pixels of a plane."""
+    """Median size of its connected parts in a slice, in pixels."""
     thickness: float
-    """Typical width in pixels of a plane; 0 where none was measured."""
+    """Typical width in a slice, in pixels; 0 if none was measured."""
     thin_part: float
-    """Width in pixels below which a tenth of its parts lies."""
+    """Width in pixels that a tenth of its parts falls below; larger parts weigh more."""
     clipped: float
-    """Share of its pixels beyond CLIPPED of their images, 0 to 1; 0 in colour images."""
+    """Share of its pixels that clipping to CLIPPED would change, 0 to 1; 0 in colour images."""
 
 
 @dataclass(frozen=True)
 class Fingerprint(Document):
-    """What a dataset is, as far as a plan depends on it. Sizes in pixels, spacings in mm, both in array order ((z,) y, x)."""
+    """The properties of a dataset that a plan depends on.
+
+    Sizes are in pixels and spacings in mm, both in array order ((z,) y, x).
+    """
 
     n_cases: int
+    """Number of cases."""
     dimensions: int
-    """2 for pictures, 3 for volumes."""
+    """2 for 2D images, 3 for volumes."""
     channels: int
-    """1 or 3, of most images."""
+    """1 or 3: the number that most images have."""
     modality: str
-    """Of most images: "CT", "MR", …, "colour", "greyscale" or "unknown"."""
+    """The modality of most images: "CT", "MR", …, "colour", "greyscale" or "unknown"."""
     families: dict[str, int]
     """File family ("raster", "nifti", "dicom") → number of images."""
     pose: Pose | None
-    """How much pictures are alike as they lie; None for volumes and for few pictures."""
+    """How similar the images are in their own orientation and turned; None for volumes and for few images."""
     shape: Spread
+    """Spatial shapes of the images."""
     spacing: Spread | None
-    """None where no image says it."""
+    """Spacings of the images; None if no file gives one."""
     intensity: Intensity
     foreground_intensity: ForegroundIntensity
     classes: list[ClassFingerprint]
-    """The background, then the others in the order of their label values."""
+    """The classes: the background, then the others in the order of their label values."""
     grouping: str = ""
-    """What the dataset's split kept together; empty where the platform made no split."""
+    """What the dataset's split kept together; empty if the platform made no split."""
     mask_codes: dict[str, int] = field(default_factory=dict)
-    """Value in the masks ("#rrggbb" or a number as text; "*" for all others) → label value; empty: each is its own."""
+    """Label value of each value in the masks ("#rrggbb" or a number as text; "*" for all others); empty: its own."""
     ignored: list[int] = field(default_factory=list)
-    """Label values that are no class: nobody labelled these pixels."""
+    """Label values of pixels that nobody labelled; they are no class."""
 
 
 class FingerprintBuilder:
-    """Add every case, then ask for the `result`. Memory does not grow with the size of the images."""
+    """Builds a Fingerprint: `add` every case, then call `result`.
+
+    Its memory does not grow with the size of the images.
+    """
 
     def __init__(self, background: int | None = None, ignored: Sequence[int] = ()) -> None:
         """background: its label value; None: the lowest so far. ignored: label values that are no class."""
@@ -149,7 +167,10 @@ class FingerprintBuilder:
         self._pose = PoseBuilder()
 
     def add(self, image: Image, values: NDArray[Any], counts: dict[int, int]) -> None:
-        """`values`: the mask in label values on the image's grid; `counts`: pixels per value in it."""
+        """Add one case.
+
+        `values` is its mask in label values, of the image's shape; `counts` its pixels per label value.
+        """
         self._shapes[image.shape] += 1
         if image.spacing:
             self._spacings.append(tuple(float(step) for step in image.spacing))
@@ -183,23 +204,32 @@ class FingerprintBuilder:
         self._add_structure(values, [value for value in counts if is_looked_at or value not in self._sizes])
 
     def _add_clipped(self, body: NDArray[np.float32], inside: NDArray[np.float32], classes: NDArray[Any]) -> None:
-        """Of each class the share that the image's own percentiles would cut off."""
+        """Record for each class the share of its sampled pixels that lies outside the image's own percentiles CLIPPED.
+
+        `body` are sampled values of the image without air; `inside` and `classes` are the values and label values of
+        foreground pixels, (K,) each.
+        """
         low, high = np.percentile(body, CLIPPED)
         beyond = (inside < low) | (inside > high)
         for value in np.unique(classes):
             self._clipped.setdefault(int(value), []).append(float(beyond[classes == value].mean()))
 
     def _places_inside(self, flat: NDArray[Any], others: list[int]) -> NDArray[np.intp]:
-        """Up to SAMPLED_PIXELS positions of values that are not among `others`, so that small structures are heard too."""
-        found = self._rng_inside.integers(0, flat.size, size=SEARCHED_PIXELS if flat.size > LARGE else 0)
-        found = found[_is_none_of(flat[found], others)]
-        if len(found) < SAMPLED_PIXELS:
-            found = np.flatnonzero(_is_none_of(flat, others))
-        return found if len(found) <= SAMPLED_PIXELS else self._rng_inside.choice(found, SAMPLED_PIXELS, replace=False)
+        """Draw up to SAMPLED_PIXELS positions of foreground in a flattened mask, (K,): of no value in `others`.
 
-    def _add_structure(self, values: NDArray[Any], wanted: list[int]) -> None:
-        """Sizes of the connected parts of each class, and how thick it is and they are, in pixels of a plane."""
-        for value in wanted:
+        Small structures are found too.
+        """
+        places = self._rng_inside.integers(0, flat.size, size=SEARCHED_PIXELS if flat.size > LARGE else 0)
+        places = places[_is_none_of(flat[places], others)]
+        if len(places) < SAMPLED_PIXELS:
+            places = np.flatnonzero(_is_none_of(flat, others))
+        if len(places) <= SAMPLED_PIXELS:
+            return places
+        return self._rng_inside.choice(places, SAMPLED_PIXELS, replace=False)
+
+    def _add_structure(self, values: NDArray[Any], classes: list[int]) -> None:
+        """Measure in some slices, for each of the label values `classes`, its thickness and the size of its parts."""
+        for value in classes:
             slices = values[None] if values.ndim == 2 else values
             present = np.flatnonzero((slices == value).any(axis=(1, 2)))
             picked = present[np.linspace(0, len(present) - 1, min(len(present), MAX_SLICES_OF_STRUCTURE)).astype(int)]
@@ -209,7 +239,8 @@ class FingerprintBuilder:
                 parts, _ = ndimage.label(mask)
                 sizes = np.bincount(parts.reshape(-1))[1:]
                 self._sizes.setdefault(value, []).extend(sizes.tolist())
-                # A strip of width w has a mean distance to its border of w / 4; pixels' centres lie half a pixel inside.
+                # The pixels of a strip of width w have a mean distance to the border of w / 4. The distance transform
+                # measures from pixel centres, which adds half a pixel.
                 depths = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
                 self._thickness.setdefault(value, []).append(4 * (float(depths[mask].mean()) - 0.5))
                 widths = 4 * (np.bincount(parts.reshape(-1), depths.reshape(-1))[1:] / sizes - 0.5)
@@ -218,6 +249,7 @@ class FingerprintBuilder:
                 )
 
     def result(self) -> Fingerprint:
+        """Return the fingerprint of the cases added so far, of which there must be one at least."""
         shapes = np.array(list(self._shapes.elements()))
         inside = np.concatenate(self._foreground) if self._foreground else np.zeros(0, np.float32)
         if inside.size < MIN_FOREGROUND or inside.min() == inside.max():
@@ -271,9 +303,10 @@ class FingerprintBuilder:
 
 
 def body_of(values: NDArray[Any], corner: Any) -> NDArray[Any]:
-    """(K,) values. Where one value, that of the corner, fills a good part of the image, it is air or a cut-out: without it.
+    """Remove air from the values (K,) of an image: the value of its `corner`, if it covers at least MIN_AIR of them.
 
-    Otherwise the percentiles of a brain in much air would be those of the air, and clip all bright structures.
+    Without this, the percentiles of a brain surrounded by air would describe the air, and clipping to them would cut
+    off all bright structures. A masked-out surrounding counts as air too.
     """
     body = values[values != corner]
     is_air = 0 < body.size < (1 - MIN_AIR) * values.size
@@ -281,7 +314,10 @@ def body_of(values: NDArray[Any], corner: Any) -> NDArray[Any]:
 
 
 def _low_tenth(parts: list[tuple[float, float]]) -> float:
-    """The thickness below which a tenth of the parts lies. Each counts by its diameter less one: lesions do, stray pixels do not."""
+    """Return the width that a tenth of the parts falls below. `parts` are (width, weight) in pixels.
+
+    The weight of a part is its diameter less one, so that lesions count and stray pixels do not.
+    """
     widths, diameters = np.array(parts).T
     order = np.argsort(widths)
     share = np.cumsum(diameters[order]) / diameters.sum()
@@ -296,7 +332,8 @@ def _is_none_of(values: NDArray[Any], others: list[int]) -> NDArray[np.bool_]:
 
 
 def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(the values that occur, ascending; how often each does), without sorting where the values are small numbers."""
+    """Return the distinct values of an array, ascending, and how often each occurs."""
+    # Counting small non-negative integers needs no sorting, which np.unique would do.
     if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**16:
         counts = np.bincount(values.reshape(-1))
         present = np.flatnonzero(counts)
@@ -305,7 +342,7 @@ def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def guess_modality(image: Image) -> str:
-    """A word for an image that does not say what it is. Volumes whose air is near -1000 are taken for CT."""
+    """Guess the modality of an image whose file gives none. A volume with air near -1000 counts as CT."""
     if image.family == "raster":
         return "colour" if image.channels == 3 else "greyscale"
     low = float(image.array.min())

@@ -1,4 +1,4 @@
-"""Cases from plain folders: images and masks paired by name, read once, and checked as an upload to the platform is."""
+"""Read a dataset from plain folders: pair images and masks by name, read each once, and check them like an upload."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from ml_core.files import in_order, threads_for
 from ml_core.io import stem
 from ml_core.io.containers import CHUNK_BYTES, is_junk
 
+# How nnU-Net ends the name of an image file with one channel.
 CHANNEL = "_0000"
 
 Note = Callable[[Issue], None]
@@ -34,32 +35,34 @@ Note = Callable[[Issue], None]
 
 @dataclass(frozen=True)
 class Described:
-    """Cases that can be read, the classes found in their masks ([{value, name, color}], ascending), and the fingerprint.
-
-    codes: value in a mask → label value (ml_core.dataset.reading). signatures: of ml_core.dataset.near_duplicates, by the ids of
-    the cases; none beyond MAX_COMPARED, which are not compared.
-    """
+    """A dataset that was read and checked."""
 
     cases: list[Case]
+    """The cases that can be used."""
     classes: list[LabelClass]
+    """[{value, name, color}] of the label values: the background, then the others ascending."""
     fingerprint: Fingerprint
     signatures: dict[int, NDArray[np.float16]]
+    """Case id → signature (ml_core.dataset.near_duplicates); only the first MAX_COMPARED cases have one."""
     codes: Codes
+    """Label value of each value in the masks (ml_core.dataset.reading); {} if each is its own."""
 
 
 def find_cases(images: Path, masks: Path, note: Note) -> list[Case]:
-    """Pair the files of two folders by name, as an upload to the platform is; ids count from 1 in natural order.
+    """Pair the files of two folders by name, as the platform pairs an upload.
 
-    Subfolders are mirrored; one with the slices of a DICOM series is one image, and its mask is a file or a folder of its
-    name. What is left out is said by `note`. Raises DatasetRefusedError where nothing can be paired.
+    Ids count from 1 in the natural order of names. A subfolder of images is paired with the same subfolder of masks. A
+    subfolder with the slices of a DICOM series is one image, and its mask is a file or folder of the same name. `note`
+    receives an issue for each file that is left out. Raises DatasetRefusedError if nothing can be paired, and MLError
+    no_folder if a folder does not exist.
     """
     listed = {"images": _listed(images, "images"), "masks": _listed(masks, "masks")}
     pairing = pair_folders(listed["images"], listed["masks"], [], mask_folders=True)
-    at = {"images": images, "masks": masks}
+    folders = {"images": images, "masks": masks}
 
     def path_of(name: str) -> Path:
-        side, _, rest = name.partition("/")
-        return at[side] / rest
+        side, _, relative = name.partition("/")
+        return folders[side] / relative
 
     issues = [replace(issue, file=str(path_of(issue.file))) for issue in pairing.issues]
     for issue in issues:
@@ -69,7 +72,8 @@ def find_cases(images: Path, masks: Path, note: Note) -> list[Case]:
     cases, names = [], set[str]()
     for number, pair in enumerate(pairing.pairs, start=1):
         image = path_of(pair.image[0]).parent if pair.is_series else path_of(pair.image[0])
-        name = pair.name.replace("/", "_")  # the name of a file in nnU-Net's layout and splits
+        # nnU-Net's layout and splits use the case's name as a file name, so it must hold no "/".
+        name = pair.name.replace("/", "_")
         name = f"{name}_{number}" if name in names else name
         names.add(name)
         cases.append(make_case(number, name, image, path_of(pair.mask)))
@@ -77,13 +81,16 @@ def find_cases(images: Path, masks: Path, note: Note) -> list[Case]:
 
 
 def make_case(number: int, name: str, image: Path, mask: Path) -> Case:
-    """A Case whose key changes when one of its files does."""
+    """Make a Case whose key changes when one of its files changes."""
     return Case(number, name, image, mask, group_of_name(name), f"{_state(image)} {_state(mask)}")
 
 
 @dataclass
 class ReadCase:
-    """A case that was read and is good by itself: what DatasetCheck.finish has to know of it."""
+    """A case whose pair was read and accepted.
+
+    The fields are those of `CheckedCase`, which `DatasetCheck.finish` needs.
+    """
 
     case: Case
     name: str
@@ -95,10 +102,13 @@ class ReadCase:
 
 
 def read_all(cases: list[Case], check: DatasetCheck, note: Note, on_case: Callable[[int, int], None]) -> list[ReadCase]:
-    """Read every pair once, and give those that `check` takes. What it says is told to `note` as well, as it comes."""
-    found: list[ReadCase] = []
+    """Read every pair once, add it to `check`, and return the cases that were accepted.
+
+    `note` receives each issue as soon as it is found. `on_case(done, total)` is called after each case.
+    """
+    accepted: list[ReadCase] = []
     patients: dict[str, str] = {}
-    told = len(check.issues)
+    noted = len(check.issues)
     pairs = in_order(_read_pair, cases, threads_for(case.image for case in cases))
     for position, (case, read) in enumerate(zip(cases, pairs, strict=True)):
         try:
@@ -110,19 +120,20 @@ def read_all(cases: list[Case], check: DatasetCheck, note: Note, on_case: Callab
             check.leave_out(error, str(case.image))
         else:
             group = case.group
-            if pair.image.patient:  # numbered, so that the identity goes no further
+            # Patients are numbered, so that the PatientID is stored nowhere.
+            if pair.image.patient:
                 group = patients.setdefault(pair.image.patient, f"patient {len(patients) + 1}")
-            kept = pair.signature if len(found) < findings.MAX_COMPARED else pair.signature[:0]
-            found.append(ReadCase(case, case.name, str(case.image), group, pair.image.shape, kept, content))
-        for issue in check.issues[told:]:
+            kept = pair.signature if len(accepted) < findings.MAX_COMPARED else pair.signature[:0]
+            accepted.append(ReadCase(case, case.name, str(case.image), group, pair.image.shape, kept, content))
+        for issue in check.issues[noted:]:
             note(issue)
-        told = len(check.issues)
+        noted = len(check.issues)
         on_case(position + 1, len(cases))
-    return found
+    return accepted
 
 
 def _read_pair(case: Case) -> tuple[ReadPair, str] | ImageError:
-    """The pair, and what says whether two images are the same file."""
+    """Read a pair, and the checksum of its image. Returns the error instead of raising it, so that the loop goes on."""
     try:
         pair = read_pair(case.image, case.mask, image_file=str(case.image), mask_file=str(case.mask))
     except ImageError as error:
@@ -133,7 +144,10 @@ def _read_pair(case: Case) -> tuple[ReadPair, str] | ImageError:
 def describe(
     cases: list[Case], note: Note, on_case: Callable[[int, int], None], names: dict[int, str] | None = None
 ) -> Described:
-    """Read and check the cases as one dataset; `names` gives classes their names. Raises DatasetRefusedError."""
+    """Read and check the cases as one dataset. `names` maps label values to class names. Raises DatasetRefusedError.
+
+    `note` receives each issue once, as soon as it is dataset. `on_case(done, total)` is called after each case.
+    """
     heard: list[Issue] = []
 
     def note_once(issue: Issue) -> None:
@@ -142,14 +156,14 @@ def describe(
             note(issue)
 
     try:
-        found = _checked(cases, DatasetCheck(names=names), note_once, on_case)
+        dataset = _checked(cases, DatasetCheck(names=names), note_once, on_case)
     except UndecidedError as error:
         decision = error.decision or _survey(cases)
-        found = _checked(cases, DatasetCheck(ClassTable(decision=decision, names=names)), note_once, on_case)
-    kept = [replace(item.case, group=item.group, codes=found.codes) for item in found.cases]
-    signatures = {item.case.id: item.signature for item in found.cases if item.signature.size}
-    fingerprint = replace(found.fingerprint, mask_codes=found.codes)
-    return Described(kept, found.classes, fingerprint, signatures, found.codes)
+        dataset = _checked(cases, DatasetCheck(ClassTable(decision=decision, names=names)), note_once, on_case)
+    kept = [replace(item.case, group=item.group, codes=dataset.codes) for item in dataset.cases]
+    signatures = {item.case.id: item.signature for item in dataset.cases if item.signature.size}
+    fingerprint = replace(dataset.fingerprint, mask_codes=dataset.codes)
+    return Described(kept, dataset.classes, fingerprint, signatures, dataset.codes)
 
 
 def _checked(
@@ -157,12 +171,12 @@ def _checked(
 ) -> CheckedDataset[ReadCase]:
     for issue in check.issues:
         note(issue)
-    read = read_all(cases, check, note, on_case)
-    told = len(check.issues)
+    accepted = read_all(cases, check, note, on_case)
+    noted = len(check.issues)
     try:
-        return check.finish(read)
+        return check.finish(accepted)
     finally:
-        for issue in check.issues[told:]:
+        for issue in check.issues[noted:]:
             note(issue)
 
 
@@ -176,56 +190,61 @@ def _survey(cases: list[Case]) -> Decision:
 
 
 def find_images(paths: list[Path], dimensions: int) -> list[tuple[str, Path]]:
-    """(name, image) of the files given and of those in the folders given, for a model of so many dimensions.
+    """List (name, path) of the images among the given files and below the given folders, for a model of 2 or 3
+    dimensions.
 
-    A folder of DICOM files alone is one series where the model works on volumes. nnU-Net's ending _0000 is no part of a
-    name where all files of a folder have it. Names are made unique. Raises MLError where there is nothing.
+    For a model of 3 dimensions, a folder with nothing but DICOM files is one image. nnU-Net's ending _0000 is removed
+    from the names of a folder if all its files have it. A number makes names unique. Raises MLError no_images if there
+    is no image.
     """
-    found: list[tuple[str, Path]] = []
+    images: list[tuple[str, Path]] = []
     for path in paths:
         if not path.is_dir():
-            found.append((stem(path.name), path))
+            images.append((stem(path.name), path))
             continue
         for entries in _listed(path, "images").values():
             files = [path / entry.partition("/")[2] for entry in entries]
             if dimensions == 3 and all_dicom(entries):
-                found.append((files[0].parent.name, files[0].parent))
+                images.append((files[0].parent.name, files[0].parent))
                 continue
             names = [stem(file.name) for file in files]
             if all(name.endswith(CHANNEL) and name != CHANNEL for name in names):
                 names = [name.removesuffix(CHANNEL) for name in names]
-            found += zip(names, files, strict=True)
-    if not found:
+            images += zip(names, files, strict=True)
+    if not images:
         raise MLError("no_images", f"There is no image in {', '.join(map(str, paths))}.", "Give files or folders.")
-    times = Counter(name for name, _ in found)
-    return [(name if times[name] == 1 else f"{name}_{number}", path) for number, (name, path) in enumerate(found, 1)]
+    times = Counter(name for name, _ in images)
+    return [(name if times[name] == 1 else f"{name}_{number}", path) for number, (name, path) in enumerate(images, 1)]
 
 
 def _listed(folder: Path, side: str) -> Folders:
-    """What `pair_folders` takes: the files below `folder`, with `side` in place of its path."""
+    """List the files below `folder` as `pair_folders` takes them. Their names begin with `side` instead of the path."""
     if not folder.is_dir():
         raise MLError("no_folder", f"{folder} is not a folder.", f"Give the folder of the {side}.")
-    found = Folders(list)
+    folders = Folders(list)
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         junk = SILENT.fullmatch(path.name) or is_junk("/".join(parts))
         if path.is_file() and not junk:
-            found[(), tuple(part.casefold() for part in parts[:-1])].append("/".join((side, *parts)))
-    return found
+            folders[(), tuple(part.casefold() for part in parts[:-1])].append("/".join((side, *parts)))
+    return folders
 
 
 def _state(path: Path) -> str:
-    """Changes when the file, or a file of the series, does: cheaper than a checksum, and enough for one machine's cache."""
+    """Hash the path, size and time of a file, or of the files of a series, so that it changes when a file changes.
+
+    Reading these is cheaper than a checksum of the content, and good enough for a cache on one machine.
+    """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
-        found = file.stat()
-        digest.update(f"{file.resolve()} {found.st_size} {found.st_mtime_ns}\n".encode())
+        stat = file.stat()
+        digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 
 def _sha256(path: Path) -> str:
-    """Of a file, or of all files of a series."""
+    """The checksum of a file, or of all files of a series together."""
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         with file.open("rb") as opened:

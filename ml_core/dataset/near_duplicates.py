@@ -1,10 +1,11 @@
-"""Cases that are one picture under two names: copied, saved again as JPEG, scaled, brightened, or turned.
+"""Find near-duplicates: one picture under two names, such as a copy or one that was scaled, brightened or turned.
 
-On two sides of a split they would make a model look better than it is. What counts as one picture is the fine structure: the
-thumbnail without its coarse brightness. On the shared sample sets the likest different cases correlate by 0.34 (serial
-sections), 0.29 (cells), 0.985 (CT slices 2 mm apart) and 0.86 (brains on one atlas), while JPEG at quality 50, half
-the size, other brightness, contrast or gamma, and noise keep 0.992 or more. Slices much less than 2 mm apart do pass for
-one picture, and then stay together: an error on the safe side.
+Near-duplicates on two sides of a split would make a model look better than it is. Images are compared by their fine
+structure: a thumbnail without its coarse brightness, the signature. On the sample datasets, the signatures of the two
+most similar different cases correlate by 0.34 (serial sections), 0.29 (cells), 0.985 (CT slices 2 mm apart) and 0.86
+(brains registered to one atlas). After JPEG at quality 50, scaling to half the size, noise, or another brightness,
+contrast or gamma, an image still correlates with itself by 0.992 or more. Slices much less than 2 mm apart count as
+near-duplicates and stay together, which is an error on the safe side.
 """
 
 from __future__ import annotations
@@ -19,51 +20,61 @@ from scipy import ndimage
 from ml_core.dataset.splits import join
 from ml_core.io import Image
 
-SIDES = {2: 64, 3: 16}  # pixels of a thumbnail's side, by dimensions: 4096 numbers, 8 KB, either way
-COARSE = 1.5  # thumbnail pixels: the sigma of the Gaussian whose result is taken away
-THRESHOLD = 0.988  # correlation from which on two cases are one picture
+# Side of a thumbnail in pixels, by dimensions. Either has 4096 numbers, which take 8 KB.
+SIDES = {2: 64, 3: 16}
+# Sigma, in thumbnail pixels, of the Gaussian blur that is subtracted as the coarse brightness.
+COARSE = 1.5
+# Two cases are near-duplicates from this correlation on.
+THRESHOLD = 0.988
+# Numbers to which a signature is projected for a first, quick comparison.
 PROJECTED = 256
-LIKELY = 0.97  # correlation of projections from which on the signatures themselves are compared
-CHUNK = 1000  # cases compared at once
-AT_ONCE = 2**22  # pixels of an image that is scaled down in one piece
+# The signatures themselves are compared if their projections correlate by this much.
+LIKELY = 0.97
+# Cases that are compared in one matrix product.
+CHUNK = 1000
+# An image of more pixels is scaled down in strips, to save memory.
+AT_ONCE = 2**22
 
 
 def signature(image: Image) -> NDArray[np.float16]:
-    """The fine structure of an image in small: (64, 64), or (16, 16, 16) for a volume, with mean 0 and norm 1.
+    """Return the fine structure of an image: (64, 64), or (16, 16, 16) for a volume, float16, with mean 0 and norm 1.
 
-    Zeros for an image without any structure (all of one value), which then resembles no other.
+    An image of one value has no structure. Its signature is all zeros, which resemble no other image.
     """
     small = thumbnail(image.array, SIDES[image.dimensions])
     fine = small - ndimage.gaussian_filter(small, COARSE, mode="nearest")
     fine -= fine.mean()
     norm = float(np.linalg.norm(fine))
-    if norm <= 1e-5 * float(np.linalg.norm(small)):  # nothing but rounding errors
+    # A norm this small comes from rounding errors alone.
+    if norm <= 1e-5 * float(np.linalg.norm(small)):
         return np.zeros(fine.shape, np.float16)
     scaled: NDArray[np.float16] = (fine / norm).astype(np.float16)
     return scaled
 
 
 def near_duplicate_groups(signatures: Sequence[NDArray[np.floating]] | NDArray[np.floating]) -> list[int]:
-    """A group number for each case, equal for cases that are one picture, also through a third; in order of appearance.
+    """Return a group number for each case, equal for near-duplicates. Groups are numbered in order of appearance.
 
-    Images are also compared turned by quarters and mirrored, volumes mirrored. Two- and three-dimensional cases never join.
-    Memory: 9 KB a case and 70 MB for the comparison. Time grows with the square of the number of cases (10,000: 13 s on one core).
+    Two cases that are near-duplicates of a third are in one group. Images are also compared after quarter turns and
+    mirroring, volumes after mirroring. A 2D and a 3D case are never in one group. The comparison takes 70 MB, plus 9 KB
+    for each case. Its time grows with the square of the number of cases: 10,000 take 13 s on one core.
     """
     labels: NDArray[np.integer] = np.arange(len(signatures))
     for dimensions in SIDES:
         members = np.array([place for place, item in enumerate(signatures) if item.ndim == dimensions], int)
         for pairs in _pairs([signatures[place] for place in members]):
-            # As edges to the first of each group, what was found stays small even where thousands of cases are alike.
+            # Earlier pairs are kept as one edge from each case to the first of its group. So they stay few, even if
+            # thousands of cases are alike.
             known = np.stack([np.arange(len(labels)), np.unique(labels, return_index=True)[1][labels]], axis=1)
             labels = join(len(labels), np.concatenate([known, members[pairs]]))
     return [int(label) for label in labels]
 
 
 def _pairs(signatures: list[NDArray[np.floating]]) -> Iterator[NDArray[np.intp]]:
-    """Blocks of (M, 2) positions of cases that are one picture.
+    """Yield blocks (M, 2) of positions of near-duplicates.
 
-    Most pairs are ruled out on a random projection to PROJECTED numbers: for a correlation of 0.988 it is off by
-    0.0015 (Gaussian, one sigma), so that LIKELY misses none, at a sixteenth of the work.
+    Most pairs are ruled out by comparing random projections to PROJECTED numbers, which is a sixteenth of the work. For
+    a correlation of 0.988 the projection errs by 0.0015 (one standard deviation), so LIKELY misses no pair.
     """
     chunks = [signatures[start : start + CHUNK] for start in range(0, len(signatures), CHUNK)]
     coarse = [_project(_flat(chunk)) for chunk in chunks]
@@ -73,12 +84,13 @@ def _pairs(signatures: list[NDArray[np.floating]]) -> Iterator[NDArray[np.intp]]
             projected = _project(rows)
             for beside in range(number, len(chunks)):
                 likely = projected @ coarse[beside].T >= LIKELY
+                # Within a chunk, every pair is compared once, and no case with itself.
                 if beside == number:
-                    likely = np.triu(likely, 1)  # each pair once, and none of a case with itself
+                    likely = np.triu(likely, 1)
                 left, right = np.flatnonzero(likely.any(axis=1)), np.flatnonzero(likely.any(axis=0))
                 if len(left):
-                    found = np.argwhere(rows[left] @ _flat([chunks[beside][place] for place in right]).T >= THRESHOLD)
-                    yield np.stack([left[found[:, 0]] + number * CHUNK, right[found[:, 1]] + beside * CHUNK], axis=1)
+                    pairs = np.argwhere(rows[left] @ _flat([chunks[beside][place] for place in right]).T >= THRESHOLD)
+                    yield np.stack([left[pairs[:, 0]] + number * CHUNK, right[pairs[:, 1]] + beside * CHUNK], axis=1)
 
 
 def _flat(signatures: Sequence[NDArray[np.floating]]) -> NDArray[np.float32]:
@@ -86,15 +98,16 @@ def _flat(signatures: Sequence[NDArray[np.floating]]) -> NDArray[np.float32]:
 
 
 def _project(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, 4096) → (N, PROJECTED) of norm 1, zeros for zeros."""
+    """Project signatures (N, 4096) to random directions: (N, PROJECTED) of norm 1. A signature of zeros stays zero."""
     directions = np.random.default_rng(0).standard_normal((rows.shape[1], PROJECTED), np.float32)
-    found = rows @ directions
-    normed: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
+    projections = rows @ directions
+    lengths = np.linalg.norm(projections, axis=1, keepdims=True)
+    normed: NDArray[np.float32] = projections / np.maximum(lengths, 1e-6)
     return normed
 
 
 def _turned(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Signatures (N, ...) in all 8 positions that quarter turns and mirrors give (2D), or mirrors alone (3D)."""
+    """Yield signatures (N, ...) in 8 positions: in 2D by quarter turns and mirroring, in 3D by mirroring alone."""
     if rows.ndim == 3:
         for mirrored in (rows, rows[:, ::-1]):
             yield from (np.rot90(mirrored, quarters, (1, 2)) for quarters in range(4))
@@ -104,12 +117,13 @@ def _turned(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 
 
 def thumbnail(array: NDArray[np.generic], side: int) -> NDArray[np.float32]:
-    """(C, *spatial) → the mean over channels, averaged by area to `side` pixels along each axis, float32."""
+    """Scale an image (C, *spatial) to `side` pixels along each axis by averaging over areas and channels, float32."""
     height = array.shape[1]
     if array.size <= AT_ONCE:
         small = _averaged(array.mean(axis=0, dtype=np.float32), side, 0)
     else:
-        strips = []  # one at a time: an image of 200 million pixels in float32 would not be small
+        # Only one strip at a time is converted, because 200 million pixels in float32 would take 800 MB.
+        strips = []
         for row in _area_weights(height, side):
             used = np.flatnonzero(row)
             strip = array[:, used[0] : used[-1] + 1].mean(axis=0, dtype=np.float32)
@@ -121,9 +135,10 @@ def thumbnail(array: NDArray[np.generic], side: int) -> NDArray[np.float32]:
 
 
 def _averaged(array: NDArray[np.float32], side: int, axis: int) -> NDArray[np.float32]:
-    """`array` averaged by area to `side` parts along one axis.
+    """Average an array by area to `side` parts along one axis.
 
-    From running sums: a matrix product would be as short, but waits for all of BLAS's threads where others use the cores.
+    The averages come from running sums. A matrix product would be as short, but on a busy machine it waits for all of
+    BLAS's threads.
     """
     pixels = np.moveaxis(array, axis, 0)
     sums = np.zeros((len(pixels) + 1, *pixels.shape[1:]))
@@ -136,7 +151,10 @@ def _averaged(array: NDArray[np.float32], side: int, axis: int) -> NDArray[np.fl
 
 
 def _area_weights(length: int, side: int) -> NDArray[np.float32]:
-    """(side, length): the share of each pixel in each of `side` equal parts, so that the part of a pixel counts too."""
+    """Return the weight of each of `length` pixels in each of `side` equal parts: (side, length) float32.
+
+    Each row sums to 1. A pixel on the border of two parts counts in both, by its area.
+    """
     edges, pixels = np.linspace(0, length, side + 1), np.arange(length)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     overlap = np.maximum(overlap, 0)

@@ -1,4 +1,4 @@
-"""nnU-Net's raw layout and its splits, in and out, so that work can be checked with nnU-Net (v2).
+"""Read and write nnU-Net's raw dataset layout and its splits, so that results can be compared with nnU-Net (v2).
 
 https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
 """
@@ -24,14 +24,14 @@ from ml_core.io import Image, read_image, read_mask
 
 
 class NnunetError(MLError):
-    """A raw dataset, or a file of splits, that cannot be used here."""
+    """A raw dataset or a file of splits that cannot be used, or cannot be written."""
 
 
 def read_raw(folder: Path, channel: int | None = None) -> tuple[list[Case], dict[int, str]]:
-    """(training cases, label value → name) of a raw dataset.
+    """Return the training cases of a raw dataset, and the name of each label value.
 
-    Of cases with several files (_0000, _0001, …) `channel` says which is used: images here have one channel, or three in
-    one colour file. Raises NnunetError.
+    If cases have several files (_0000, _0001, …), `channel` chooses the one to use, because an image here is one file:
+    of one channel, or of three in colour. Raises NnunetError.
     """
     document = _read_json(folder / "dataset.json")
     try:
@@ -40,16 +40,18 @@ def read_raw(folder: Path, channel: int | None = None) -> tuple[list[Case], dict
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NnunetError(
             "dataset_json",
-            f"{folder / 'dataset.json'} lacks or garbles channel_names, labels or file_ending.",
-            "nnU-Net v2 needs all three; nnUNetv2_convert_old_nnUNet_dataset converts older ones.",
+            f"In {folder / 'dataset.json'}, channel_names, labels or file_ending is missing or not of the right form.",
+            "nnU-Net v2 needs all three; nnUNetv2_convert_old_nnUNet_dataset converts older datasets.",
         ) from error
     if len(names) < len(labels):
         raise NnunetError(
-            "regions", "The labels are regions that overlap.", "Give each label one number, and train on those."
+            "regions", "The labels are regions that overlap.", "Give each label one number, and train on these labels."
         )
     if "ignore" in labels:
         raise NnunetError(
-            "ignore_label", "The dataset has an ignore label.", "Train it with nnU-Net, or label what is ignored."
+            "ignore_label",
+            "The dataset has an ignore label, which is not supported.",
+            "Train it with nnU-Net, or give the ignored pixels a class.",
         )
     cases: list[Case] = []
     for mask in sorted((folder / "labelsTr").glob(f"*{ending}")):
@@ -73,16 +75,18 @@ def read_raw(folder: Path, channel: int | None = None) -> tuple[list[Case], dict
 
 
 def export_raw(described: Described, out: Path, on_case: Callable[[int, int], None]) -> None:
-    """Write cases as a raw dataset: pictures as PNG, all else as .nii.gz; labels renumbered 0, 1, 2, …
+    """Write cases as a raw dataset, with the labels renumbered 0, 1, 2, …
 
-    `out` is DatasetNNN_Name below nnUNet_raw, and must not exist or be empty. Raises NnunetError.
+    A dataset of 2D raster images is written as PNG, any other as .nii.gz. `out` is the folder DatasetNNN_Name below
+    nnUNet_raw; it must be empty or not exist. `on_case(done, total)` is called after each case. Raises NnunetError.
     """
     if not re.fullmatch(r"Dataset\d{3}_.+", out.name):
-        raise NnunetError("name", f"{out.name} is no name for nnU-Net.", "Call it DatasetNNN_Name: Dataset001_Cells.")
+        reason = f"{out.name} is not a folder name that nnU-Net accepts."
+        raise NnunetError("name", reason, "Call it DatasetNNN_Name, such as Dataset001_Cells.")
     if out.exists() and any(out.iterdir()):
         raise NnunetError("not_empty", f"{out} is not empty.", "Remove it, or choose another number.")
-    found = described.fingerprint
-    pictures = found.dimensions == 2 and set(found.families) == {"raster"}
+    fingerprint = described.fingerprint
+    pictures = fingerprint.dimensions == 2 and set(fingerprint.families) == {"raster"}
     ending = ".png" if pictures else ".nii.gz"
     for folder in ("imagesTr", "labelsTr"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -93,7 +97,7 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
         image_path = out / "imagesTr" / f"{case.name}_0000{ending}"
         label_path = out / "labelsTr" / f"{case.name}{ending}"
         if pictures:
-            PILImage.fromarray(_picture(image, found.channels, case.name)).save(image_path)
+            PILImage.fromarray(_picture(image, fingerprint.channels, case.name)).save(image_path)
             PILImage.fromarray(labels).save(label_path)
         else:
             if image.channels != 1:
@@ -101,7 +105,7 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
             _save_nifti(image.array[0], image, image_path)
             _save_nifti(labels, image, label_path)
         on_case(position + 1, len(described.cases))
-    channels = ["R", "G", "B"] if found.channels == 3 else [found.modality]
+    channels = ["R", "G", "B"] if fingerprint.channels == 3 else [fingerprint.modality]
     names = ["background", *(item["name"] for item in described.classes[1:])]
     document = {
         "channel_names": {str(index): name for index, name in enumerate(channels)},
@@ -113,36 +117,40 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
 
 
 def read_splits(path: Path, fold: int, cases: Sequence[Case]) -> StoredSplit:
-    """Fold `fold` of a splits_final.json, which names cases, by the ids of the cases.
+    """Read fold number `fold` of a splits_final.json, and return it with the ids of the cases instead of their names.
 
-    nnU-Net's has no "test", ours may have one. Raises NnunetError for a name that is no case, and where a case stands twice.
+    nnU-Net writes no "test" part; ours may have one. Raises NnunetError, such as for an unknown name or a case in two
+    parts.
     """
     folds = _read_json(path)
     if not isinstance(folds, list) or not all(
         isinstance(item, dict) and {"train", "val"} <= set(item) for item in folds
     ):
-        raise NnunetError("splits", f"{path} is no list of splits.", 'Write [{"train": [names], "val": [names]}, …].')
+        raise NnunetError(
+            "splits", f"{path} is not a list of splits.", 'Write [{"train": [names], "val": [names]}, …].'
+        )
     if not 0 <= fold < len(folds):
         raise NnunetError("fold", f"{path} has no fold {fold}.", f"Choose 0 to {len(folds) - 1}.")
     by_name = {case.name: case.id for case in cases}
     split = {part: list(folds[fold].get(part, [])) for part in PARTS}
     listed = [name for names in split.values() for name in names]
-    if strange := [name for name in listed if name not in by_name]:
+    if unknown := [name for name in listed if name not in by_name]:
         raise NnunetError(
             "unknown_case",
-            f"{path} names what is not among the cases: {', '.join(strange[:5])}{' …' if len(strange) > 5 else ''}.",
-            "Names are those of the files, without extension and without _0000.",
+            f"{path} has names that are no case: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}.",
+            "Use the names of the files, without extension and without _0000.",
         )
     if len(set(listed)) < len(listed):
-        raise NnunetError("twice", f"Fold {fold} of {path} has a case on two sides.", "Name each case once.")
+        raise NnunetError("twice", f"Fold {fold} of {path} names a case twice.", "Name each case once.")
     if not split["train"] or not split["val"]:
-        raise NnunetError("empty_part", f"Fold {fold} of {path} has an empty side.", "Both need a case.")
+        reason = f"Fold {fold} of {path} has no case to train on, or none to validate on."
+        raise NnunetError("empty_part", reason, "Name a case or more in each of the two parts.")
     train, val, test = ([by_name[name] for name in split[part]] for part in PARTS)
     return StoredSplit(train, val, test)
 
 
 def write_splits(path: Path, split: StoredSplit, cases: Sequence[Case]) -> None:
-    """A split, or its folds, in nnU-Net's form, which reads "train" and "val" and passes over "test"."""
+    """Write a split, or all its folds, as a splits_final.json. nnU-Net reads "train" and "val" and ignores "test"."""
     names: dict[Name, str] = {case.id: case.name for case in cases}
     parted = split.folds or [Fold(split.train, split.val)]
     folds = [{"train": fold.train, "val": fold.val, "test": split.test} for fold in parted]
@@ -158,13 +166,17 @@ def _read_json(path: Path) -> Any:
 
 
 def _picture(image: Image, channels: int, name: str) -> NDArray[Any]:
-    """(H, W) or (H, W, 3) in 8 bits, or (H, W) in 16 bits: what a PNG holds without loss."""
+    """Return a 2D image as a PNG holds it without loss: (H, W) or (H, W, 3) uint8, or (H, W) uint16.
+
+    Raises NnunetError not_png or mixed_colours if it does not fit.
+    """
     array = image.array
     grey = channels == 1 and array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 65535
     if array.dtype != np.uint8 and not grey:
         raise NnunetError("not_png", f"{name} does not fit into a PNG.", "Save it with 8 bits, or as .nii.gz.")
     if image.channels > channels:
-        raise NnunetError("mixed_colours", f"{name} is in colour and most others are grey.", "Make all alike.")
+        reason = f"{name} is in colour and most others are grey."
+        raise NnunetError("mixed_colours", reason, "Save all images in colour, or all in grey.")
     if channels == 3:
         return np.ascontiguousarray(np.moveaxis(np.broadcast_to(array, (3, *image.shape)), 0, -1))
     plane: NDArray[Any] = array[0] if array.dtype == np.uint8 else array[0].astype(np.uint16)
@@ -172,7 +184,10 @@ def _picture(image: Image, channels: int, name: str) -> NDArray[Any]:
 
 
 def _save_nifti(array: NDArray[Any], image: Image, path: Path) -> None:
-    """(D, H, W) or (H, W) with the image's affine. Image and labels both in RAS+ axes: nnU-Net wants one grid for the two."""
+    """Write (D, H, W) or (H, W) with the affine of the image.
+
+    Image and labels are both written in RAS+ axes, because nnU-Net wants them on one grid.
+    """
     affine = image.affine
     if affine is None:
         affine = np.diag([*(*reversed(image.spacing or (1.0,) * image.dimensions), 1.0)[:3], 1.0])

@@ -1,4 +1,4 @@
-"""Which image belongs to which mask: pairing by name, for archives, folders and nnU-Net's raw layout alike."""
+"""Pair images with masks by their names, for archives, folders and nnU-Net's raw layout."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_core.dataset import findings
 from ml_core.dataset.findings import Issue
+from ml_core.errors import count_of
 from ml_core.io.containers import shown_name
 from ml_core.io.formats import SUPPORTED_SUFFIXES, stem, suffixes_of
 
@@ -29,63 +30,79 @@ OTHER_SUFFIX = re.compile(r"(?i)(?<=.)\.[a-z][a-z0-9]{0,4}$")
 LATER_CHANNEL = re.compile(r"(?<=.)[_-]0\d\d\d$")
 _bare = partial(MASK_WORDS_AND_CHANNEL.sub, "")
 
-Key = tuple[tuple[str, ...], tuple[str, ...]]  # wrappers; folders below images or masks, in lower case
+# The folders around images/ or masks/ as written, and the folders below it in lower case.
+Key = tuple[tuple[str, ...], tuple[str, ...]]
+# The files of each folder, by their whole names.
 Folders = defaultdict[Key, list[str]]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with its mask, as names with "/" between folders. A series has one entry per slice, in natural order."""
+    """One image with its mask. File names are whole, with "/" between folders."""
 
     name: str
+    """A name that no other pair has."""
     image: tuple[str, ...]
+    """The image file, or the files of a DICOM series in natural order."""
     mask: str
+    """The mask file, or the folder of a series of masks."""
     is_series: bool
+    """The image is a folder with a DICOM series."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """`pairs` in natural order of their unique names; `issues` with errors first."""
+    """The result of pairing."""
 
     pairs: list[Pair]
+    """In natural order of their names."""
     issues: list[Issue]
+    """Errors first, then warnings."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Item:
+    """One image or one mask: a file, or a folder with a DICOM series."""
+
     stem: str
-    shown: str  # the file, or the folder of a series
-    entries: tuple[str, ...]  # its slices, or the file alone
+    """The name without folders and ending."""
+    shown: str
+    """The name in messages: the whole name of the file, or of the folder of a series."""
+    entries: tuple[str, ...]
+    """The file alone, or all files of a series."""
 
 
 @dataclass(slots=True)
 class _Group:
-    """What can belong together: the images of one folder below images/ and the masks of its mirror."""
+    """Images and masks that may be paired: those of one folder below images/, and of the same folder below masks/."""
 
     images: list[_Item] = field(default_factory=list)
     masks: list[_Item] = field(default_factory=list)
 
     def by_name(self, strip: Callable[[str], str]) -> defaultdict[str, _Group]:
-        found: defaultdict[str, _Group] = defaultdict(_Group)
+        """Divide the group by the names that `strip` leaves, ignoring case."""
+        groups: defaultdict[str, _Group] = defaultdict(_Group)
         for image in self.images:
-            found[strip(image.stem).casefold()].images.append(image)
+            groups[strip(image.stem).casefold()].images.append(image)
         for mask in self.masks:
-            found[strip(mask.stem).casefold()].masks.append(mask)
-        return found
+            groups[strip(mask.stem).casefold()].masks.append(mask)
+        return groups
 
 
 def find_pairs(names: Iterable[str]) -> Pairing:
-    """Find the image and mask folders among archive `names` and pair their files by name.
+    """Find the folders of images and of masks among the `names` in an archive, and pair their files by name.
 
-    Accepts many folder names in any case below 0-2 wrapper folders, mirrored subfolders, and one subfolder
-    per DICOM series below images/ with one mask file of its name. Raises DatasetRefusedError without such folders.
+    The folders may have many names (such as images or imagesTr), in upper or lower case, and up to two folders around
+    them. Subfolders of images/ are paired with the same subfolders of masks/. A subfolder of images/ with a DICOM
+    series is one image, whose mask is a file of the same name. Raises DatasetRefusedError if there are no such folders.
     """
     return pair_folders(*_find_folders(list(names)))
 
 
 def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
-    """Sort names into image and mask folders; what lies elsewhere becomes one warning per folder."""
-    # The outermost fitting folder counts, else the innermost: images.zip may wrap its images/ in images/.
+    """Sort names into folders of images and folders of masks. Each other folder with files becomes one warning."""
+    # The outermost folder with a fitting name is tried first, then the innermost, because an archive images.zip may
+    # wrap its images/ and masks/ in a folder images/.
     for which in (0, -1):
         images, masks, ignored = Folders(list), Folders(list), Counter[str]()
         for name in names:
@@ -101,17 +118,18 @@ def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
             else:
                 ignored["/".join(parts[:-1]) or "top of the ZIP"] += 1
         if {wrapper for wrapper, _ in images} & {wrapper for wrapper, _ in masks}:
-            return images, masks, [findings.IGNORED_FOLDER.issue(at, count=count) for at, count in ignored.items()]
-    found = sorted({"/".join(name.split("/")[:-1][:3]) for name in names} - {""}, key=natural)
-    listed = ", ".join(shown_name(folder) + "/" for folder in found[:8]) or "no folders"
+            counts = {folder: count_of(count, "file") for folder, count in ignored.items()}
+            return images, masks, [findings.IGNORED_FOLDER.issue(at, count=count) for at, count in counts.items()]
+    present = sorted({"/".join(name.split("/")[:-1][:3]) for name in names} - {""}, key=natural)
+    listed = ", ".join(shown_name(folder) + "/" for folder in present[:8]) or "no folders"
     raise findings.NO_FOLDERS.refusal(found=listed)
 
 
 def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_folders: bool = False) -> Pairing:
-    """Pair the files of image folders and mask folders by name; `issues` are those found so far.
+    """Pair the files of image folders and mask folders by name. `issues` are those found before.
 
-    A subfolder of DICOM files alone is one series, whose mask is a file of the folder's name; with `mask_folders` also
-    a folder of that name, which then stands as `Pair.mask`.
+    A subfolder with nothing but DICOM files is one series, whose mask is a file with the folder's name. With
+    `mask_folders` the mask may also be a folder of that name; `Pair.mask` is then the folder.
     """
     groups: dict[Key, _Group] = defaultdict(_Group)
     for key, entries in images.items():
@@ -141,17 +159,18 @@ def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_f
 
 
 def all_dicom(entries: list[str]) -> bool:
-    """By their names: files without extension may be DICOM."""
+    """Whether all files may be DICOM by their names. DICOM files often have no ending."""
     return all(_split(entry)[1] in DICOM_SUFFIXES for entry in entries)
 
 
 def _series(entries: list[str]) -> _Item:
-    """One item of all slices in a folder, under the folder's name."""
+    """Make one item of all files in a folder, with the folder's name."""
     shown = entries[0].rpartition("/")[0]
     return _Item(shown.rpartition("/")[2], shown, tuple(sorted(entries, key=natural)))
 
 
 def _items(entries: list[str], issues: list[Issue]) -> Iterator[_Item]:
+    """Make one item of each file. A file of an unsupported format becomes an issue instead."""
     for entry in entries:
         base, suffix = _split(entry)
         if suffix in SUPPORTED_SUFFIXES or suffix in DICOM_SUFFIXES:
@@ -161,41 +180,48 @@ def _items(entries: list[str], issues: list[Issue]) -> Iterator[_Item]:
 
 
 def _match(group: _Group, issues: list[Issue]) -> Iterator[tuple[_Item, _Item, str]]:
-    """Pair by name: exactly, then without mask words, then without channel 0000. Yields image, mask, name.
+    """Pair by name: first by the exact name, then without words such as _mask, then also without the channel _0000.
 
-    The order keeps video frames (frame_0000, frame_0001) apart from nnU-Net's channels (case_0000, _0001).
+    Yields (image, mask, name). The order of the three matters: video frames (frame_0000, frame_0001) have masks of
+    exactly their names, so they are not mistaken for nnU-Net's channels (case_0000, case_0001). What cannot be paired
+    becomes an issue.
     """
     if not group.images or not group.masks:
         lacking = findings.NO_MASKS_FOLDER if group.images else findings.NO_IMAGES_FOLDER
         issues.extend(lacking.issue(item.shown.rpartition("/")[0] + "/") for item in (group.images or group.masks)[:1])
         return
-    rest = group
+    unpaired = group
     for strip in (str, partial(MASK_WORDS.sub, ""), _bare):
-        matched = [g for g in rest.by_name(strip).values() if len(g.images) == len(g.masks) == 1]
+        matched = [g for g in unpaired.by_name(strip).values() if len(g.images) == len(g.masks) == 1]
         yield from ((g.images[0], g.masks[0], strip(g.images[0].stem)) for g in matched)
         used = {item for g in matched for item in g.images + g.masks}
-        rest = _Group([i for i in rest.images if i not in used], [m for m in rest.masks if m not in used])
-    names = (group if rest.images or rest.masks else rest).by_name(_bare)  # only the rest needs it
-    for is_image, left in ((True, rest.images), (False, rest.masks)):
-        for item in left:
+        unpaired = _Group([i for i in unpaired.images if i not in used], [m for m in unpaired.masks if m not in used])
+    # The names are needed only to explain unpaired files, so nothing is done if there are none.
+    names = (group if unpaired.images or unpaired.masks else unpaired).by_name(_bare)
+    for is_image, items in ((True, unpaired.images), (False, unpaired.masks)):
+        for item in items:
             same = names[_bare(item.stem).casefold()]
-            mine, theirs = (same.images, same.masks) if is_image else (same.masks, same.images)
-            twin = next((each for each in mine if each is not item), None)
+            own_side, other_side = (same.images, same.masks) if is_image else (same.masks, same.images)
+            twin = next((each for each in own_side if each is not item), None)
             case = LATER_CHANNEL.sub("", item.stem)
             if twin:
-                found = findings.IMAGE_NAMED_TWICE if is_image else findings.MASK_NAMED_TWICE
+                finding = findings.IMAGE_NAMED_TWICE if is_image else findings.MASK_NAMED_TWICE
             elif is_image and case != item.stem and names[_bare(case).casefold()].masks:
-                found = findings.EXTRA_CHANNEL
-            elif theirs:
-                continue  # two images wait for this mask: they are named above
+                finding = findings.EXTRA_CHANNEL
+            elif other_side:
+                # Several files of the other side have this name. The issue about them says enough.
+                continue
             else:
-                found = findings.NO_MASK if is_image else findings.NO_IMAGE
+                finding = findings.NO_MASK if is_image else findings.NO_IMAGE
             facts = {"name": _bare(item.stem), "case": case, "twin": twin and twin.shown}
-            issues.append(found.issue(item.shown, **facts))
+            issues.append(finding.issue(item.shown, **facts))
 
 
 def _split(name: str) -> tuple[str, str]:
-    """ "a/b.nii.gz" -> ("b", ".nii.gz"). DICOM files are often named by a UID: no suffix is a number."""
+    """Split a name into stem and ending: "a/b.nii.gz" gives ("b", ".nii.gz").
+
+    A number is never an ending, because DICOM files are often named by a UID.
+    """
     base = name.rpartition("/")[2]
     short = stem(base)
     if short == base and (other := OTHER_SUFFIX.search(base)):
@@ -204,7 +230,8 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def natural(name: str) -> list[Any]:
-    """Sort key with 2 before 10. Numbers stay text, the shorter first: int() refuses very long ones."""
+    """Return a key that sorts names in natural order, with 2 before 10."""
+    # Numbers are compared as text, shorter ones first, because int() refuses very long ones.
     parts: list[Any] = re.split(r"([0-9]+)", name.casefold())
     parts[1::2] = [(len(number), number) for number in (text.lstrip("0") for text in parts[1::2])]
     return [*parts, name]

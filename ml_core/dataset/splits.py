@@ -1,4 +1,7 @@
-"""Who is trained on and who is held out: by patient group, near-duplicates together, seeded, and stored as data."""
+"""Split cases into those that are trained on and those that are held out.
+
+A split keeps each patient, and near-duplicates, on one side. It is drawn by a seed, and stored as data.
+"""
 
 from __future__ import annotations
 
@@ -14,69 +17,72 @@ from scipy.sparse.csgraph import connected_components
 
 from ml_core.dataset.patients import BY_NAME
 from ml_core.documents import Document, LeftOut
-from ml_core.errors import ConfigError
+from ml_core.errors import ConfigError, count_of
 
 TEST_FRACTION = 0.2
-GROUPS_FOR_A_TEST_PART = 30  # a fifth of fewer is under six cases, and the interval of such a mean says nothing
+# A fifth of fewer groups is under six. The confidence interval of a mean over so few is too wide to say anything.
+GROUPS_FOR_A_TEST_PART = 30
+# The cases of one patient are divided into this many blocks of neighbours.
 BLOCKS = 10
 PARTS = ("train", "val", "test")
 
 Name = int | str
-"""Of a case, outside of one training: its id, or what a file calls it."""
+"""What identifies a case in every training: its id, or its name in a file."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Positions of cases. `grouping` says in words what was kept together."""
+    """A split by the positions of the cases in one training."""
 
     train: list[int]
     val: list[int]
     test: list[int]
     grouping: str
+    """What was kept together on one side, in words."""
 
     @property
     def held_out(self) -> list[int]:
-        """The cases for the final numbers: the test part, or the validation part where the data is too little for one."""
+        """The cases for the final metrics: the test part, or the validation part if there is no test part."""
         return self.test or self.val
 
     def to_names(self, names: Sequence[Name]) -> StoredSplit:
-        """To be stored. `names`: that of each position."""
+        """Return this split by names, to be stored. `names` are those of the cases, by position."""
         train, val, test = ([names[position] for position in part] for part in (self.train, self.val, self.test))
         return StoredSplit(train, val, test, self.grouping)
 
 
 @dataclass(frozen=True)
 class Fold(Document):
-    """One of several ways to part the same cases in two."""
+    """One fold of a cross-validation: one of several ways to divide the same cases."""
 
     train: Sequence[Name]
-    """Who is learnt from."""
+    """The cases to train on."""
     val: Sequence[Name]
-    """Who is validated on."""
+    """The cases to validate on."""
 
 
 @dataclass(frozen=True)
 class StoredSplit(Document):
-    """A split as it is stored: by the names of the cases, which stay while their positions change."""
+    """A split as it is stored: by the names of the cases, because their positions can change."""
 
     train: Sequence[Name] = field(default_factory=list)
-    """Who is learnt from; of several folds the first one's."""
+    """The cases to train on; in a cross-validation, those of the first fold."""
     val: Sequence[Name] = field(default_factory=list)
-    """Who the best weights are chosen on; of several folds the first one's."""
+    """The cases by which the best weights are chosen; in a cross-validation, those of the first fold."""
     test: Sequence[Name] = field(default_factory=list)
-    """Who is locked away for the final numbers; empty where the data is too little."""
+    """The cases that are used for the final metrics only; empty if there are too few cases."""
     grouping: str = "as stored"
-    """In words, what was kept together on one side."""
+    """What was kept together on one side, in words."""
     folds: Annotated[list[Fold] | None, LeftOut] = None
-    """All folds of a cross-validation, which share the test part."""
+    """All folds of a cross-validation, which share the test part; None for a single split."""
 
     def parts(self) -> dict[str, Sequence[Name]]:
-        """Each of PARTS by its name."""
+        """The cases of each part, by the part's name in PARTS."""
         return {part: getattr(self, part) for part in PARTS}
 
 
 def join(count: int, pairs: ArrayLike) -> NDArray[np.int32]:
-    """Group numbers 0, 1, ... in order of appearance for `count` things, of which `pairs` (M, 2) belong together."""
+    """Number the groups 0, 1, ... that `pairs` (M, 2) of positions connect, in order of appearance: (count,) int32."""
     rows, columns = np.asarray(pairs, int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count))
     numbers: NDArray[np.int32] = connected_components(graph, directed=False)[1]
@@ -91,24 +97,26 @@ def split_cases(
     test_fraction: float | None = None,
     duplicates: Sequence[int] | None = None,
 ) -> Split:
-    """Split cases so that no group is on two sides. Needs two cases or more.
+    """Split cases so that no patient is on two sides.
 
-    `groups`: the patient of each case, "" for a case on its own; `duplicates`: a number for each case, equal for
-    near-duplicates (ml_core.dataset.near_duplicates), which are kept together too. Fractions are of the units that arise.
-    `test_fraction`: 0 to 0.5, 0 for no test part; None: a fifth if there are 30 units or more, else none.
-    The test part depends on groups and duplicates alone and not on `seed`, so that it stays locked while trainings vary.
+    `groups` has the patient of each case, or "" for a case on its own. `duplicates` has a number for each case, equal
+    for near-duplicates (ml_core.dataset.near_duplicates), which are kept together too. Cases that are kept together
+    form a unit, and the fractions count units. `test_fraction` is 0 to 0.5, and 0 gives no test part. None gives a test
+    part of a fifth if there are 30 units or more, and otherwise none. The test part depends on groups and duplicates
+    alone, not on `seed`, so that it stays the same while trainings vary.
 
-    All cases of one patient: neighbouring cases (by position) are kept together in 10 blocks, since slices beside each other
-    look alike, with a test part from 10 cases on; the numbers then say little about other patients. The same where
-    near-duplicates link more than half of all cases, such as the frames of a video; of several patients, the duplicates are
-    then left apart and the patients stay whole. A patient with more than half of all cases is always trained on.
+    If all cases come from one patient, neighbouring cases (by position) form 10 blocks, because neighbouring slices
+    look alike; there is a test part from 10 cases on. The metrics then say little about other patients. Blocks are also
+    formed if near-duplicates link more than half of all cases, as in the frames of a video. If there are several
+    patients, near-duplicates are ignored instead, and each patient stays whole. A patient with more than half of all
+    cases is always trained on. Raises ValueError for fewer than two cases or a wrong `test_fraction`.
     """
     units = _plan_units(groups, duplicates)
-    test, rest = _locked_test(units, test_fraction)
+    test, others = _locked_test(units, test_fraction)
     largest, size = Counter(units.of_case).most_common(1)[0]
-    movable = np.array([unit for unit in rest if unit != largest or size <= len(groups) / 2], int)
+    movable = np.array([unit for unit in others if unit != largest or size <= len(groups) / 2], int)
     shuffled = np.random.default_rng(seed).permutation(movable)
-    n_val = min(max(1, round(validation_fraction * len(rest))), len(rest) - 1)
+    n_val = min(max(1, round(validation_fraction * len(others))), len(others) - 1)
     return _split(units, val=shuffled[:n_val], test=test)
 
 
@@ -120,19 +128,21 @@ def cross_validation(
     test_fraction: float | None = None,
     duplicates: Sequence[int] | None = None,
 ) -> list[Split]:
-    """`folds` splits with the test part of `split_cases`; each of the other units is validated on in exactly one of them.
+    """Make `folds` splits that share the test part of `split_cases`.
 
-    Raises ConfigError (code folds) for fewer than two folds or more folds than there are units outside of the test part.
+    Each unit outside the test part is validated on in exactly one split. Raises ConfigError folds for fewer than two
+    folds, or for more folds than units outside the test part.
     """
     units = _plan_units(groups, duplicates)
-    test, rest = _locked_test(units, test_fraction)
-    if not 2 <= folds <= len(rest):
+    test, others = _locked_test(units, test_fraction)
+    if not 2 <= folds <= len(others):
+        available = count_of(len(others), "group")
         raise ConfigError(
             "folds",
-            f"{folds} folds cannot be made of what is trained on: {len(rest)} groups ({units.grouping}).",
-            f"Choose 2 to {len(rest)} folds.",
+            f"{count_of(folds, 'fold')} cannot be made of the {available} outside the test part ({units.grouping}).",
+            f"Choose 2 to {len(others)} folds.",
         )
-    shuffled = np.random.default_rng(seed).permutation(rest)
+    shuffled = np.random.default_rng(seed).permutation(others)
     return [_split(units, val=shuffled[fold::folds], test=test) for fold in range(folds)]
 
 
@@ -143,12 +153,13 @@ def reuse_split(
     *,
     duplicates: Sequence[int] | None = None,
 ) -> Split:
-    """A stored split over the cases of today: who is in it keeps the side, who is gone is left out.
+    """Apply a stored split to the present cases. A case in it keeps its part; a case that no longer exists is dropped.
 
-    `stored`: the names or ids of the cases of each part, and the grouping. `names`: that of each case of today.
-    A new case is trained on, unless its patient or near-duplicates are held out: then it joins them (in the test part if
-    they are in both). Where the stored split has a patient in training and held out at once (blocks of neighbours),
-    the new case is trained on. Raises ConfigError (code split) where nothing is left to train on or to validate on.
+    `names` are the names or ids of the present cases; `groups` and `duplicates` are as in `split_cases`. A new case is
+    trained on, unless its patient or its near-duplicates are held out: then it joins them, in the test part if they are
+    in both held-out parts. If the stored split has a patient both in training and held out (blocks of neighbours), the
+    new case is trained on. Raises ConfigError split if a case is in two parts, or if no case is left to train on or to
+    validate on.
     """
     side: dict[Name, str] = {}
     for part, members in stored.parts().items():
@@ -161,9 +172,10 @@ def reuse_split(
         sides_of_unit.setdefault(unit, set()).update({side[name]} if name in side else ())
     parts: dict[str, list[int]] = {part: [] for part in PARTS}
     for position, (unit, name) in enumerate(zip(units, names, strict=True)):
-        found = sides_of_unit[unit]
-        beside = "train" if not found or "train" in found else min(found)  # "test" comes before "val"
-        parts[side.get(name, beside)].append(position)
+        sides = sides_of_unit[unit]
+        # min() prefers "test" to "val", as it compares the words.
+        default = "train" if not sides or "train" in sides else min(sides)
+        parts[side.get(name, default)].append(position)
     if not parts["train"] or not parts["val"]:
         raise ConfigError(
             "split",
@@ -175,14 +187,18 @@ def reuse_split(
 
 @dataclass(frozen=True)
 class _Units:
-    """What cannot be divided: the unit 0, 1, ... of each case. `enough`: for a test part that was not asked for."""
+    """The units of a split: cases that must stay together."""
 
     of_case: list[int]
+    """The unit (0, 1, ...) of each case."""
     grouping: str
+    """What the units keep together, in words."""
     enough: bool
+    """There are enough units for a test part by default."""
 
 
 def _plan_units(groups: Sequence[str], duplicates: Sequence[int] | None) -> _Units:
+    """Decide which cases must stay together, by the rules of `split_cases`."""
     count = len(groups)
     if count < 2:
         raise ValueError("a split needs at least two cases")
@@ -211,11 +227,15 @@ def _plan_units(groups: Sequence[str], duplicates: Sequence[int] | None) -> _Uni
 
 
 def _keys(groups: Sequence[str]) -> list[str]:
+    """The group of each case; a case without group gets one of its own."""
     return [group or f"case {position}" for position, group in enumerate(groups)]
 
 
 def _joined_units(keys: Sequence[str], duplicates: Sequence[int] | None) -> list[int]:
-    """Numbers in order of appearance, equal for cases with one key or one duplicate number, also through others."""
+    """Number the units in order of appearance. Cases with the same key or the same duplicate number share a unit.
+
+    Two cases that each share a unit with a third are in one unit.
+    """
     pairs: list[tuple[int, int]] = []
     for marks in (keys, duplicates or range(len(keys))):
         first: dict[Hashable, int] = {}
@@ -224,7 +244,10 @@ def _joined_units(keys: Sequence[str], duplicates: Sequence[int] | None) -> list
 
 
 def _locked_test(units: _Units, fraction: float | None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Units of the test part, and the others in ascending order; two at least are left for training and validation."""
+    """Return the units of the test part and, ascending, the others. At least two are left to train and validate on.
+
+    The test part is drawn by the number of units instead of a training's seed, so that all trainings share it.
+    """
     if fraction is not None and not 0 <= fraction <= 0.5:
         raise ValueError("test_fraction must lie between 0 and 0.5")
     count = max(units.of_case) + 1
@@ -238,6 +261,7 @@ def _locked_test(units: _Units, fraction: float | None) -> tuple[NDArray[np.intp
 
 
 def _split(units: _Units, *, val: NDArray[np.intp], test: NDArray[np.intp]) -> Split:
+    """Turn the units of the held-out parts into a split of cases. All other units are trained on."""
     side = dict.fromkeys(val.tolist(), "val") | dict.fromkeys(test.tolist(), "test")
     parts: dict[str, list[int]] = {part: [] for part in PARTS}
     for position, unit in enumerate(units.of_case):

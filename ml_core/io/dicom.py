@@ -309,7 +309,7 @@ def _check_boxes(frame: bytes) -> None:
 
 
 def _stream_size(frame: bytes) -> tuple[int, int] | None:
-    """Read (rows, columns) from a JPEG, JPEG-LS or JPEG 2000 stream; None if it has no readable size, as RLE."""
+    """Read (rows, columns) from a JPEG, JPEG-LS or JPEG 2000 stream; None if it gives no size, such as RLE."""
     at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if at >= 0:
         width, height, left, top = struct.unpack(">4I", frame[at + 8 : at + 24])

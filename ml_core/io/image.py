@@ -47,10 +47,7 @@ class DicomSource:
     """
 
     instances: tuple[str, ...]
-    """SOPInstanceUID of each slice, in the order of the array along `axis`; one for a 2D image.
-
-    "" if the header has none.
-    """
+    """SOPInstanceUID of each slice in array order along `axis`, or of the 2D image; "" if the header gives none."""
     frames: tuple[int, ...]
     """For each slice, the number of its frame within its instance. Frames count from 1."""
     sop_class: str

@@ -195,8 +195,8 @@ def _as_image_error() -> Iterator[None]:
         yield
     except ArchiveError as error:
         if error.code in _TOO_LARGE:
-            most = f"at most {LIMITS.max_entries:,} files and {LIMITS.max_expanded_bytes / 2**30:g} GiB are read"
-            raise ImageError("archive_too_large", f"The series is too large; {most}.", ONE_SERIES) from error
+            limits = f"at most {LIMITS.max_entries:,} files and {LIMITS.max_expanded_bytes / 2**30:g} GiB are read"
+            raise ImageError("archive_too_large", f"The series is too large; {limits}.", ONE_SERIES) from error
         if error.code == "no_files":
             raise _no_dicom() from error
         cure = ONE_SERIES if error.code == "ratio" else error.cure

@@ -1,4 +1,4 @@
-"""How far a network's probabilities can be believed: calibration over the held-out cases."""
+"""Measure the calibration of a network: how well its probabilities agree with how often it is right."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ from ml_core.measures.metrics import IGNORED
 from ml_core.measures.results import CalibrationBin, Reliability
 
 BINS = 15
-CHUNK_PIXELS = 2**19  # pixels looked at together, which bounds the memory however large a volume is
+# Pixels that are processed together. This bounds the memory for volumes of any size.
+CHUNK_PIXELS = 2**19
 
 
 class Calibration:
-    """Reliability of the top label, gathered case by case: the expected calibration error (ECE) of Guo et al. 2017.
+    """Gathers the expected calibration error (ECE) and its bins case by case (Guo et al. 2017, arXiv:1706.04599).
 
-    Every pixel falls by the probability of its winning class into one of BINS bins of equal width, (0, 1/15] the first. The
-    ECE is the mean over pixels of |accuracy - mean confidence| of their bin: arXiv:1706.04599. Counted twice, over all pixels
-    and over the foreground (reference or prediction is not background, index 0): background is most of a medical image and
-    easy, so that alone it makes nearly any network look calibrated. Pixels of all cases weigh the same.
+    The probability of a pixel's winning class puts the pixel into one of BINS bins of equal width; the first is (0,
+    1/15]. The ECE is the mean over pixels of |accuracy - mean confidence| of their bin. It is computed over all pixels
+    and over the foreground alone (pixels whose reference or prediction is not the background, index 0), because
+    background is the larger and easier part of a medical image and makes nearly any network look calibrated. All pixels
+    of all cases weigh the same.
     """
 
     def __init__(self) -> None:
-        self._sums = np.zeros((2, 3, BINS))  # all and foreground; confidence, correct and count
+        # Axes: all pixels or foreground; sums of confidence, of correct pixels and of pixels; bin.
+        self._sums = np.zeros((2, 3, BINS))
 
     def add(self, probabilities: NDArray[Any], reference: NDArray[Any]) -> None:
-        """Probabilities (K, *spatial), any float type, summing to 1 over K; reference: class positions (*spatial)."""
+        """Add one case: probabilities (K, *spatial) of any float type that sum to 1 over K, class positions (*spatial).
+
+        Raises ValueError if the shapes do not fit.
+        """
         if probabilities.shape[1:] != reference.shape:
             raise ValueError(f"probabilities {probabilities.shape} do not fit a reference of {reference.shape}")
         for part in _chunks(reference.shape):
@@ -47,7 +53,7 @@ class Calibration:
             self._sums[region, row] += np.bincount(bins, weights, minlength=BINS)
 
     def result(self) -> Reliability:
-        """NaN where no pixel was seen."""
+        """Return the calibration so far. Numbers of a bin without pixels are NaN, as is the ECE without any pixel."""
         (bins, ece), (bins_foreground, ece_foreground) = map(_reliability, self._sums)
         return Reliability(ece, ece_foreground, bins, bins_foreground)
 
@@ -66,7 +72,7 @@ def _reliability(sums: NDArray[np.float64]) -> tuple[list[CalibrationBin], float
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices along the first spatial axis."""
+    """Yield slices along the first spatial axis, each of CHUNK_PIXELS pixels at most (but of one row at least)."""
     rows = max(1, CHUNK_PIXELS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield slice(start, start + rows)

@@ -1,6 +1,7 @@
-"""The numbers of an evaluation as types. ml_core.measures.metrics says what each number means and how empty masks count.
+"""The types for the results of an evaluation.
 
-Numbers are NaN where they are undefined, and null in JSON.
+ml_core.measures.metrics defines each number, and says how empty masks count. An undefined number is NaN, and null in
+JSON.
 """
 
 from __future__ import annotations
@@ -15,65 +16,68 @@ Interval = tuple[Number, Number]
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(Document):
-    """One class in one case, or means of such numbers."""
+    """The metrics of one class in one case, or means of such metrics. Overlaps (dice to recall) are 0 to 1."""
 
     dice: Number
     iou: Number
     precision: Number
     recall: Number
     hd95: Number
-    """95th percentile of the distance between the surfaces, in mm, or pixels where the spacing is unknown."""
+    """95th percentile of the distance between the surfaces, in mm, or in pixels if the spacing is unknown."""
     nsd: Number
-    """Share of the surfaces within ml_core.measures.metrics.TOLERANCE of the other."""
+    """Share of both surfaces that lies within ml_core.measures.metrics.TOLERANCE of the other surface, 0 to 1."""
     volume_error: Number
-    """Predicted minus reference, in `Metrics.volume_unit`; means are of absolute values."""
+    """Predicted minus reference volume, in `Metrics.volume_unit`; means are of absolute values."""
     volume_error_relative: Number
-    """The same as a share of the larger of both, -1 to 1; means are of absolute values."""
+    """Volume error divided by the larger of the two volumes, -1 to 1; means are of absolute values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Means(Scores):
-    """Means over the cases in which they are defined, and how many cases were undefined or missed."""
+    """Means over the cases in which a metric is defined, and the numbers of undefined and missed cases."""
 
     ci95: dict[str, Interval]
-    """Field of Scores → 95 % interval of its mean, NaN where there are fewer than two patients or cases to draw."""
+    """Field of Scores → 95 % interval of its mean; NaN if there are fewer than two patients or cases to draw."""
     n_cases: int
-    """Of one class: cases in which it is defined; of all foreground classes: all cases."""
+    """For one class, the cases in which it is defined; for the foreground as a whole, all cases."""
     undefined: int
-    """Cases whose reference and prediction lack the class; of all foreground classes: summed over them."""
+    """Cases in which neither reference nor prediction has the class; for the foreground, the sum over its classes."""
     misses: int
-    """Defined cases with a Dice of 0, summed like `undefined`; the next three say which kind."""
+    """Defined cases with a Dice of 0, summed over classes like `undefined`.
+
+    The next three counts divide them by kind.
+    """
     not_found: int
-    """In the reference only."""
+    """Misses with the class in the reference only."""
     misplaced: int
-    """In both, without a pixel in common."""
+    """Misses with the class in both, without a common pixel."""
     false_alarms: int
-    """In the prediction only."""
+    """Misses with the class in the prediction only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverallMeans(Means):
-    """Over all cases, for the foreground classes together."""
+    """Means over all cases, for the foreground classes together."""
 
     n_defined: int
     """Cases in which a foreground class is defined."""
     n_units: int
-    """Patients, or cases of no known patient, that the intervals are drawn from."""
+    """Number of units that the bootstrap draws for the intervals: patients, and cases of no known patient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(OverallMeans):
-    """What ml_core.measures.metrics.summarise makes of the scores alone."""
+    """The result of ml_core.measures.metrics.summarise."""
 
     per_class: list[Means]
     """Background first."""
     per_case: list[Scores]
-    """Means over the foreground classes that are defined in the case."""
+    """For each case, means over the foreground classes that are defined in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores(Scores):
-    """One class in one case."""
+    """The metrics of one class in one case."""
 
     value: int
     """Label value."""
@@ -81,7 +85,7 @@ class ClassScores(Scores):
 
 @dataclass(frozen=True, kw_only=True)
 class NamedScores(ClassScores):
-    """The same with what a page shows of the class."""
+    """The metrics of one class in one case, with the class's name and colour for a page."""
 
     name: str
     color: str
@@ -90,7 +94,7 @@ class NamedScores(ClassScores):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageMetrics(Document):
-    """One image against its reference: means over the defined foreground classes (see Scores), and each class."""
+    """The metrics of one image: means over its defined foreground classes (fields as in Scores), and each class."""
 
     dice: Number
     iou: Number
@@ -101,26 +105,27 @@ class ImageMetrics(Document):
     per_class: list[NamedScores]
     """Background first."""
     unit: str
-    """Of distances: "mm" or "px"."""
+    """The unit of distances: "mm" or "px"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseMetrics(Scores):
-    """One case: means over its defined foreground classes."""
+    """The metrics of one held-out case: means over its defined foreground classes, and each class."""
 
     name: str
     sample: int
-    """Id of the case; on the platform, of the sample."""
+    """Id of the case; on the platform, the id of the sample."""
     picture: bool
-    """Whether a picture of right and wrong was kept."""
+    """Whether a picture of the right and wrong pixels was kept."""
     confidence: float
-    """Mean certainty over the predicted foreground, 0 to 1."""
+    """Mean certainty (1 - entropy / log K) over the predicted foreground, 0 to 1."""
     per_class: list[ClassScores]
+    """Background first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMetrics(Means):
-    """One class over all cases."""
+    """The metrics of one class over all cases."""
 
     value: int
     """Label value."""
@@ -131,43 +136,45 @@ class ClassMetrics(Means):
 
 @dataclass(frozen=True)
 class CalibrationBin(Document):
-    """Pixels whose winning class has a probability above `low` and up to `high`."""
+    """The pixels whose winning class has a probability above `low` and up to `high`."""
 
     low: float
     high: float
     confidence: Number
     """Mean probability of the winning class."""
     accuracy: Number
-    """Share of the pixels that are right."""
+    """Share of the pixels that were predicted right."""
     count: int
     """Number of pixels."""
 
 
 @dataclass(frozen=True)
 class Reliability(Document):
-    """How far probabilities can be believed (ml_core.measures.calibration)."""
+    """The calibration of a network (ml_core.measures.calibration)."""
 
     ece: Number
     """Expected calibration error over all pixels, 0 to 1."""
     ece_foreground: Number
-    """The same over the pixels whose reference or prediction is not background."""
+    """Expected calibration error over the pixels whose reference or prediction is not background, 0 to 1."""
     bins: list[CalibrationBin]
+    """The bins over all pixels."""
     bins_foreground: list[CalibrationBin]
+    """The bins over the pixels of `ece_foreground`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics(OverallMeans):
-    """A model on its held-out cases: full images in their own resolution."""
+    """The metrics of a model on its held-out cases, on full images in their own resolution."""
 
     per_class: list[ClassMetrics]
     """Background first."""
     per_case: list[CaseMetrics]
     evaluated_on: str
-    """ "test", "val", or "given" for images that came from elsewhere."""
+    """The part of the split: "test" or "val", or "given" for images that are not of the dataset."""
     held_out: int
-    """Cases that are held out in all; `n_cases` of them were evaluated."""
+    """Number of held-out cases; `n_cases` of them were evaluated."""
     unit: str
-    """Of distances: "mm" or "px"."""
+    """The unit of distances: "mm" or "px"."""
     volume_unit: str
-    """Of `volume_error`: "mm³", "mm²", "voxels" or "px"."""
+    """The unit of `volume_error`: "mm³", "mm²", "voxels" or "px"."""
     calibration: Reliability

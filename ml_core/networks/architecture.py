@@ -1,4 +1,4 @@
-"""What an entry of the catalogue says of a network."""
+"""The type of an entry in the catalogue of networks, and the types that it uses."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ if TYPE_CHECKING:
     from torch import nn
 
 Arguments = dict[str, Any]
-"""What a network is built with beside encoder, channels and classes, as JSON. A plan keeps it."""
+"""The arguments of a network's constructor, other than encoder, channels and classes. A plan stores them as JSON."""
 Choice = tuple[float, str]
-"""A planned value and its reason."""
+"""A planned value, and the reason for it."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a network's arguments follow from."""
+    """The facts that the arguments of a network depend on."""
 
     encoder: str
     patch: tuple[int, ...]
-    """Pixels per axis that the network is trained on."""
+    """Pixels per axis of a training patch."""
     spacing: tuple[float, ...]
     """Size of a pixel per axis, in any unit."""
     deep_supervision: bool
+    """Coarser outputs are trained too."""
 
     @property
     def width(self) -> int:
-        """Features at full resolution, of an encoder from scratch."""
+        """Features at full resolution, with which the name of a from-scratch encoder ends: 16 for "plain-16"."""
         return int(self.encoder.rpartition("-")[2])
 
 
 class Build(Protocol):
-    """Makes a network, and a message for the user ("" when all is as asked)."""
+    """Builds a network. Returns it with a message for the user, which is "" if everything is as requested."""
 
     def __call__(
         self, channels: int, classes: int, arguments: Arguments, *, encoder: str, encoder_weights: str
@@ -47,24 +48,26 @@ class Architecture:
     name: str
     label: str
     summary: str
-    """One sentence, with its source."""
+    """One sentence for the user, with the paper's first author and year."""
     dimensions: int
     """2 or 3."""
     encoders: list[str]
-    """Those that it can use, the usual one first."""
+    """The encoders that it can use, the usual one first."""
     build: Build
+    """Builds the network."""
     arguments: Callable[[Use], Arguments]
-    """What it is built with."""
+    """Computes the arguments of `build`."""
     multiple: Callable[[Arguments], tuple[int, ...]]
-    """Per axis the number of pixels that an input's size must be a multiple of."""
+    """Returns, per axis, the number of pixels that the size of an input must be a multiple of."""
     patch_multiple: int = 1
-    """The sides of a 3D patch must be multiples of it, whatever the arguments."""
+    """The sides of a 3D patch must be multiples of this, whatever the arguments."""
     minimum_size: int
-    """Pixels per axis; a smaller input leaves nothing to pool at the bottom."""
+    """Least pixels per axis of an input; of a smaller one nothing is left to pool at the coarsest stage."""
     takes_any_size: bool = True
-    """False: an input has the very size of the patch."""
+    """Whether inputs may have any size; if not, they must have exactly the size of the patch."""
     deep_supervision: bool = False
-    """Whether coarser outputs can learn too."""
+    """Whether its coarser outputs can be trained too."""
     learning_rate: Choice = (1e-3, "AdamW with warm-up and cosine decay learns well from 0.001.")
+    """The planned learning rate, and the reason for it."""
     suits_muon: bool = False
-    """Whether it learns more in a step with Muon than with AdamW."""
+    """Whether a step of Muon teaches it more than a step of AdamW."""

@@ -1,7 +1,7 @@
-"""Every network that can be trained. An entry says what a network is, and holds the functions that plan and build it.
+"""The catalogue of networks that can be trained. Each entry holds the functions that plan and build its network.
 
-A new network is an entry here, with its arguments, and a function in a module of its own. That module is imported when the
-network is built: a web process lists the entries without torch.
+To add a network, add an entry here, with its arguments, and a function that builds it in a module of its own. That
+module is imported only when the network is built, because a web process lists the entries without loading torch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from ml_core.networks.pooling import pooling
 if TYPE_CHECKING:
     from torch import nn
 
-PATCH = {2: (256, 256), 3: (64, 64, 64)}  # pixels per axis, by dimensions, where nobody names a patch
+# Default patch in pixels per axis, by dimensions.
+PATCH = {2: (256, 256), 3: (64, 64, 64)}
 
 
 def find(name: str) -> Architecture:
-    """By its name. Raises ConfigError."""
+    """Return the entry of a network by its name. Raises ConfigError architecture for an unknown name."""
     if name not in ARCHITECTURES:
         raise ConfigError(
             "architecture", f"There is no architecture {name!r}.", f"Choose one of: {', '.join(ARCHITECTURES)}."
@@ -40,10 +41,10 @@ def network_arguments(
     spacing: tuple[float, ...] | None = None,
     deep_supervision: bool = False,
 ) -> Arguments:
-    """What `build` needs beside the encoder, so that the same network can be built again later.
+    """Compute the arguments of `build`. A plan keeps them, so that the same network can be built again later.
 
-    patch: pixels per axis that the network is trained on; spacing: their size, None for equal. Raises ConfigError where the
-    patch does not fit.
+    `patch` is the size of a training patch in pixels per axis. `spacing` is the size of a pixel per axis; None means
+    the same on all axes. Raises ConfigError patch if the patch does not fit the network.
     """
     architecture = find(name)
     if any(length % architecture.patch_multiple for length in patch):
@@ -64,12 +65,14 @@ def build(
     encoder_weights: str = "none",
     arguments: Arguments | None = None,
 ) -> tuple[nn.Module, str]:
-    """The network, and a message for the user ("" when all is as asked).
+    """Build a network. Returns it with a message for the user, which is "" if everything is as requested.
 
-    arguments: from `network_arguments`; None makes them for a middling patch of equal spacing.
-    Input float (N, channels, *spatial), sizes as `Architecture.multiple` says; output logits (N, classes, *spatial), in training
-    with deep supervision a list of them, from full resolution to coarse.
-    Weights of a hub that is out of reach are not an error: the network starts from random weights and the message says so.
+    `arguments` come from `network_arguments`; None computes them for the patch PATCH of equal spacing.
+
+    The network takes float (N, channels, *spatial), with sizes as `Architecture.multiple` requires, and returns logits
+    (N, classes, *spatial). In training with deep supervision it returns a list of logits, from full resolution to
+    coarse. If the weights of an encoder cannot be downloaded, the network starts from random weights, and the message
+    says so.
     """
     architecture = find(name)
     if arguments is None:
@@ -78,7 +81,7 @@ def build(
 
 
 def _from_scratch(module: str, function: str) -> Build:
-    """`function` of a module of ml_core.networks takes channels, classes and the arguments."""
+    """Make a Build that calls `function` of a `module` in ml_core.networks with channels, classes and arguments."""
 
     def build(
         channels: int, classes: int, arguments: Arguments, *, encoder: str, encoder_weights: str
@@ -90,6 +93,8 @@ def _from_scratch(module: str, function: str) -> Build:
 
 
 def _with_encoder(factory: str, options: Mapping[str, object]) -> Build:
+    """Make a Build for the class `factory` of segmentation_models_pytorch with more arguments `options`."""
+
     def build(
         channels: int, classes: int, arguments: Arguments, *, encoder: str, encoder_weights: str
     ) -> tuple[nn.Module, str]:
@@ -100,9 +105,9 @@ def _with_encoder(factory: str, options: Mapping[str, object]) -> Build:
     return build
 
 
-def _features(use: Use, stages: int, most: int) -> list[int]:
-    """Per stage, twice as many as in the one before."""
-    return [min(use.width * 2**stage, most) for stage in range(stages)]
+def _features(use: Use, stages: int, maximum: int) -> list[int]:
+    """Number of features of each stage: each has twice as many as the one before, but no more than `maximum`."""
+    return [min(use.width * 2**stage, maximum) for stage in range(stages)]
 
 
 def _plain_arguments(use: Use, *, residual: bool) -> Arguments:
@@ -142,6 +147,7 @@ def _unetr_arguments(use: Use) -> Arguments:
 
 
 def _by_strides(arguments: Arguments) -> tuple[int, ...]:
+    """The product of the strides per axis, which the sizes of an input must be multiples of."""
     return tuple(math.prod(axis) for axis in zip(*arguments["strides"], strict=True))
 
 
@@ -154,7 +160,7 @@ def _smp(
     minimum_size: int = 32,
     **options: Any,
 ) -> Architecture:
-    """A network of segmentation_models_pytorch. options: what makes it this variant."""
+    """Make the entry of a network from segmentation_models_pytorch. `options` are arguments that select the variant."""
     return Architecture(
         name=name,
         label=label,
@@ -169,7 +175,7 @@ def _smp(
 
 
 def _plain(name: str, label: str, summary: str, dimensions: int, *, residual: bool = False) -> Architecture:
-    """A network of ml_core.networks.plain_unet."""
+    """Make the entry of a network from ml_core.networks.plain_unet."""
     rates = {
         2: (4e-3, "A plain U-Net with normalised layers learns quickest from 0.004, with warm-up and cosine decay."),
         3: (2e-3, "Small batches of 3D patches learn steadily from 0.002, with warm-up and cosine decay."),
@@ -193,7 +199,7 @@ def _plain(name: str, label: str, summary: str, dimensions: int, *, residual: bo
 def _monai(
     name: str, label: str, summary: str, function: str, arguments: Callable[[Use], Arguments], **more: Any
 ) -> Architecture:
-    """A network of ml_core.networks.monai_3d; `more` is what differs from a U-Net."""
+    """Make the entry of a network from ml_core.networks.monai_3d. `more` overrides the fields that suit a U-Net."""
     usual = {"encoders": ["plain-16", "plain-8", "plain-32"], "multiple": _by_strides, "minimum_size": 16}
     return Architecture(
         name=name,

@@ -1,4 +1,4 @@
-"""A network turned into code for this machine before its first step."""
+"""Compile a network for this machine before the first step of a training."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ def compile_forward(
     loss_of: Callable[[Any, Tensor], Tensor],
     device: torch.device,
 ) -> tuple[Forward, str | None]:
-    """How to call `network` in training, and a sentence where it could not be compiled and is called as it is.
+    """Return the function that runs `network` in training, and None or a sentence that says why it is not compiled.
 
-    `network` (in its layout, on `device`) stays the same: its weights and buffers are what the compiled code works with. PyTorch
-    compiles at the first use, so a batch of nothing of `shape` (B, C, *patch) goes forward and backward here, outside of what the
-    training measures. Raises RuntimeError where memory runs out.
+    If compiling fails, the function is the network itself. `network` must be on `device` in its memory layout. It is
+    not changed: the compiled code uses its weights and buffers. PyTorch compiles at the first use, so a batch of zeros
+    of `shape` (B, C, *patch) goes forward and backward here, before the training measures its time. Raises RuntimeError
+    if memory runs out.
     """
     forward: Forward = torch.compile(network, dynamic=False)
-    buffers = [buffer.clone() for buffer in network.buffers()]  # statistics of normalisation layers
+    # The batch of zeros changes the statistics of normalisation layers, so they are restored afterwards.
+    buffers = [buffer.clone() for buffer in network.buffers()]
     images = torch.zeros(*shape, device=device).contiguous(memory_format=memory_layout(len(shape) - 2))
     labels = torch.zeros(shape[0], *shape[2:], dtype=torch.long, device=device)
     failed = None
@@ -37,7 +39,8 @@ def compile_forward(
         with autocast(device, precision):
             logits = forward(images)
         loss_of(logits, labels).backward()  # type: ignore[no-untyped-call]  # torch does not type it
-    except RuntimeError as error:  # torch's own errors of compiling, and of what it calls for it
+    # The errors of torch's compiler, and of the tools that it calls, are RuntimeErrors.
+    except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         words = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

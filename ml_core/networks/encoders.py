@@ -1,4 +1,4 @@
-"""The encoders that networks can be made with, and what they have in common."""
+"""The encoders that networks can be built with, in groups by what the networks need of them."""
 
 from __future__ import annotations
 
@@ -43,12 +43,16 @@ ENCODER_GROUPS: dict[str, list[str]] = {
     "Plain Vision Transformer": ["tu-vit_tiny_patch16_224", "tu-vit_small_patch16_224"],
     "From scratch": ["plain-8", "plain-12", "plain-16", "plain-24", "plain-32", "plain-48"],
 }
-"""Heading → encoders. tu-: from timm. From scratch: the number is the width, the features at full resolution."""
+"""Heading → encoders. "tu-" marks those from timm.
+
+The number of a from-scratch encoder is its features at full resolution.
+"""
 ENCODERS = [name for group in ENCODER_GROUPS.values() for name in group]
 VIT = ENCODER_GROUPS["Plain Vision Transformer"]
 PRETRAINABLE = [name for name in ENCODERS if name not in {*ENCODER_GROUPS["From scratch"], *VIT}]
-# smp's SegFormer encoders lack the half resolution that these decoders build on; timm's fill it with nothing.
+# Encoders with a feature map at half resolution, which some decoders need. segmentation_models_pytorch's SegFormer
+# encoders (mit_) have none; timm's transformers give an empty one instead.
 FULL_PYRAMID = [name for name in PRETRAINABLE if not name.startswith("mit_")]
 _NOT_DILATED = ("densenet", "vgg", "tu-hrnet", "tu-ghostnet", "tu-edgenext", "tu-pvt")
-# Encoders whose strides can be turned into dilations.
+# Encoders whose last strides can be replaced by dilations.
 DILATED = [name for name in PRETRAINABLE if not name.startswith(_NOT_DILATED)]

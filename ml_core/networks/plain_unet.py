@@ -1,4 +1,7 @@
-"""A U-Net from scratch for small data and few cores, in 2D and 3D: nnU-Net's shape with less work where there are most pixels."""
+"""A U-Net from scratch for small data and few cores, in 2D and 3D.
+
+It has the shape of nnU-Net's, with fewer convolutions at the fine resolutions, where each costs most.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SLOPE = 0.01  # of the LeakyReLU
+# Slope of the LeakyReLU for negative values.
+SLOPE = 0.01
 
 _CONVOLUTION: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, type[nn.ConvTranspose2d | nn.ConvTranspose3d]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -17,17 +21,20 @@ _INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d | nn.InstanceNorm3d]] = {2: nn.
 
 
 class PlainUNet(nn.Module):
-    """Encoder of strided convolutions, decoder of transposed ones, a skip at every resolution (Isensee 2021, nnU-Net).
+    """A U-Net of strided convolutions, transposed convolutions, and a skip connection at every resolution.
 
-    `features`, `strides`, `kernels` and `convolutions` have one entry per stage, finest first; strides and kernels one number per
-    axis. Unlike nnU-Net the plan may give a stage a single convolution, and the decoder has one per stage, as in nnU-Net's later
-    residual presets (Isensee 2024): most time goes where there are most pixels, and most is learned elsewhere.
+    The design is nnU-Net's (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z). It differs in that an
+    encoder stage may have a single convolution and each decoder stage has one, as in nnU-Net's later residual presets
+    (Isensee et al. 2024, arXiv:2404.09556). Fine stages take most of the time, and most is learned in the others.
 
-    norm: "batch", or "instance" for batches too small to measure anything. residual: each encoder stage adds what its later
-    convolutions change (He 2016).
+    `features`, `strides`, `kernels` and `convolutions` have one entry per stage, finest first. A stride or kernel has
+    one number per axis. `norm` is "batch", or "instance" for batches that are too small for statistics. With
+    `residual`, each encoder stage adds its later convolutions to the result of its first (He et al. 2016,
+    arXiv:1512.03385).
 
-    Input (N, channels, *spatial), each size a multiple of the product of that axis's strides → logits (N, classes, *spatial).
-    In training with `deep_supervision` a list of logits, from full resolution to coarse, without the two coarsest stages.
+    The input is (N, channels, *spatial); each size must be a multiple of the product of the strides of its axis. The
+    output are logits (N, classes, *spatial). In training with `deep_supervision` it is a list of logits from full
+    resolution to coarse, without the two coarsest stages.
     """
 
     def __init__(
@@ -47,20 +54,21 @@ class PlainUNet(nn.Module):
         dimensions = len(strides[0])
         self.encoder, self.ups, self.decoder, self.heads = (nn.ModuleList() for _ in range(4))
         width = channels
-        for own, stride, kernel, count in zip(features, strides, kernels, convolutions, strict=True):
-            first = ConvBlock(width, own, kernel, stride, norm)
-            rest = [ConvBlock(own, own, kernel, [1] * dimensions, norm) for _ in range(count - 1)]
+        for stage_width, stride, kernel, count in zip(features, strides, kernels, convolutions, strict=True):
+            first = ConvBlock(width, stage_width, kernel, stride, norm)
+            later = [ConvBlock(stage_width, stage_width, kernel, [1] * dimensions, norm) for _ in range(count - 1)]
             self.encoder.append(
-                nn.Sequential(first, Residual(rest)) if residual and rest else nn.Sequential(first, *rest)
+                nn.Sequential(first, Residual(later)) if residual and later else nn.Sequential(first, *later)
             )
-            width = own
+            width = stage_width
         supervised = max(1, len(features) - 2) if deep_supervision else 1
         for stage in reversed(range(len(features) - 1)):
-            own, stride = features[stage], tuple(strides[stage + 1])
-            self.ups.append(_TRANSPOSED[dimensions](width, own, stride, stride))  # type: ignore[arg-type]  # ints or tuples of any length
-            self.decoder.append(ConvBlock(2 * own, own, kernels[stage], [1] * dimensions, norm))
-            width = own
-        # Coarse to fine, like the decoder's last stages, which they read.
+            stage_width, stride = features[stage], tuple(strides[stage + 1])
+            up = _TRANSPOSED[dimensions](width, stage_width, stride, stride)  # type: ignore[arg-type]  # any length
+            self.ups.append(up)
+            self.decoder.append(ConvBlock(2 * stage_width, stage_width, kernels[stage], [1] * dimensions, norm))
+            width = stage_width
+        # The heads are ordered from coarse to fine, like the decoder stages whose results they turn into logits.
         self.heads.extend(
             _CONVOLUTION[dimensions](features[stage], classes, 1) for stage in reversed(range(supervised))
         )
@@ -72,18 +80,18 @@ class PlainUNet(nn.Module):
             x = stage(x)
             skips.append(x)
         skips.pop()
-        found = []
+        decoded = []
         for up, stage in zip(self.ups, self.decoder, strict=True):
             x = stage(torch.cat([up(x), skips.pop()], 1))
-            found.append(x)
+            decoded.append(x)
         if self.training and len(self.heads) > 1:
-            return [head(x) for head, x in zip(reversed(self.heads), reversed(found), strict=False)]
+            return [head(x) for head, x in zip(reversed(self.heads), reversed(decoded), strict=False)]
         logits: Tensor = self.heads[-1](x)
         return logits
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution → normalisation → LeakyReLU; the size changes by `stride` alone."""
+    """Convolution, normalisation and LeakyReLU. Padding keeps the size; only `stride` reduces it."""
 
     def __init__(self, channels: int, features: int, kernel: Sequence[int], stride: Sequence[int], norm: str) -> None:
         dimensions = len(kernel)
@@ -93,7 +101,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """x + blocks(x)."""
+    """A residual connection around blocks: x + blocks(x)."""
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -111,7 +119,7 @@ def _normalisation(norm: str, features: int, dimensions: int) -> nn.Module:
 
 
 def _start(module: nn.Module) -> None:
-    """He 2015."""
+    """Initialise the weights of a convolution for LeakyReLU (He et al. 2015, arXiv:1502.01852)."""
     if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         nn.init.kaiming_normal_(module.weight, a=SLOPE)
         if module.bias is not None:

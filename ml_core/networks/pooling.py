@@ -1,16 +1,19 @@
-"""How a network from scratch halves its input, stage by stage."""
+"""Plan by which strides a network from scratch pools its input, stage by stage."""
 
 from __future__ import annotations
 
-MIN_PIXELS = 4  # of a patch's axis at the coarsest stage
+# Pixels per axis that a patch keeps at the coarsest stage.
+MIN_PIXELS = 4
 MAX_STAGES = 6
 
 
 def pooling(patch: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[list[list[int]], list[list[int]]]:
-    """(strides, kernels) of each stage, one number per axis, as in nnU-Net (Isensee 2021).
+    """Return the strides and the kernel sizes of each stage, one number per axis.
 
-    The finest axes are halved first, until all are alike within a factor of two; until then no kernel reaches across the coarse
-    ones. An axis is halved while its size is even and leaves MIN_PIXELS pixels; there are MAX_STAGES at most.
+    The rules are nnU-Net's (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z). `patch` is in pixels per
+    axis, `spacing` is the size of a pixel per axis in any unit. Fine axes are halved first, until the spacings of all
+    axes differ by less than a factor of two. Until then, kernels have size 1 along the coarse axes. An axis is halved
+    only if its size is even and MIN_PIXELS pixels remain. There are at most MAX_STAGES stages.
     """
     axes = range(len(patch))
     size, step = list(patch), list(spacing)

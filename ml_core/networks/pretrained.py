@@ -1,4 +1,7 @@
-"""Networks of segmentation_models_pytorch, whose encoders may start from weights of a hub. Importing it takes seconds."""
+"""Build networks of segmentation_models_pytorch, whose encoders may start from weights of a model hub.
+
+Importing that library takes seconds, so this module is imported only when a network is built.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ log = logging.getLogger(__name__)
 def make(
     factory: str, channels: int, classes: int, *, encoder: str, encoder_weights: str, options: Mapping[str, object]
 ) -> tuple[nn.Module, str]:
-    """The network, and a message for the user where the encoder's weights are not to be had ("" otherwise).
+    """Build a network. Returns it with a message for the user, which is "" if the encoder's weights could be loaded.
 
-    factory: the class's name. encoder_weights: "imagenet" or "none". options: more arguments of the class.
+    `factory` is the name of the class, and `options` are further arguments of it. `encoder_weights` is "imagenet" or
+    "none".
     """
     make_network = getattr(smp, factory)
     arguments = {"encoder_name": encoder, "in_channels": channels, "classes": classes, **options}
@@ -24,7 +28,8 @@ def make(
         return make_network(encoder_weights=None, **arguments), ""
     try:
         return make_network(encoder_weights=encoder_weights, **arguments), ""
-    except Exception as error:  # the hub's client raises many kinds; each means that the weights are not to be had
+    # The client of the hub raises many kinds of errors. Each means that the weights cannot be loaded.
+    except Exception as error:
         log.warning("no %s weights for %s: %s", encoder_weights, encoder, error)
         message = (
             f"The {encoder_weights} weights of {encoder} could not be loaded ({type(error).__name__}), so the training "

@@ -1,4 +1,4 @@
-"""Who may take how much of the time of a training: preparing, training, refining and evaluating, by one clock."""
+"""Divide the time of a training between its stages (preparing, training, refining, evaluating), by one clock."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from ml_core.documents import Document
 from ml_core.planning.plan import Plan
 
 DEFAULT_SECONDS = 300
-"""The budget of a training that was asked for neither a budget nor a number of epochs."""
+"""The time budget of a training if the user gave neither a budget nor a number of epochs."""
 
 # Shares of the budget.
 PREPARING_SHARE = 0.25
-"""When this share is over, the cases that are decoded by then have to do."""
+"""Once this share is used, the training goes on with the cases that are decoded by then."""
 MIN_PREPARING_SHARE = 0.1
-"""Decoding may take this share from its own start on, however late that comes."""
+"""Decoding may always take this share, even if it starts late."""
 MIN_TRAINING_SHARE = 0.3
-"""Of the time that is left when training starts, this share at least goes into steps, however long the evaluation takes."""
+"""At least this share of the time left at the start of training goes into steps, however long the evaluation takes."""
 REFINING_SHARE = 0.05
-"""Measuring what helps on the validation cases takes this share at most; so do mirrored copies in the evaluation."""
+"""Refining may take at most this share. Mirrored copies are predicted in the evaluation only if they take no more."""
 EVALUATING_SHARE = 0.25
-"""The evaluation takes this share at most: of very many held-out cases some are evaluated, spread evenly."""
+"""The evaluation may take at most this share. If there are too many held-out cases, an even selection is evaluated."""
 LATEST_SHARE = 1.07
-"""No evaluation of a further case that would end later than this; the budget is what a user waits for, give or take a little."""
+"""No further case is evaluated if that would end after this share of the budget: a user is waiting for the result."""
 
-# Shares of something else.
+# Shares of other times.
 COMPARING_SHARE, MIRRORING_SHARE = 0.25, 0.9
-"""Of the time of refining, that are over when runtimes are compared, and when mirroring is measured."""
+"""Shares of the refining time, from its start, after which comparing runtimes and measuring mirroring must be over."""
 VALIDATION_SHARE = 0.06
-"""Of an epoch's time that its validation takes at most, unless the epoch would get too long."""
+"""Validation takes at most this share of the time of an epoch, unless the epoch would get too long."""
 CHECKPOINT_SHARE = 0.03
-"""Of the training's time that goes into writing checkpoints at most."""
+"""Writing checkpoints takes at most this share of the training's time."""
 
-# Reserves, and what the estimate rests on.
+# Reserves, and assumptions of the estimate.
 PACKAGING_SECONDS = 3.0
-"""For each network, to convert it, and to write and check its part of the package."""
+"""Time to convert one network, and to write and check its part of the package."""
 REFINING_PASSES = 20
-"""Over the validation cases: mirrored copies, comparisons of runtimes, post-processing."""
+"""Predictions of each validation case while refining: mirrored copies, comparing runtimes, post-processing."""
 MIRRORED_COPIES = 8
-"""Of an image, where mirrored ones are predicted too."""
+"""Copies of an image that are predicted with mirroring, the image itself included."""
 TRAINING_COST = 3
-"""How many times as long as in validation a pixel takes in training, where something goes backwards too."""
+"""Time for a pixel in training, forward and backward, divided by the time for it in validation."""
 MIN_STEPS, MAX_STEPS = 8, 250
-"""Of an epoch."""
+"""Limits for the steps of an epoch."""
 
 Clock = Callable[[], float]
-"""Seconds since some moment, such as time.monotonic."""
+"""Returns the seconds since some fixed moment, such as time.monotonic."""
 
 
 class Stage(StrEnum):
-    """What a training does, one after the other."""
+    """The stages of a training, in their order."""
 
     PREPARING = "preparing"
     COMPILING = "compiling"
@@ -64,25 +64,27 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Deadline:
-    """When something has to be over."""
+    """The moment by which a piece of work must be over."""
 
     at: float | None = None
-    """By the clock; None where it may take as long as it takes."""
+    """The time of the clock; None if the work may take as long as it needs."""
     clock: Clock = time.monotonic
     """The clock of the budget."""
 
     def left(self) -> float:
-        """Seconds; infinity where there is no deadline."""
+        """Seconds until the deadline; infinity without one."""
         return math.inf if self.at is None else self.at - self.clock()
 
     def is_over(self) -> bool:
+        """Whether the deadline has passed."""
         return self.left() <= 0
 
     def part(self, share: float) -> Deadline:
-        """The end of the first `share` (0 to 1) of the time that is left now."""
+        """Return the deadline for the first `share` (0 to 1) of the time that is left now."""
         return self if self.at is None else Deadline(self.clock() + share * self.left(), self.clock)
 
     def earlier(self, seconds: float) -> Deadline:
+        """Return a deadline that comes `seconds` before this one."""
         return self if self.at is None else Deadline(self.at - seconds, self.clock)
 
 
@@ -91,108 +93,110 @@ NO_DEADLINE = Deadline()
 
 @dataclass(frozen=True)
 class Measured:
-    """What one real step and one real prediction took on this machine."""
+    """The times and the memory that one real step and one real prediction took on this machine."""
 
     seconds_a_step: float
-    """Of one network."""
+    """Time of one training step of one network."""
     seconds_a_case: float
-    """To predict one held-out case with one network."""
+    """Time to predict one held-out case with one network."""
     seconds_to_score: float
-    """To compute the metrics of that case."""
+    """Time to compute the metrics of that case."""
     peak_memory: int
-    """Bytes of the process, or of the GPU's memory."""
+    """Highest memory in bytes: the GPU's if there is one, otherwise that of the process."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to do."""
+    """The amount of work in a training."""
 
     networks: int
-    """That are trained one after the other, and answer together."""
+    """Networks that are trained one after the other and then predict together."""
     steps: int
-    """Of an epoch."""
+    """Steps of an epoch."""
     validation_pixels: int
-    """Pixels or voxels that the validation after an epoch looks at."""
+    """Pixels or voxels that are predicted in the validation after an epoch."""
     validation_cases: int
-    """Cases that the best weights of one network are chosen on."""
+    """Cases by which the best weights of one network are chosen."""
     held_out_cases: int
-    """Cases that the final numbers are of."""
+    """Cases that the final metrics are computed on."""
 
 
 @dataclass(frozen=True)
 class Estimate(Document):
-    """What a training will take, from what was measured before its first step."""
+    """The estimated duration of a training, from measurements before its first step."""
 
     seconds_a_step: float
-    """Of one network."""
+    """Time of one training step of one network."""
     images_per_second: float
-    """Patches learnt from, without the validation."""
+    """Patches per second in training, without validation."""
     seconds_a_case: float
-    """To predict one held-out case with one network."""
+    """Time to predict one held-out case with one network."""
     seconds_to_score: float
-    """To compute the metrics of that case."""
+    """Time to compute the metrics of that case."""
     reserve_seconds: float
-    """What the work after the last step will take."""
+    """Time reserved for the work after the last step."""
     refining_seconds: float
-    """How much of it may go into measuring what helps on the validation cases."""
+    """The part of the reserve for refining."""
     mirroring: bool
-    """Whether mirrored copies would fit into the evaluation."""
+    """Whether the evaluation has time for mirrored copies."""
     peak_memory: int
-    """Bytes of the process, or of the GPU's memory."""
+    """Highest memory in bytes: the GPU's if there is one, otherwise that of the process."""
     epochs: int
-    """The epochs of each network: those asked for, or as many as fit."""
+    """Epochs of each network: the requested number, or as many as fit."""
     seconds: float
-    """Of the whole training from its first step on, the budget at most."""
+    """Time of the whole training from its first step on, at most the budget."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The time of one training. Its steps ask for a deadline where their turn comes."""
+    """The time budget of one training. Each stage asks for its deadline when it begins."""
 
     seconds: float | None
-    """How long the training may take from `begun` on; None where the epochs say when it ends."""
+    """How long the training may take from `begun` on; None if a number of epochs ends it."""
     begun: float
-    """By the clock: when the user's wait began."""
+    """The time of the clock when the user began to wait."""
     clock: Clock = time.monotonic
-    """All times of a training are by this clock."""
+    """The clock for all times of the training."""
     estimate: Estimate | None = None
-    """What the training and the work after it will take, once it is measured."""
+    """The estimated duration; None until it was measured."""
 
     def used(self) -> float:
-        """Seconds so far."""
+        """Seconds that have passed since the beginning."""
         return self.clock() - self.begun
 
     def left(self) -> float:
-        """Seconds until the budget is over; infinity where there is none."""
+        """Seconds until the budget is used up; infinity without a budget."""
         return math.inf if self.seconds is None else self.seconds - self.used()
 
     def deadline_of(self, stage: Stage) -> Deadline:
-        """When `stage`, which begins now, has to be over. Training and refining need the estimate."""
+        """Return the deadline of a stage that begins now. For training and refining, `estimate` must be set."""
         if stage == Stage.REFINING:
             return Deadline(self.clock() + self._estimated().refining_seconds, self.clock)
         if self.seconds is None:
             return Deadline(None, self.clock)
         if stage == Stage.PREPARING:
-            usual, least = self.begun + PREPARING_SHARE * self.seconds, MIN_PREPARING_SHARE * self.seconds
-            return Deadline(max(usual, self.clock() + least), self.clock)
+            usual_end, minimum = self.begun + PREPARING_SHARE * self.seconds, MIN_PREPARING_SHARE * self.seconds
+            return Deadline(max(usual_end, self.clock() + minimum), self.clock)
         if stage == Stage.EVALUATING:
             return Deadline(self.begun + LATEST_SHARE * self.seconds, self.clock)
         return Deadline(self.clock() + max(self._least_training(), self._free_for_training()), self.clock)
 
     def shortage(self) -> str | None:
-        """A sentence where training, which begins now, gets little time or takes it from what comes after; None where it does not."""
+        """Return a warning if the training, which begins now, gets too little time beside the evaluation, or None."""
         if self.seconds is None or self._free_for_training() >= self._least_training():
             return None
         return (
-            f"A time budget of {self.seconds:g} s is short for this data on this machine: preparing took {self.used():.0f} s and the "
-            f"evaluation takes about {self._estimated().reserve_seconds:.0f} s, so the training ended late and learnt little. Allow "
-            "more time."
+            f"A time budget of {self.seconds:g} s is short for this data on this machine: preparing took "
+            f"{self.used():.0f} s and the evaluation takes about {self._estimated().reserve_seconds:.0f} s, so the "
+            "training ended late and learnt little. Allow more time."
         )
 
     def _free_for_training(self) -> float:
+        """Seconds until the reserve for the later stages begins; negative if it has begun."""
         return self.left() - self._estimated().reserve_seconds
 
     def _least_training(self) -> float:
+        """Seconds that the training gets at least, even at the expense of the later stages."""
         assert self.seconds is not None
         return MIN_TRAINING_SHARE * max(self.left(), self.seconds / 10)
 
@@ -202,7 +206,7 @@ class Budget:
 
 
 def make_estimate(plan: Plan, measured: Measured, work: Work) -> Estimate:
-    """What `plan` will take on this machine, and what has to be kept for the work after its last step."""
+    """Estimate how long a plan takes on this machine, and how much time to reserve for the work after its last step."""
     budget, step = plan.time_budget_seconds or math.inf, measured.seconds_a_step
     networks, n_test = work.networks, work.held_out_cases
     refining = min(
@@ -233,35 +237,39 @@ def make_estimate(plan: Plan, measured: Measured, work: Work) -> Estimate:
 
 
 def steps_of_an_epoch(units: int, validation_pixels: int, plan: Plan) -> int:
-    """About one pass over the data (`units` patches), and so many steps that the validation after them costs little beside them."""
+    """Choose the number of steps of an epoch: about one pass over the data, which has `units` patches.
+
+    An epoch gets more steps if the validation after it would otherwise take more than VALIDATION_SHARE of its time.
+    """
     a_pass = math.ceil(units / plan.batch_size)
     worth_validating = validation_pixels / TRAINING_COST / VALIDATION_SHARE / (plan.batch_size * math.prod(plan.patch))
     return min(max(a_pass, math.ceil(worth_validating), MIN_STEPS), MAX_STEPS)
 
 
 class Pace:
-    """How far the training of one network is: by its epochs or by its time, whichever is further.
+    """Measures the progress of the training of one network: by its epochs or by its time, whichever is further.
 
-    `done` is in epochs (3.5: half of the fourth is over): a batch that had to be lowered on the way changes how many steps an epoch has.
+    `done` counts epochs (3.5 means that half of the fourth is over). It does not count steps, because a smaller batch
+    after a lack of memory changes the number of steps of an epoch.
     """
 
     def __init__(self, plan: Plan, deadline: Deadline, *, seconds: float = 0.0, step: int = 0) -> None:
-        """It goes on now from `step`, after `seconds` of training that an earlier attempt may have taken."""
+        """Start measuring at `step`, after `seconds` of training in an earlier attempt."""
         self.plan, self.deadline = plan, deadline
         self._step, self._before, self._begun = step, seconds, deadline.clock()
         self._allowed = seconds + deadline.left()
         self._seconds_a_step = 0.0
 
     def seconds(self) -> float:
-        """Of training so far, with those of an earlier attempt."""
+        """Seconds of training so far, those of an earlier attempt included."""
         return self._before + self._elapsed()
 
     def measure(self, step: int) -> None:
-        """`step` steps are over."""
+        """Measure the time of a step, now that `step` steps are over."""
         self._seconds_a_step = self._elapsed() / max(1, step - self._step)
 
     def fraction(self, done: float) -> float:
-        """Of the training that is over, 0 to 1."""
+        """The share of the training that is over, 0 to 1."""
         by_epochs = done / self.plan.epochs if self.plan.epochs else 0.0
         return min(1.0, max(by_epochs, self.seconds() / max(1e-6, self._allowed)))
 
@@ -270,11 +278,14 @@ class Pace:
         return self.deadline.is_over()
 
     def is_over(self, epoch: int) -> bool:
-        """Whether the training ends after `epoch` epochs. One is always trained, since without it there is no model."""
+        """Whether the training ends after `epoch` epochs. One epoch is always trained, since a model needs it."""
         return (self.plan.epochs is not None and epoch >= self.plan.epochs) or (epoch > 0 and self.is_late())
 
     def epochs_in_all(self, done: float, steps: int) -> int:
-        """The epochs asked for, or as many of `steps` steps as the time left will do at the speed so far."""
+        """Estimate the total number of epochs: as many as requested, or fewer if the time runs out first.
+
+        An epoch has `steps` steps. The speed is that so far; without a measured speed or a limit the result is 1.
+        """
         fitting = math.inf
         if self._seconds_a_step and self.deadline.at is not None:
             fitting = math.ceil(done + self.deadline.left() / self._seconds_a_step / steps)
@@ -282,7 +293,7 @@ class Pace:
         return max(1, int(epochs)) if math.isfinite(epochs) else 1
 
     def seconds_left(self, done: float, epochs: int, steps: int) -> float:
-        """Until the last of `epochs` epochs of `steps` steps is over, at the speed so far."""
+        """Estimate the seconds until the last of `epochs` epochs of `steps` steps is over, at the speed so far."""
         return max(0.0, epochs - done) * steps * self._seconds_a_step
 
     def _elapsed(self) -> float:

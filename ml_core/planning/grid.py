@@ -1,4 +1,7 @@
-"""How images are made ready, and the grid that they are brought to: their own, or a coarser one where all structures stay thick on it."""
+"""Plan the preprocessing of images: their normalisation, and the grid that they are resampled to.
+
+The grid is that of the images, or a coarser one if all structures are thick enough to be seen on it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,20 @@ from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.planning.plan import Machine, Preprocessing
 from ml_core.planning.request import Chooser, ConfigErrors, parse_spacing
 
-MAX_COARSENING = {2: 8.0, 3: 4.0}  # times coarser than the images, by their dimensions
-MAX_CLIPPED = 0.5  # share of a class that clipping may cut off
-MIN_THICKNESS = 16.0  # pixels; a structure that stays that thick can be seen on a coarser grid
-MIN_COARSENING = 1.5  # a grid less coarse than that is not worth resampling
-PLANES = ("axial", "coronal", "sagittal")  # by the axis across which slices are taken
+# The coarsest grid, as a multiple of the images' spacing, by the dimensions of the images.
+MAX_COARSENING = {2: 8.0, 3: 4.0}
+# Share of a class's pixels that clipping may change.
+MAX_CLIPPED = 0.5
+# Pixels across the thinnest structure that must remain on a coarser grid.
+MIN_THICKNESS = 16.0
+# A grid that is coarser by less than this is not worth resampling.
+MIN_COARSENING = 1.5
+# The name of the slices, by the axis across which they are taken.
+PLANES = ("axial", "coronal", "sagittal")
 
 
 def spacing_of(fingerprint: Fingerprint) -> list[float]:
-    """mm per axis of the median image, 1 where unknown."""
+    """Return the median spacing of the images in mm per axis, or 1 per axis if it is unknown."""
     if fingerprint.spacing is None:
         return [1.0] * fingerprint.dimensions
     return [float(step) for step in fingerprint.spacing.median]
@@ -25,7 +33,10 @@ def spacing_of(fingerprint: Fingerprint) -> list[float]:
 def choose_preprocessing(
     choose: Chooser, fingerprint: Fingerprint, configuration: str, machine: Machine
 ) -> Preprocessing:
-    """Slices' axis, target spacing and normalisation. Raises ConfigErrors where a wish does not fit the images."""
+    """Choose the axis of the slices, the target spacing and the normalisation.
+
+    Raises ConfigErrors if a requested value does not fit the images.
+    """
     axis = _slice_axis(fingerprint)
     if fingerprint.dimensions == 3:
         choose.reasons["dimensions"] = f"Slices are the {PLANES[axis]} ones, the volumes' finest plane."
@@ -49,14 +60,15 @@ def choose_preprocessing(
         spacing=target,
         unit="mm" if fingerprint.spacing else "px",
         assumed_spacing=spacing_of(fingerprint) if fingerprint.spacing else None,
-        # White of a photograph is no air: taken out of one colour and not of another, it would shift the tint.
+        # The white ground of a photograph must not be removed as air. If it were removed from one colour channel and
+        # not from another, the tint would shift.
         without_air=normalisation == "image" and fingerprint.channels == 1,
         wide=wide,
     )
 
 
 def shape_on_grid(fingerprint: Fingerprint, how: Preprocessing) -> list[float]:
-    """(slices,) H, W of the median image on the network's grid."""
+    """Return the shape of the median image on the network's grid: (slices, H, W), or (H, W) for 2D images."""
     shape = _slices_first(list(fingerprint.shape.median), how.slice_axis)
     spacing = _slices_first(spacing_of(fingerprint), how.slice_axis)
     own = spacing if how.unit == "mm" else [1.0] * len(shape)
@@ -64,7 +76,7 @@ def shape_on_grid(fingerprint: Fingerprint, how: Preprocessing) -> list[float]:
 
 
 def _slice_axis(fingerprint: Fingerprint) -> int:
-    """The axis of a volume along which pixels lie furthest apart; the first of several."""
+    """Return the axis across which slices of a volume are taken: the first of those with the largest spacing."""
     if fingerprint.dimensions == 2:
         return 0
     spacing = spacing_of(fingerprint)
@@ -72,7 +84,7 @@ def _slice_axis(fingerprint: Fingerprint) -> int:
 
 
 def _slices_first(per_axis: list[float], axis: int) -> list[float]:
-    """Of a volume, numbers per axis in the order in which the network sees the axes."""
+    """Reorder a volume's numbers per axis to the network's order of axes, which starts with the axis of the slices."""
     if len(per_axis) == 2:
         return per_axis
     return [per_axis[axis], *(number for place, number in enumerate(per_axis) if place != axis)]
@@ -86,7 +98,7 @@ def _choose_spacing(
     asked = choose.request.get("spacing")
     target = planned if asked is None else parse_spacing(str(asked))
     if target is not None and len(target) != len(spacing):
-        raise ConfigErrors({"spacing": f"Give {len(spacing)} numbers: the images have as many dimensions."})
+        raise ConfigErrors({"spacing": f"Give {len(spacing)} numbers, one for each dimension of the images."})
     choose("spacing", "", reason)
     choose.values["spacing"] = " ".join(f"{step:g}" for step in target or [])
     return target
@@ -95,7 +107,10 @@ def _choose_spacing(
 def _target(
     fingerprint: Fingerprint, spacing: list[float], configuration: str, machine: Machine
 ) -> tuple[list[float] | None, str]:
-    """The grid that images are brought to: their own median, or a coarser one where all structures stay thick on it."""
+    """Plan the target spacing per axis, and the reason for it; None leaves the images on their own grids.
+
+    It is the median spacing of the images, or a coarser one if all structures stay thick enough on it.
+    """
     factor, reason = _coarsening(fingerprint, configuration, machine)
     if factor >= MIN_COARSENING:
         keeps_slices = len(spacing) == 3 and configuration != "3d"
@@ -104,12 +119,12 @@ def _target(
         return ([spacing[0], *coarse[1:]] if keeps_slices else coarse), reason
     varied = fingerprint.spacing and fingerprint.spacing.minimum != fingerprint.spacing.maximum
     if varied or (configuration == "3d" and fingerprint.spacing):
-        return spacing, "The median of the dataset, so that structures have one size."
-    return None, "Images keep their own pixels: structures are fine, and all images have one spacing or none."
+        return spacing, "The median spacing of the dataset, so that structures have the same size in all images."
+    return None, "Images keep their own pixels, because structures are fine and all images have one spacing or none."
 
 
 def _coarsening(fingerprint: Fingerprint, configuration: str, machine: Machine) -> tuple[float, str]:
-    """How many times coarser than the images the grid may be, and why; below MIN_COARSENING it stays."""
+    """Return how many times coarser than the images the grid may be, and why. Below MIN_COARSENING, the grid stays."""
     measured = [item for item in fingerprint.classes if item.thickness]
     if not measured:
         return 1.0, ""
@@ -119,22 +134,23 @@ def _coarsening(fingerprint: Fingerprint, configuration: str, machine: Machine) 
     factor = min(visible, side / 256)
     if configuration == "3d" and not machine.cuda:
         typical = min(item.thickness for item in measured)
-        factor = max(factor, min(typical, side / 96, 2.0))  # a voxel a structure, at least
+        # On a CPU, a structure may shrink to one voxel.
+        factor = max(factor, min(typical, side / 96, 2.0))
     if factor < MIN_COARSENING:
         return factor, ""
     factor = min(MAX_COARSENING[fingerprint.dimensions], math.floor(2 * factor) / 2)
     if factor > visible:
         return factor, (
-            f"On a CPU a grid {factor:g} times coarser shows more around each place in the same time; parts thinner than one of its "
-            "voxels may be lost."
+            f"On a CPU, a grid {factor:g} times coarser shows the network more of a volume in the same time. Parts "
+            "thinner than one of its voxels may be lost."
         )
     return factor, (
-        f"Even thin parts of the classes are about {thinnest:.0f} pixels thick, so a grid {factor:g} times coarser shows them, "
-        "and each patch shows more around them."
+        f"Even thin parts of the classes are about {thinnest:.0f} pixels thick, so a grid {factor:g} times coarser "
+        "still shows them, and each patch shows more of their surroundings."
     )
 
 
 def _normalisation(fingerprint: Fingerprint) -> tuple[str, str]:
     if fingerprint.modality == "CT":
-        return "ct", "CT has fixed units, so all images are clipped and scaled by the numbers of the whole dataset."
-    return "image", "Each image is scaled by its own mean and spread, since its units are not fixed."
+        return "ct", "CT has fixed units, so all images are clipped and scaled by the statistics of the whole dataset."
+    return "image", "Each image is scaled by its own mean and standard deviation, because its units are not fixed."

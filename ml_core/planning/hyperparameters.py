@@ -1,7 +1,7 @@
-"""The hyperparameters of a training, in one table: the planner, the form, the API's schema and the command line read it.
+"""The table of hyperparameters of a training. The planner, the form, the API's schema and the command line all read it.
 
-A new hyperparameter is an entry of `Hyperparameters` and its use. An entry with a default is planned by it; for the others
-ml_core.planning.rules has a rule each.
+To add a hyperparameter, add an entry to `Hyperparameters` and use it. The planner takes the default of an entry, or a
+rule of ml_core.planning.rules for an entry without one.
 """
 
 from __future__ import annotations
@@ -41,69 +41,70 @@ SWITCH = {"on": "On", "off": "Off"}
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters(Document):
-    """Every value that a training uses."""
+    """The value of every hyperparameter of a training."""
 
     configuration: str = entry(
         NETWORK,
         "Configuration",
-        "How the network looks at volumes. Pictures are always 2D; 3D sees most and takes longest.",
+        "How the network sees a volume. Pictures are always 2D. A 3D network sees the most and takes the longest.",
         choices=CONFIGURATIONS,
     )
     architecture: str = entry(
         NETWORK,
         "Architecture",
-        "The shape of the network. A plain U-Net is a good first choice without start weights; the others trade speed for "
-        "detail.",
+        "The shape of the network. A plain U-Net is a good first choice without start weights; the others trade speed "
+        "for detail.",
         choices={name: item.label for name, item in ARCHITECTURES.items()},
     )
     encoder: str = entry(
         NETWORK,
         "Encoder",
-        "The part that looks at the image. Bigger ones learn more from much data and take longer; plain-16 starts with 16 "
-        "features.",
+        "The part of the network that analyses the image. A larger one learns more from much data and takes longer. "
+        "plain-16 starts with 16 features.",
         choices={name: name for name in ENCODERS},
         choice_groups=ENCODER_GROUPS,
     )
     encoder_weights: str = entry(
         NETWORK,
         "Start weights",
-        "ImageNet weights help on colour photographs. They are downloaded at first use; without a connection the training "
-        "starts from random weights and says so.",
+        "ImageNet weights help on colour photographs. They are downloaded at first use; without a connection the "
+        "training starts from random weights and says so.",
         default="none",
-        reason="Random: nothing has to be downloaded, and it suits medical images.",
+        reason="Random weights suit medical images and need no download.",
         choices={"none": "Random", "imagenet": "ImageNet"},
     )
     deep_supervision: str = entry(
         NETWORK,
         "Deep supervision",
-        "Coarser outputs learn too (plain U-Nets and DynUNet).",
+        "Train the coarser outputs of the network too (plain U-Nets and DynUNet only).",
         default="off",
-        reason="It costs time in short trainings and helps only long ones.",
+        reason="It helps only long trainings, and costs time in short ones.",
         choices=SWITCH,
     )
     warm_start: str = entry(
         NETWORK,
         "Warm start",
-        "Number of an earlier model (in Python and on the command line: its package) whose weights the training starts from.",
+        "The model whose weights the training starts from: its number (in Python and the command line, its package).",
         default="",
-        reason="From random weights.",
+        reason="The training starts from random weights.",
     )
     spacing: str = entry(
         IMAGES,
         "Target spacing",
-        "What images are resampled to before the network sees them, slices first: “2.5 0.8 0.8” in mm for volumes, “1.5 "
-        "1.5” for pictures (in pixels where these have no spacing in mm).",
+        "The spacing that images are resampled to, slices first: “2.5 0.8 0.8” in mm for volumes, “1.5 1.5” for "
+        "pictures (in pixels if the pictures have no spacing in mm).",
     )
     normalisation: str = entry(
         IMAGES,
         "Normalisation",
-        "Scale intensities by the numbers of the whole dataset (CT: its units are fixed) or of each image.",
+        "Scale intensities by the statistics of each image, or of the whole dataset (for CT, whose units are fixed).",
         choices={"image": "By each image", "ct": "By the whole dataset"},
     )
     patch_size: int = entry(
         IMAGES,
         "Patch size",
-        "Side of the square that the network sees while it trains. Large enough to show what makes a structure what it is.",
+        "Side of the square that the network sees while it trains. Choose it large enough to recognise a structure by "
+        "its surroundings.",
         minimum=32,
         maximum=2048,
         multiple_of=16,
@@ -120,7 +121,7 @@ class Hyperparameters(Document):
     batch_size: int = entry(
         IMAGES,
         "Batch size",
-        "How many patches are looked at for one correction. Larger needs more memory.",
+        "How many patches the network sees in one step. A larger batch needs more memory.",
         minimum=1,
         maximum=256,
     )
@@ -140,37 +141,36 @@ class Hyperparameters(Document):
     loss: str = entry(
         LEARNING,
         "Loss",
-        "What the training makes small. Dice + cross-entropy suits most tasks.",
+        "The error that the training minimises. Dice + cross-entropy suits most datasets.",
         default="dice_ce",
-        reason="Dice looks at overlap, cross-entropy keeps the training steady.",
+        reason="Dice measures the overlap, and cross-entropy keeps the training steady.",
         choices=LOSSES,
     )
     class_weights: str = entry(
         LEARNING,
         "Class weights",
-        "Balanced: rare classes count more in the cross-entropy.",
+        "With “Balanced”, rare classes count more in the cross-entropy.",
         default="none",
-        reason="Dice in the loss and the choice of patches already see to rare classes.",
+        reason="The Dice loss and the choice of patches already give rare classes enough weight.",
         choices={"none": "Equal", "balanced": "Balanced"},
     )
     optimizer: str = entry(
         LEARNING,
         "Optimizer",
-        "What moves the weights. Muon takes larger steps in all directions at once: fewer of them are needed, and each "
-        "costs more.",
+        "The method that updates the weights. Muon needs fewer steps than AdamW, and each step takes longer.",
         choices=OPTIMIZERS,
     )
     learning_rate: float = entry(
         LEARNING,
         "Learning rate",
-        "How large each correction is. 0.001 suits most data; lower it when the loss jumps.",
+        "How far each step changes the weights. 0.001 suits most data; lower it if the loss jumps.",
         minimum=1e-07,
         maximum=1.0,
     )
     weight_decay: float = entry(
         LEARNING,
         "Weight decay",
-        "How strongly weights are pulled to zero.",
+        "How strongly weights are pulled towards zero.",
         default=1e-4,
         reason="A little keeps the weights small.",
         minimum=0.0,
@@ -189,45 +189,49 @@ class Hyperparameters(Document):
     clip_norm: float = entry(
         LEARNING,
         "Gradient clipping",
-        "Longest gradient of one step. 0: not clipped.",
+        "Longer gradients are shortened to this length. 0: no clipping.",
         default=5.0,
-        reason="A single strange batch cannot throw the weights away.",
+        reason="A single unusual batch cannot spoil the weights.",
         minimum=0.0,
         maximum=1000.0,
     )
     weight_average: float = entry(
         LEARNING,
         "Weight average",
-        "Decay of the moving average of the weights that is validated and kept. 0: the weights themselves.",
+        "Decay of the moving average of the weights. The average is validated and kept. 0: the weights themselves are "
+        "kept.",
         default=0.99,
         reason="The average over the last steps is steadier than the weights themselves.",
         minimum=0.0,
         maximum=0.9999,
     )
     precision: str = entry(
-        LEARNING, "Precision", "Of the multiplications while training.", choices={"bf16": "bfloat16", "fp32": "float32"}
+        LEARNING,
+        "Precision",
+        "The number format of the multiplications in training.",
+        choices={"bf16": "bfloat16", "fp32": "float32"},
     )
     torch_compile: str = entry(
         LEARNING,
         "Compile",
-        "Let PyTorch turn the network into code for this machine first. It takes about a minute, and each step is shorter "
-        "then.",
+        "Let PyTorch compile the network for this machine first. This takes about a minute and makes each step "
+        "shorter.",
         choices=SWITCH,
     )
     seed: int = entry(
         LEARNING,
         "Seed",
-        "Start of all random numbers: the same seed gives the same split, and on a CPU, with a fixed number of epochs, "
-        "the same curve.",
+        "Where all random numbers start. The same seed gives the same split and, on a CPU with a fixed number of "
+        "epochs, the same curve.",
         default=0,
-        reason="The same seed gives the same split and start.",
+        reason="The same seed gives the same split and the same start weights.",
         minimum=0,
         maximum=2**31 - 2,
     )
     time_budget_seconds: int | None = entry(
         TIME,
         "Time budget",
-        "How long the training may take, with its final evaluation. Learning rate and epochs fit themselves to it.",
+        "How long the training may take, its final evaluation included. The learning rate and the epochs adapt to it.",
         minimum=10,
         maximum=7 * 24 * 3600,
         unit="seconds",
@@ -235,7 +239,7 @@ class Hyperparameters(Document):
     epochs: int | None = entry(
         TIME,
         "Epochs",
-        "How often the training goes through the data. Left out: as many as fit into the time budget.",
+        "How often the training goes through the data. If left out, as many epochs as fit into the time budget.",
         minimum=1,
         maximum=10000,
     )
@@ -244,7 +248,7 @@ class Hyperparameters(Document):
         "Stop early after",
         "Stop when the validation Dice has not improved for this many epochs. 0: never.",
         default=0,
-        reason="The learning rate falls to the end, and the last epochs are often the best.",
+        reason="The learning rate falls until the end, and the last epochs are often the best.",
         minimum=0,
         maximum=1000,
         unit="epochs",
@@ -252,80 +256,86 @@ class Hyperparameters(Document):
     validation_fraction: float = entry(
         TIME,
         "Validation share",
-        "Share of the training cases that the network never learns from; the best weights are chosen on them.",
+        "Share of the training cases that the network never learns from. The best weights are chosen by them.",
         default=0.15,
-        reason="A few cases are enough to choose the best weights by; the others are learnt from.",
+        reason="A few cases are enough to choose the best weights by, and the network learns from all others.",
         minimum=0.05,
         maximum=0.5,
     )
     test_fraction: float = entry(
         TIME,
         "Test share",
-        "Share of the cases that is locked away for the final numbers, the same for every training. 0: none.",
+        "Share of the cases that is used for the final metrics only. It is the same for every training. 0: none.",
         default=0.2,
-        reason="A fifth is locked away where the data is enough for it (30 patients or files).",
+        reason="A fifth of the cases is kept for the final metrics if there are 30 patients or files.",
         minimum=0.0,
         maximum=0.5,
     )
     folds: int = entry(
         TIME,
         "Folds",
-        "Cross-validation: train one network per fold and let them answer together. 1: one network. Each gets its share "
-        "of the time.",
+        "Cross-validation: train one network per fold and average their predictions. The networks share the time. 1: "
+        "one network.",
         default=1,
-        reason="One network. Folds let every case be validated on, and share the time.",
+        reason="One network gets the whole time. Folds validate on every case, but their networks share the time.",
         minimum=1,
         maximum=10,
     )
     seeds: int = entry(
         TIME,
         "Seeds",
-        "Train that many networks from different random starts on the same split and let them answer together.",
+        "Train this many networks from different random starts on the same split and average their predictions.",
         default=1,
-        reason="One network. More cost their share of the time and are a little steadier together.",
+        reason="One network gets the whole time. Several are a little more accurate together, but share the time.",
         minimum=1,
         maximum=10,
     )
     test_time_augmentation: str = entry(
         AFTER,
         "Mirroring at test time",
-        "Predict mirrored copies too and average. Measured: only if it helps on the validation cases.",
+        "Predict mirrored copies of an image too, and average. With “Measured”, only if it helps on the validation "
+        "cases.",
         default="measured",
-        reason="Used only if it helps on the validation cases.",
+        reason="Mirroring is used only if it helps on the validation cases.",
         choices={"measured": "Measured", "on": "On", "off": "Off"},
     )
     postprocessing: str = entry(
         AFTER,
         "Post-processing",
-        "Keep the largest component, fill holes, drop specks. Measured: each only if it helps on the validation cases.",
+        "Keep the largest component, fill holes, drop specks. With “Measured”, each step only if it helps on the "
+        "validation cases.",
         default="measured",
         reason="Each step is used only if it helps on the validation cases.",
         choices={"measured": "Measured", "off": "Off"},
     )
 
     def hyperparameters(self) -> dict[str, Value | None]:
-        """Name → value, in the order of the table."""
+        """Return the value of each hyperparameter by name, in the order of the table."""
         return {name: getattr(self, name) for name in specs()}
 
 
 @cache
 def specs() -> dict[str, Spec]:
-    """Name → entry, in the order in which pages show them."""
+    """Return the entry of each hyperparameter by name, in the order in which pages show them."""
     kinds = get_type_hints(Hyperparameters)
-    plain = {name: next(iter(get_args(kind)), kind) for name, kind in kinds.items()}  # int of `int | None`
+    # For an annotation such as `int | None`, the type of a value is int.
+    plain = {name: next(iter(get_args(kind)), kind) for name, kind in kinds.items()}
     return {item.name: replace(item.metadata["spec"], type=plain[item.name]) for item in fields(Hyperparameters)}
 
 
 def groups() -> dict[str, dict[str, Spec]]:
-    """Heading → its entries by name."""
-    found: dict[str, dict[str, Spec]] = {}
+    """Return the entries by heading and name."""
+    by_heading: dict[str, dict[str, Spec]] = {}
     for name, spec in specs().items():
-        found.setdefault(spec.group, {})[name] = spec
-    return found
+        by_heading.setdefault(spec.group, {})[name] = spec
+    return by_heading
 
 
 def json_schema(encoders: list[str] | None = None) -> dict[str, Any]:
-    """JSON Schema (2020-12) of the hyperparameters; `encoders` narrows the choice to what one architecture can use."""
+    """Return a JSON Schema (2020-12) of the hyperparameters.
+
+    `encoders` limits the encoder to those of one architecture.
+    """
     properties = {name: _json_schema(spec) for name, spec in specs().items()}
     if encoders:
         properties["encoder"] |= {"enum": encoders}

@@ -1,4 +1,7 @@
-"""What a training is asked for: some hyperparameters, checked against the table; the planner chooses the others."""
+"""The request for a training: the hyperparameters that a user chose, checked against the table.
+
+The planner adds the others.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from ml_core.errors import ConfigError
+from ml_core.errors import ConfigError, count_of
 from ml_core.networks.catalogue import ARCHITECTURES
 from ml_core.planning.hyperparameters import specs
 from ml_core.planning.spec import Spec, Value
 
-MAX_MEMBERS = 20  # networks that answer together
-MIN_SPACING, MAX_SPACING = 1e-3, 1e3  # mm or pixels
+# Networks that one training may train and that predict together.
+MAX_MEMBERS = 20
+# In mm or pixels.
+MIN_SPACING, MAX_SPACING = 1e-3, 1e3
 CHOSEN = "You chose it."
 
 T = TypeVar("T")
 
 
 class ConfigErrors(ConfigError):  # noqa: N818 (several errors in one)
-    """Everything that is wrong with a set of hyperparameters: `fields` is name → sentence."""
+    """All problems of a set of hyperparameters. `fields` maps the name of each wrong one to a sentence."""
 
     def __init__(self, fields: dict[str, str]) -> None:
         self.fields = fields
@@ -29,13 +34,17 @@ class ConfigErrors(ConfigError):  # noqa: N818 (several errors in one)
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """Hyperparameter → the value that was asked for. Made by `from_json`."""
+    """The hyperparameters that a user chose. Make it with `from_json`, which checks them."""
 
     values: Mapping[str, Value] = field(default_factory=dict)
+    """Name → value of each chosen hyperparameter."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> TrainingRequest:
-        """None stands for what is not asked for. Raises ConfigErrors for unknown names, and values that cannot be used."""
+        """Check the values and make a request of them. A value of None means that the planner chooses.
+
+        Raises ConfigErrors for unknown names, for values that cannot be used, and for values that conflict.
+        """
         table = specs()
         wrong = {name: _unknown() for name in values if name not in table}
         given = {
@@ -51,25 +60,30 @@ class TrainingRequest:
         return request
 
     def to_json(self) -> dict[str, Value]:
+        """Return the chosen hyperparameters as JSON values."""
         return dict(self.values)
 
     def get(self, name: str) -> Value | None:
+        """Return the chosen value, or None if the planner chooses."""
         return self.values.get(name)
 
     def or_default(self, name: str) -> Value:
-        """What was asked for, else the table's default. Raises LookupError where a rule plans it."""
+        """Return the chosen value, otherwise the table's default. Raises LookupError if there is neither."""
         value = self.values.get(name, specs()[name].default)
         if value is None:
             raise LookupError(f"{name} has neither a default in the table nor a rule")
         return value
 
     def asks_for(self, *names: str) -> bool:
-        """Whether one of these was asked for."""
+        """Whether the user chose at least one of these hyperparameters."""
         return any(name in self.values for name in names)
 
 
 class Chooser:
-    """Chooses hyperparameters one by one: the value that was asked for where there is one, else the planned one."""
+    """Chooses hyperparameters one by one, and collects the `values` and `reasons`.
+
+    The user's choice goes before the plan's.
+    """
 
     def __init__(self, request: TrainingRequest) -> None:
         self.request = request
@@ -77,24 +91,25 @@ class Chooser:
         self.reasons: dict[str, str] = {}
 
     def __call__(self, name: str, planned: T, reason: str) -> T:
+        """Choose the user's value, otherwise `planned` for the given reason, and return it."""
         asked = self.request.get(name)
         self.values[name] = planned if asked is None else asked
         self.reasons[name] = reason if asked is None else CHOSEN
         return cast(T, self.values[name])
 
     def default(self, name: str) -> Any:
-        """As the table plans it."""
+        """Choose the user's value, otherwise the table's default, and return it."""
         return self(name, self.request.or_default(name), specs()[name].reason)
 
     def rest(self) -> None:
-        """Whatever no rule has chosen, by its default."""
+        """Choose all hyperparameters that were not chosen yet, by `default`."""
         for name in specs():
             if name not in self.values:
                 self.default(name)
 
 
 def parse_spacing(text: str) -> list[float]:
-    """ "2.5 0.8 0.8" → [2.5, 0.8, 0.8]. Raises ValueError."""
+    """Read a spacing such as "2.5 0.8 0.8" into [2.5, 0.8, 0.8]. Raises ValueError if a part is not a number."""
     return [float(part) for part in text.replace(",", " ").replace("x", " ").split()]
 
 
@@ -103,7 +118,10 @@ def _unknown() -> str:
 
 
 def _as_number(value: object, spec: Spec) -> object:
-    """2.0 for 2 and 1 for 1.0 are the same number in JSON; anything else stays as it is, to be refused."""
+    """Convert a number to the type of the hyperparameter, because 2 and 2.0 are the same number in JSON.
+
+    Any other value is returned as it is, so that `_problem` refuses it.
+    """
     if spec.type is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if spec.type is float and isinstance(value, int) and not isinstance(value, bool):
@@ -112,8 +130,10 @@ def _as_number(value: object, spec: Spec) -> object:
 
 
 def _problem(value: object, spec: Spec) -> str | None:
+    """Return a sentence that says why a value cannot be used, or None if it can."""
     if type(value) is not spec.type:
-        return f"{_shown(value)} is not {'text' if spec.type is str else 'a whole number' if spec.type is int else 'a number'}."
+        kind = "text" if spec.type is str else "a whole number" if spec.type is int else "a number"
+        return f"{_shown(value)} is not {kind}."
     if spec.choices and value not in spec.choices:
         return f"{_shown(value)} is not one of: {', '.join(spec.choices)}."
     if not isinstance(value, int | float):
@@ -134,7 +154,7 @@ def _shown(value: object) -> str:
 
 
 def _architecture_conflicts(request: TrainingRequest) -> dict[str, str]:
-    """What an architecture that was asked for cannot do."""
+    """Return, by hyperparameter, a sentence for each chosen value that the chosen architecture does not allow."""
     wrong: dict[str, str] = {}
     name, encoder, size, configuration = (
         request.get(name) for name in ("architecture", "encoder", "patch_size", "configuration")
@@ -157,7 +177,8 @@ def _ensemble_problem(request: TrainingRequest) -> dict[str, str]:
     folds, seeds = (int(request.get(name) or 1) for name in ("folds", "seeds"))
     if folds * seeds <= MAX_MEMBERS:
         return {}
-    return {"seeds": f"{folds} folds times {seeds} seeds are too many networks; at most {MAX_MEMBERS}."}
+    both = f"{count_of(folds, 'fold')} times {count_of(seeds, 'seed')}"
+    return {"seeds": f"{both} make {folds * seeds} networks; at most {MAX_MEMBERS} can be trained together."}
 
 
 def _spacing_problem(request: TrainingRequest) -> dict[str, str]:
@@ -170,4 +191,4 @@ def _spacing_problem(request: TrainingRequest) -> dict[str, str]:
         steps = []
     if len(steps) in (2, 3) and all(MIN_SPACING <= step <= MAX_SPACING for step in steps):
         return {}
-    return {"spacing": "Give two or three numbers from 0.001 to 1000 with blanks between, such as “2.5 0.8 0.8”."}
+    return {"spacing": "Give two or three numbers from 0.001 to 1000 with spaces between them, such as “2.5 0.8 0.8”."}

@@ -1,4 +1,7 @@
-"""From a dataset's fingerprint, what was asked for and the machine to a plan, with a sentence of reason for each choice."""
+"""Make the plan of a training from the dataset's fingerprint, the user's request and the machine.
+
+Each choice comes with a reason, a sentence for the user.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,18 @@ from ml_core.planning.hyperparameters import CONFIGURATIONS
 from ml_core.planning.plan import FLAT, Machine, Plan, Preprocessing
 from ml_core.planning.request import Chooser, ConfigErrors, TrainingRequest
 
-MAX_SHORT_SECONDS = 900  # on a CPU every image is seen some hundred times at most
-MIN_MUON_EPOCHS, MIN_MUON_SECONDS = 20, 60  # below that Muon's slow start costs more than it brings
-MIN_COMPILING_SECONDS = 600  # a training that has time for a minute of compiling
-MIN_SLICES = 16  # fewer are seen one by one, each with its neighbours
-MAX_CLASS_WEIGHT = 10.0  # of a rare class, as a multiple of the commonest one's
-RARE_SHARE = 0.05  # of the pixels, below which a class is drawn more often
+# A training of this length or less on a CPU is short: it sees every image some hundred times at most.
+MAX_SHORT_SECONDS = 900
+# In a shorter training, Muon's slow start costs more than its better steps bring.
+MIN_MUON_EPOCHS, MIN_MUON_SECONDS = 20, 60
+# A training of this length has time for a minute of compiling.
+MIN_COMPILING_SECONDS = 600
+# A volume with fewer slices is seen slice by slice, each with its neighbours.
+MIN_SLICES = 16
+# The largest weight of a rare class, as a multiple of the most common class's weight.
+MAX_CLASS_WEIGHT = 10.0
+# A class that covers a smaller share of the pixels is drawn more often.
+RARE_SHARE = 0.05
 
 
 def make_plan(
@@ -32,9 +41,10 @@ def make_plan(
     *,
     default_seconds: int = DEFAULT_SECONDS,
 ) -> Plan:
-    """`classes`: in the order of their values, the first is background. Raises ConfigErrors where what was asked for does not fit.
+    """Make the plan of a training.
 
-    default_seconds: the time budget where neither one nor a number of epochs was asked for.
+    `classes` are in the order of their values; the first is the background. `default_seconds` is the time budget if the
+    user chose neither a budget nor a number of epochs. Raises ConfigErrors if the request does not fit the dataset.
     """
     choose = Chooser(request)
     configuration = choose("configuration", *_configuration(request, fingerprint))
@@ -74,11 +84,11 @@ def _configuration(request: TrainingRequest, fingerprint: Fingerprint) -> tuple[
     spacing = spacing_of(fingerprint)
     finest, coarsest = min(spacing), max(spacing)
     if coarsest >= FLAT * finest:
-        text = f"Slices lie {coarsest / finest:.1f} times further apart than pixels, so a slice with its neighbours says most."
-        return "2.5d", text
+        apart = f"{coarsest / finest:.1f} times further apart than pixels"
+        return "2.5d", f"Slices lie {apart}, so a slice with its neighbours tells the network most."
     if min(fingerprint.shape.median) < MIN_SLICES:
         return "2.5d", "There are few slices, so each is seen with its neighbours."
-    return "3d", "The volumes are about as fine in every direction, so the network looks in all three."
+    return "3d", "The volumes are about equally fine in every direction, so the network sees all three."
 
 
 def _check_configuration(configuration: str, fingerprint: Fingerprint) -> None:
@@ -87,32 +97,34 @@ def _check_configuration(configuration: str, fingerprint: Fingerprint) -> None:
 
 
 def _architecture(request: TrainingRequest, configuration: str) -> tuple[str, str]:
-    """The best for most data among those that can use the encoder that the user chose."""
+    """Choose the best architecture for most data among those that can use the encoder that the user chose."""
     encoder, dimensions = request.get("encoder"), 3 if configuration == "3d" else 2
     for name, reason in (
-        ("plain-unet-3d", "A plain 3D U-Net with few, well-fed features learns most a minute."),
-        ("plain-unet", "A plain U-Net in nnU-Net’s shape learns most a minute from random weights."),
+        ("plain-unet-3d", "A plain 3D U-Net with few features learns the most in a given time."),
+        ("plain-unet", "A plain U-Net in nnU-Net’s shape learns the most in a given time from random weights."),
         ("unet", "A U-Net is hard to beat on medical images of most kinds."),
     ):
         item = ARCHITECTURES[name]
         if item.dimensions == dimensions and (encoder is None or encoder in item.encoders):
             return name, reason
     fitting = [item for item in ARCHITECTURES.values() if item.dimensions == dimensions and encoder in item.encoders]
-    return (fitting[0].name if fitting else "unet"), "The first that can use the encoder that you chose."
+    return (fitting[0].name if fitting else "unet"), "It is the first one that can use the encoder that you chose."
 
 
 def _check_architecture(architecture: Architecture, configuration: str) -> None:
     if (architecture.dimensions == 3) != (configuration == "3d"):
-        text = f"{architecture.label} is a {architecture.dimensions}D network and does not fit the configuration {configuration}."
-        raise ConfigErrors({"architecture": f"{text} Choose another one, or another configuration."})
+        text = f"{architecture.label} is a {architecture.dimensions}D network"
+        cure = "Choose another one, or another configuration."
+        raise ConfigErrors({"architecture": f"{text} and does not fit the configuration {configuration}. {cure}"})
 
 
 def _encoder(architecture: Architecture, machine: Machine) -> tuple[str, str]:
     for name in ("resnet34", "plain-32") if machine.cuda else ("resnet18", "plain-16"):
         if name in architecture.encoders:
-            strong = f"{name} has the strength that a GPU can feed."
-            return name, strong if machine.cuda else f"{name} sees many images a minute on a CPU."
-    return architecture.encoders[0], "The first that this architecture can use."
+            large = f"{name} is large, and a GPU is fast enough for it."
+            small = f"{name} is small, so that a CPU can train it on many images a minute."
+            return name, large if machine.cuda else small
+    return architecture.encoders[0], "It is the first encoder that this architecture can use."
 
 
 def _check_encoder(architecture: Architecture, encoder: str) -> None:
@@ -124,7 +136,7 @@ def _check_encoder(architecture: Architecture, encoder: str) -> None:
 def _choose_patch(
     choose: Chooser, shape: list[float], architecture: Architecture, configuration: str, machine: Machine
 ) -> tuple[int, ...]:
-    """Pixels per axis, of an image of `shape` on the network's grid."""
+    """Choose the size of a patch in pixels per axis, for images of `shape` on the network's grid."""
     size = choose("patch_size", *_patch_size(shape, architecture, configuration, machine))
     depth = choose("patch_depth", *_patch_depth(shape, architecture, configuration, machine))
     return (depth, size, size) if configuration == "3d" else (size, size)
@@ -142,7 +154,7 @@ def _patch_size(
     size = max(architecture.minimum_size, longest if nearly_whole else largest)
     if size >= longest:
         return size, "The whole image fits into one patch."
-    return size, f"{size} pixels show a good part of an image and let many steps fit into the time."
+    return size, f"{size} pixels show a good part of an image, and many steps still fit into the time."
 
 
 def _patch_depth(
@@ -151,10 +163,10 @@ def _patch_depth(
     if configuration == "2d":
         return 1, "One slice at a time."
     if configuration == "2.5d":
-        return 3, "Each slice is seen with the one before and the one after."
+        return 3, "Each slice is seen with the slices before and after it."
     largest = 128 if machine.cuda else 48
     depth = max(architecture.minimum_size, min(largest, -(-int(shape[0]) // 16) * 16))
-    return depth, f"{depth} slices in a patch."
+    return depth, f"A patch of {depth} slices shows enough of a volume, and many steps still fit into the time."
 
 
 def _network(
@@ -169,7 +181,8 @@ def _network(
             spacing=tuple(spacing) if spacing else None,
             deep_supervision=choose.values["deep_supervision"] == "on",
         )
-    except ConfigError as error:  # the patch does not fit the network
+    # The only possible error is that the patch does not fit the network.
+    except ConfigError as error:
         raise ConfigErrors({"patch_size": str(error)}) from None
 
 
@@ -182,7 +195,7 @@ def _check_patch(patch: tuple[int, ...], depth: int, multiple: tuple[int, ...], 
     if configuration == "2.5d" and depth % 2 == 0:
         wrong["patch_depth"] = "2.5D needs an odd number: a slice and as many neighbours on each side."
     if configuration == "2d" and depth != 1:
-        wrong["patch_depth"] = "2D networks see one slice. Leave it out, or choose 2.5D or 3D."
+        wrong["patch_depth"] = "A 2D network sees one slice. Leave the patch depth out, or choose 2.5D or 3D."
     if wrong:
         raise ConfigErrors(wrong)
 
@@ -191,7 +204,7 @@ def _batch_size(patch: tuple[int, ...], machine: Machine) -> tuple[int, str]:
     largest, pixels_in_all = (16, 32 * 256**2) if machine.cuda else (8, 4 * 256**2)
     flat = max(2, min(largest, round(pixels_in_all / math.prod(patch))))
     batch = flat if len(patch) == 2 else 4 if machine.cuda else 2
-    return batch, "Few patches at once make many corrections; enough of them make each a steady one."
+    return batch, "A small batch allows many steps in a given time, and this one is large enough for steady steps."
 
 
 def _choose_learning(
@@ -216,7 +229,7 @@ def _time_budget(request: TrainingRequest, default_seconds: int) -> tuple[int | 
 def _optimizer(architecture: Architecture, machine: Machine, epochs: int | None, budget: int | None) -> tuple[str, str]:
     if (epochs is not None and epochs < MIN_MUON_EPOCHS) or (budget is not None and budget < MIN_MUON_SECONDS):
         return "adamw", "AdamW learns more than Muon in the first steps, and the training is not much longer."
-    # Muon multiplies matrices in bfloat16, which a machine without it does many times slower.
+    # Muon multiplies matrices in bfloat16, which takes many times as long on a machine without fast bfloat16.
     if architecture.suits_muon and machine.bf16:
         return "muon", "Muon learns more in each step than AdamW, and this machine takes its steps quickly."
     return "adamw", "AdamW is steady and its steps cost little."
@@ -228,43 +241,49 @@ def _augmentation(fingerprint: Fingerprint, machine: Machine, budget: int | None
     if fingerprint.modality == "CT":
         return (
             "none",
-            "CT numbers mean something and bodies lie in scanners in one way: a short training learns them as they are.",
+            "CT values have fixed units, and bodies always lie the same way in a scanner, so a short training learns "
+            "fastest from unchanged images.",
         )
     if fingerprint.dimensions == 3 or "raster" not in fingerprint.families:
         text = (
-            "Bodies lie in scanners in one way, and a short training learns them quickest so: only their light changes."
+            "Bodies always lie the same way in a scanner, so a short training learns fastest from images that are not "
+            "turned; only their brightness changes."
         )
         return "intensity", text
     pose = fingerprint.pose
     if pose and pose.lie_in_one_way:
         text = (
-            f"The images lie in one way (as they lie they correlate by {pose.alike:.2f}, turned by {pose.turned:.2f}), and a "
-            "short training learns them quickest so: only their light changes."
+            f"The images all lie the same way (they correlate by {pose.alike:.2f}, and by {pose.turned:.2f} after "
+            "turning), so a short training learns fastest from images that are not turned; only their brightness "
+            "changes."
         )
         return "intensity", text
-    text = "In a short training, bending and turning cost more than they teach: flips, quarter turns and other light."
+    text = (
+        "A short training has no time for bending images and turning them by any angle, so it only flips them, turns "
+        "them by quarters and changes their brightness."
+    )
     return "light", text
 
 
 def _foreground_share(fingerprint: Fingerprint) -> tuple[float, str]:
     if min((item.share for item in fingerprint.classes), default=1.0) < RARE_SHARE:
-        text = f"A class covers less than {RARE_SHARE:.0%} of the pixels, so half of the patches are placed on a class drawn evenly."
-        return 0.5, text
-    return 0.33, "A third of the patches is placed on a class drawn evenly, so that none is seen too seldom."
+        rare = f"A class covers less than {RARE_SHARE:.0%} of the pixels"
+        return 0.5, f"{rare}, so half of the patches are placed on a randomly drawn class."
+    return 0.33, "A third of the patches is placed on a randomly drawn class, so that every class is seen often."
 
 
 def _precision(machine: Machine) -> tuple[str, str]:
     if machine.bf16:
-        return "bf16", "bfloat16 is quicker here and as exact where it counts."
+        return "bf16", "bfloat16 is faster on this machine, and the operations that need it still use float32."
     return "fp32", "This machine has no fast bfloat16."
 
 
 def _torch_compile(machine: Machine, budget: int | None) -> tuple[str, str]:
     if not machine.cuda:
-        return "off", "On a CPU the shorter steps seldom make up for the minute that it takes."
+        return "off", "On a CPU, the shorter steps seldom make up for the minute that compiling takes."
     if budget is not None and budget < MIN_COMPILING_SECONDS:
-        return "off", "It takes about a minute, too much of this time budget."
-    return "on", "On a GPU the steps get shorter, and the training is long enough for the minute that it takes."
+        return "off", "Compiling takes about a minute, which is too much of this time budget."
+    return "on", "On a GPU, compiling shortens the steps, and the training is long enough for the minute that it takes."
 
 
 def _class_weights(chosen: str, fingerprint: Fingerprint) -> list[float]:
@@ -272,7 +291,11 @@ def _class_weights(chosen: str, fingerprint: Fingerprint) -> list[float]:
 
 
 def balanced_weights(shares: Sequence[float]) -> list[float]:
-    """Share of the pixels per class → weights of mean 1, by the inverse square root, so that rare classes count more but not wildly."""
-    most = max(shares, default=0.0)
-    raw = [min(MAX_CLASS_WEIGHT, (most / share) ** 0.5) if share > 0 else MAX_CLASS_WEIGHT for share in shares]
+    """Compute class weights of mean 1 from the share of the pixels that each class covers.
+
+    A weight goes with the inverse square root of the share, limited by MAX_CLASS_WEIGHT, so that rare classes count
+    more but do not dominate.
+    """
+    largest = max(shares, default=0.0)
+    raw = [min(MAX_CLASS_WEIGHT, (largest / share) ** 0.5) if share > 0 else MAX_CLASS_WEIGHT for share in shares]
     return [weight * len(raw) / sum(raw) for weight in raw]

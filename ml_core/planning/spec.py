@@ -1,4 +1,4 @@
-"""What the table of hyperparameters says of each of them."""
+"""The type of an entry in the table of hyperparameters."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ class Spec:
     """One entry of the table."""
 
     group: str
-    """The heading that it stands under."""
+    """The heading under which it is shown."""
     label: str
+    """Its name for people."""
     help: str
-    """A sentence or two for people."""
+    """A sentence or two that explain it to people."""
     default: Value | None = None
-    """What is planned for every dataset; None: a rule of ml_core.planning.rules plans it."""
+    """The planned value for every dataset; None if a rule of ml_core.planning.rules plans it."""
     reason: str = ""
-    """Why the default is a good one, in a sentence."""
+    """One sentence that says why the default is a good one."""
     unit: str = ""
+    """The unit of a number, in the plural, such as "pixels"."""
     minimum: float | None = None
-    """Inclusive."""
+    """The least value, inclusive."""
     maximum: float | None = None
-    """Inclusive."""
+    """The largest value, inclusive."""
     multiple_of: int | None = None
+    """A value must be a multiple of this."""
     choices: dict[str, str] | None = None
-    """Value → what people read."""
+    """Value → its name for people; None if any value in the limits will do."""
     choice_groups: dict[str, list[str]] | None = None
-    """Heading → choices, where there are many."""
+    """Heading → values, to show many choices in groups."""
     type: type[Value] = str
-    """As the entry's annotation says."""
+    """The type of a value, taken from the annotation of the field in Hyperparameters."""
 
 
 def entry(group: str, label: str, help: str, **more: Any) -> Any:
-    """A field of the table. more: as Spec's fields."""
+    """Make a field of Hyperparameters that carries its Spec. `more` are the other fields of the Spec."""
     return field(metadata={"spec": Spec(group, label, help, **more)})

@@ -258,7 +258,7 @@ def _load(cases: list[Case], plan: Plan, deadline: Deadline) -> Iterator[tuple[I
 def _mean_dice(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], plan: Plan) -> float:
     """The mean Dice over the foreground classes for which it is defined; NaN if there are none."""
     dice = []
-    reference, found = without_ignored(reference, found)
+    reference, prediction = without_ignored(reference, prediction)
     for index in range(1, len(plan.class_values)):
         predicted, truth = prediction == index, reference == index
         tp = int(np.count_nonzero(predicted & truth))

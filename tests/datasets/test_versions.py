@@ -162,7 +162,7 @@ def test_colours_cannot_join_numbers(user: Any, own_media: Path) -> None:
     second = next_version(user, ingest(user, pairs(3)), {"images/z.png": png(image), "masks/z.png": red})
     assert second.status == "error"
     assert second.error
-    assert "coded otherwise" in second.error
+    assert "stores classes in another way" in second.error
 
 
 def test_a_volume_does_not_take_a_pictures_place(user: Any, own_media: Path) -> None:

@@ -67,7 +67,7 @@ def test_names_of_users_are_no_places_to_fill() -> None:
 
 
 def test_a_refusal_names_the_first_problem() -> None:
-    issues = [findings.IGNORED_FOLDER.issue("other", count=3), findings.NO_MASK.issue("a.png", name="a")]
+    issues = [findings.IGNORED_FOLDER.issue("other", count="3 files"), findings.NO_MASK.issue("a.png", name="a")]
     assert str(findings.too_few(1, issues)) == (
         "Only one image with its mask could be used, and 2 pairs are needed. "
         "The first problem: a.png: No mask is named a. Add one or drop this."

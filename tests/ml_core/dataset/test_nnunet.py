@@ -99,7 +99,7 @@ def test_volumes_go_out_as_nifti_where_they_were_in_space(tmp_path: Path) -> Non
     [
         ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions"),
         ({"labels": {"background": 0, "line": 1, "ignore": 2}}, "ignore"),
-        ({"labels": [0, 1]}, "garbles"),
+        ({"labels": [0, 1]}, "not of the right form"),
         ({"file_ending": ".nii.gz"}, "no files"),
     ],
 )
@@ -153,10 +153,10 @@ def test_splits_come_back_as_they_went(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folds", "said"),
     [
-        ({}, "no list of splits"),
-        ([{"train": ["a"], "val": ["a"]}], "two sides"),
-        ([{"train": ["a"], "val": ["z"]}], "among the cases: z"),
-        ([{"train": ["a"], "val": []}], "empty side"),
+        ({}, "not a list of splits"),
+        ([{"train": ["a"], "val": ["a"]}], "names a case twice"),
+        ([{"train": ["a"], "val": ["z"]}], "names that are no case: z"),
+        ([{"train": ["a"], "val": []}], "none to validate on"),
         ([], "no fold 0"),
     ],
 )

@@ -55,7 +55,7 @@ def test_pictures_get_a_2d_network_and_thin_structures_their_own_pixels() -> Non
 def test_thick_structures_are_seen_on_a_coarser_grid() -> None:
     made = plan(like=fingerprint((1024, 1024), thick=200))
     assert made.preprocessing.spacing == [4.0, 4.0]
-    assert "coarser shows them" in made.reasons["spacing"]
+    assert "coarser still shows them" in made.reasons["spacing"]
 
 
 def test_a_cpu_sees_volumes_coarser_and_says_what_may_be_lost() -> None:
