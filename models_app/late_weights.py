@@ -66,7 +66,7 @@ def _package(model: SegmentationModel, folder: Path) -> Path | None:
     """
     from ml_core.prediction.package import LEARNT_FROM
     from ml_core.training.job import TrainingJob
-    from ml_core.training.run import run
+    from ml_core.training.run import package_best
 
     training_folder = scratch.training_folder(model.uuid)
     if storage.is_remote():
@@ -77,6 +77,6 @@ def _package(model: SegmentationModel, folder: Path) -> Path | None:
     if not any(folder.rglob("best.safetensors")):
         return None
     assert model.dataset
-    document = job_document(model, model.dataset, folder, folder / "store") | {"split": model.split, "salvage": True}
-    run(TrainingJob.read(write_job(folder, document)), on_event=lambda event: None, should_stop=lambda: False)
+    document = job_document(model, model.dataset, folder, folder / "store") | {"split": model.split}
+    package_best(TrainingJob.read(write_job(folder, document)))
     return folder / "model.zip"

@@ -45,6 +45,8 @@ def why_not_usable(model: SegmentationModel) -> str | None:
         return None
     if model.is_active:
         return f"{model} is {model.status} and has no weights yet. Wait for its training."
+    if model.are_weights_due:
+        return f"The weights of {model} are being packaged. Wait a moment, and try again."
     return f"{model} is {model.status} and has no weights. Resume its training, or use another model."
 
 

@@ -26,13 +26,15 @@ from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import cache, scratch
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.prediction.decisions import Decisions
+from ml_core.training.events import Done
 from models_app.models import KEEP_WEIGHTS, SegmentationModel
 from models_app.training_process import TrainingFailedError, TrainingKilledError, TrainingProcess
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_MANIFESTS = 10
-NOT_PACKAGED: dict[str, Any] = {"stopped": True, "package": None, "metrics": {}, "decisions": {}, "warnings": []}
+NOT_PACKAGED = Done(True, None, None, Decisions(), [])
 
 
 def train(pk: int) -> None:
@@ -75,22 +77,22 @@ def _train(job: Claim[SegmentationModel], folder: Path) -> None:
     try:
         with cache.decoded_in_use(dataset.uuid) as store:
             document = job_document(job.row, dataset, folder, store)
-            outcome = _outcome(job, dataset, folder, document, progress.after_epoch)
+            done = _result(job, dataset, folder, document, progress.after_epoch)
     finally:
         # It may take long to send the last checkpoint over a slow line.
         with job.kept_alive():
             progress.wait()
             shutil.rmtree(folder / "objects", ignore_errors=True)
-    _keep(job, folder, outcome)
+    _keep(job, folder, done)
 
 
-def _outcome(
+def _result(
     job: Claim[SegmentationModel],
     dataset: Dataset,
     folder: Path,
     document: dict[str, Any],
     after_epoch: Callable[[], None],
-) -> dict[str, Any]:
+) -> Done:
     """Run the training process and return its result.
 
     The result is NOT_PACKAGED when the training was cancelled before it began, or hung after it was asked to stop.
@@ -105,15 +107,15 @@ def _outcome(
     # From here on there may be checkpoints that no package holds.
     job.row.weights_due = True
     job.update(weights_due=True)
-    outcome = TrainingProcess(job, write_job(folder, document | objects), after_epoch).outcome()
-    if outcome is None:
+    done = TrainingProcess(job, write_job(folder, document | objects), after_epoch).result()
+    if done is None:
         kept = (
             "its best weights so far are kept"
             if any(folder.rglob("best.safetensors"))
             else "no weights were on the disk yet"
         )
         job.note("note", f"The training process did not answer and was killed; {kept}.")
-    return outcome or NOT_PACKAGED
+    return done or NOT_PACKAGED
 
 
 def write_job(folder: Path, document: dict[str, Any]) -> Path:
@@ -309,35 +311,39 @@ def store_package(model: SegmentationModel, path: Path) -> storage.StoredObject:
     return storage.store_file(storage.object_key("models", model.uuid, f"model-{sha256[:16]}.zip"), path)
 
 
-def _keep(job: Claim[SegmentationModel], folder: Path, outcome: dict[str, Any]) -> None:
+def _keep(job: Claim[SegmentationModel], folder: Path, done: Done) -> None:
     """Store the objects, then write the row, then remove the local files."""
     model = job.row
-    columns: dict[str, Any] = {"warnings": outcome["warnings"], "progress": {}}
-    if outcome is not NOT_PACKAGED:
+    columns: dict[str, Any] = {"warnings": done.warnings, "progress": {}}
+    if done is not NOT_PACKAGED:
         columns["weights_due"] = False
     with job.kept_alive():
-        if outcome["package"]:
-            stored = store_package(model, Path(outcome["package"]))
+        if done.package:
+            stored = store_package(model, Path(done.package))
             for picture in sorted((folder / "cases").glob("*.png")):
                 storage.store_file(storage.object_key("models", model.uuid, "cases", picture.name), picture)
             columns |= {"s3_bucket": storage.bucket_name(), "s3_key": stored.key, "checksum": stored.sha256}
-            columns |= {"metrics": outcome["metrics"], "decisions": outcome["decisions"], "trained_at": timezone.now()}
-        if outcome["stopped"] and storage.is_remote():
+            columns |= {
+                "metrics": done.metrics.to_json() if done.metrics else {},
+                "decisions": done.decisions.to_json(),
+            }
+            columns["trained_at"] = timezone.now()
+        if done.stopped and storage.is_remote():
             _store_checkpoints(model, folder)
-        if not outcome["stopped"]:
+        if not done.stopped:
             columns = manifests.store_done(model, columns | job.last_words())
     earlier = model.s3_key if columns.get("s3_key", model.s3_key) != model.s3_key else ""
     with transaction.atomic():
-        if outcome["stopped"]:
+        if done.stopped:
             job.cancel(**columns)
-            if outcome is NOT_PACKAGED and model.weights_due:
+            if done is NOT_PACKAGED and model.weights_due:
                 call_on_commit(KEEP_WEIGHTS, model.pk)
         else:
             job.finish(**columns)
         # The earlier package of a resumed training is removed once the manifest written here no longer names it.
         if earlier:
             transaction.on_commit(partial(storage.delete_object, earlier), robust=True)
-    if outcome["stopped"]:
+    if done.stopped:
         return
     shutil.rmtree(folder, ignore_errors=True)
     storage.delete_prefix(storage.object_key("models", model.uuid, "checkpoints"))

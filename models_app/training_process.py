@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from django.conf import settings
 from django.db import transaction
@@ -97,8 +96,8 @@ class TrainingProcess:
             start_new_session=True,
         )
 
-    def outcome(self) -> dict[str, Any] | None:
-        """Wait for the end and return what the `Done` event says. None when the process hung after a request to stop.
+    def result(self) -> Done | None:
+        """Wait for the end and return the last event. None when the process hung after a request to stop.
 
         The process has ended when this returns or raises. Raises TrainingFailedError, TrainingKilledError,
         ClaimLostError when the row is no longer ours, and OSError (ENOSPC) when the disk is full.
@@ -107,8 +106,7 @@ class TrainingProcess:
         for reader in readers:
             reader.start()
         try:
-            done = self._follow()
-            return without_type(done) if done else None
+            return self._follow()
         finally:
             self._kill()
             for reader in readers:

@@ -201,7 +201,7 @@ def test_completed_model_shows_metrics_and_worst_cases_first(client: Client) -> 
         "Few cases.",
         "You chose it.",
         "Focal",
-        "bfloat16 is quicker here",
+        "bfloat16 is faster on this machine",
     ):
         assert shown in page, shown
     assert page.index("bad one") < page.index("good one") < page.index("undefined one")

@@ -271,15 +271,15 @@ class DatasetCheck:
         Raises DatasetRefusedError if too few cases remain, or if they have one class only. Raises UndecidedError if the
         masks, now that all are seen, are no plain numbers.
         """
+        dimensions, kept, left_out = self._of_one_kind(cases)
+        if len(kept) < findings.MIN_PAIRS:
+            raise findings.too_few(len(kept), self.issues)
         decision = self.classes.decision
         if not self.is_decided:
             decision = self._survey.decide()
             if not decision.is_plain:
                 raise UndecidedError(decision)
             self.issues += decision.issues
-        dimensions, kept, left_out = self._of_one_kind(cases)
-        if len(kept) < findings.MIN_PAIRS:
-            raise findings.too_few(len(kept), self.issues)
         fingerprint = self._builders[dimensions].result()
         used = {entry.value for entry in fingerprint.classes}
         self._check_classes(fingerprint.classes)

@@ -32,6 +32,7 @@ from ml_core.io import Mask
 
 FULL_SCALE = (255, 65535)
 """How programs save "yes" in 8 and in 16 bits."""
+BLACK = "#000000"
 VOID_COLOUR = "#e0e0c0"
 """Pascal VOC's colour of pixels that nobody labelled."""
 MAX_SMALL_CLASS = 100
@@ -114,14 +115,10 @@ class MaskSurvey:
 
     def decide(self) -> Decision:
         in_colours = any(facts.is_rgb for facts in self._facts)
-        masks = [
-            dict(zip(facts.colour_keys if in_colours else facts.keys, facts.counts, strict=True))
-            for facts in self._facts
-        ]
-        borders = [
-            dict(zip(facts.colour_keys if in_colours else facts.keys, facts.border, strict=True))
-            for facts in self._facts
-        ]
+        read = [facts for facts in self._facts if not in_colours or facts.is_rgb or self._is_grey_of_colours(facts)]
+        keys = [facts.colour_keys if in_colours else facts.keys for facts in read]
+        masks = [dict(zip(names, facts.counts, strict=True)) for names, facts in zip(keys, read, strict=True)]
+        borders = [dict(zip(names, facts.border, strict=True)) for names, facts in zip(keys, read, strict=True)]
         if not in_colours and self._number_objects(masks):
             return _objects(self._reading, masks)
         issues: list[Issue] = []
@@ -138,6 +135,11 @@ class MaskSurvey:
         background = self._background(pixels, at_border, in_colours, issues)
         reading = Reading(_value(background), ignore, merge, objects=False)
         return _decision(reading, pixels, in_colours, issues)
+
+    def _is_grey_of_colours(self, facts: MaskFacts) -> bool:
+        """Whether a mask of greys is one of a dataset in colours: each grey is in a mask with colours, too."""
+        colours = {BLACK}.union(*(other.colour_keys for other in self._facts if other.is_rgb))
+        return colours.issuperset(facts.colour_keys)
 
     def _number_objects(self, masks: list[dict[str, int]]) -> bool:
         if self._reading.objects is not None:
@@ -178,7 +180,7 @@ class MaskSurvey:
         ordered = sorted(pixels, key=_order)
         lowest = ordered[0]
         # Black is what a colour mask is filled with before anybody draws, where it occurs at all.
-        usual = "#000000" if in_colours and "#000000" in pixels else lowest
+        usual = BLACK if in_colours and BLACK in pixels else lowest
         most, most_at_border = pixels.most_common(1)[0][0], border.most_common(1)[0][0]
         share = pixels[most] / pixels.total()
         border_share = border[most] / max(1, border.total())
@@ -192,7 +194,7 @@ class MaskSurvey:
         if most == usual or len(pixels) < 2:
             return usual
         # Without black, no colour is background by custom: then the most frequent one is it in any case.
-        has_custom = not in_colours or usual == "#000000"
+        has_custom = not in_colours or usual == BLACK
         if most == most_at_border and (is_clear or not has_custom):
             issues.append(findings.BACKGROUND_CHOSEN.issue("masks", **facts))
             return most

@@ -57,8 +57,6 @@ class TrainingJob(Document):
     """The plan of an earlier attempt. It is used if that attempt left a checkpoint, which fits only this plan."""
     batch_limit: int | None = None
     """The largest batch that is allowed, after memory ran out with a larger one."""
-    salvage: bool = False
-    """Whether to package the best weights of the checkpoints, without training any further."""
     caveats: list[str] = field(default_factory=list)
     """Sentences that are put first among the warnings of the model."""
 

@@ -36,17 +36,14 @@ from ml_core.training.state import epoch_of, load_weights, read_warm_start
 
 
 def run(job: TrainingJob, *, on_event: OnEvent, should_stop: Callable[[], bool], begun: float | None = None) -> None:
-    """Run the job, or package its checkpoints if it asks for `salvage`. The last event is `Done`.
+    """Run the job. The last event is `Done`.
 
     should_stop: called between steps; True ends the training with a package of the best weights. begun: the moment from
     which the time budget counts, by time.monotonic; None for now. Raises MLError if the training fails.
     """
     begun = time.monotonic() if begun is None else begun
     try:
-        if job.salvage:
-            on_event(package_best(job, begun=begun))
-        else:
-            on_event(_run(job, Reporter(on_event, should_stop, job.caveats), begun))
+        on_event(_run(job, Reporter(on_event, should_stop, job.caveats), begun))
     except (RuntimeError, MemoryError) as error:
         explained_error = explained(error)
         if explained_error is None:
@@ -54,7 +51,7 @@ def run(job: TrainingJob, *, on_event: OnEvent, should_stop: Callable[[], bool],
         raise explained_error from error
 
 
-def package_best(job: TrainingJob, *, begun: float | None = None) -> Done:
+def package_best(job: TrainingJob) -> Done:
     """Package the best weights in the checkpoints of a training that was stopped or killed.
 
     The job needs its plan, split, classes and fingerprint, but no cases, so nothing is measured.
@@ -64,7 +61,7 @@ def package_best(job: TrainingJob, *, begun: float | None = None) -> Done:
     plan = _choose_plan(job, reporter)
     marks_file = job.folder / LEARNT_FROM
     learnt_from = frozenset(json.loads(marks_file.read_text())) if marks_file.exists() else frozenset[str]()
-    budget = Budget(plan.time_budget_seconds, time.monotonic() if begun is None else begun)
+    budget = Budget(plan.time_budget_seconds, time.monotonic())
     planned = Planned(plan, [], job.split or StoredSplit(), budget, learnt_from)
     trained = _trained_before(job, plan)
     if trained is None:

@@ -139,7 +139,7 @@ def test_masks_in_colours_keep_their_values(user: Any, own_media: Path) -> None:
     as_red_blue, as_blue_red = (
         np.asarray(PILImage.open(own_media / second.samples.get(name=name).mask_key)) for name in ("c1", "z")
     )
-    red, blue = codes[str(0xFF0000)], codes[str(0x0000FF)]
+    red, blue = codes["#ff0000"], codes["#0000ff"]
     assert (as_red_blue == red).any()
     assert np.array_equal(as_red_blue == red, as_blue_red == blue)
 
@@ -152,7 +152,7 @@ def test_colours_are_known_also_after_a_version_that_met_none(user: Any, own_med
     image, labels = picture(9)
     only_red = png(np.array([[0, 0, 0], [255, 0, 0]], np.uint8)[np.minimum(labels, 1)])
     third = next_version(user, second, {"images/z.png": png(image), "masks/z.png": only_red})
-    red = third.fingerprint["mask_codes"][str(0xFF0000)]
+    red = third.fingerprint["mask_codes"]["#ff0000"]
     assert set(np.unique(np.asarray(PILImage.open(own_media / third.samples.get(name="z").mask_key)))) == {0, red}
 
 

@@ -96,6 +96,8 @@ def test_a_hanging_batch_is_killed_when_the_training_is_cancelled(platform: Plat
     assert cancelled["status"] == "cancelled"
     assert not training.is_running()
     assert any("did not answer" in entry.get("detail", "") for entry in cancelled["timeline"])
+    # A worker of inferences packages what the training left.
+    cancelled = platform.wait_for(path, lambda row: bool(row["checksum"]))
     result = platform.infer(cancelled, "unseen.png", drawings.png(drawings.disc(200)[0]))
     assert result["status"] == "completed", result["error"]
 

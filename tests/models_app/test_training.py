@@ -65,7 +65,7 @@ def test_the_manifest_says_everything_that_the_row_says(tmp_path: Path) -> None:
         "warnings": ["few"],
         "stopped": False,
     }
-    training._keep(claim, folder, outcome)
+    training._keep(claim, folder, Done.from_json({**outcome, "type": "done"}))
     model.refresh_from_db()
     assert (model.status, model.decisions, model.estimate) == ("completed", DECISIONS, ESTIMATE)
     manifest = manifests.read(f"models/{model.uuid}/manifest.json")

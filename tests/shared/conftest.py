@@ -29,14 +29,18 @@ from ml_core.dataset.classes import LabelClass
 from ml_core.dataset.fingerprint import FingerprintBuilder
 from ml_core.dataset.splits import StoredSplit
 from ml_core.io import read_image
+from ml_core.measures.results import Metrics
 from ml_core.networks.catalogue import build
 from ml_core.planning.plan import Machine
 from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
+from ml_core.prediction.decisions import Decisions
 from ml_core.prediction.package import Package, write_package
+from ml_core.training.events import Done
 from models_app import training
 from models_app.models import Epoch, SegmentationModel
 from models_app.services import cancel_model, create_model
+from tests.pages import METRICS
 
 BUCKET = "medseg-unit"
 
@@ -178,9 +182,10 @@ def trained(user: Any, name: str, of: Dataset, package: tuple[Path, dict[str, An
     for epoch in (1, 2):
         numbers = {"train_loss": 1 / 3, "val_loss": None, "val_dice": 0.1 + epoch, "learning_rate": 1e-3}
         Epoch.objects.create(model=row, epoch=epoch, seconds=0.7, images_per_second=3.3, **numbers)
-    metrics = {"dice": 0.5, "per_case": [{"sample": sample.pk, "dice": 0.5, "picture": True}], "n_cases": 1}
-    outcome = {"package": str(package[0]), "metrics": metrics, "decisions": {}, "warnings": ["few"], "stopped": False}
-    training._keep(job, work, outcome)
+    cases: Any = METRICS["per_case"]
+    case = {**cases[0], "sample": sample.pk, "picture": True}
+    metrics = Metrics.from_json({**METRICS, "per_case": [case]})
+    training._keep(job, work, Done(False, str(package[0]), metrics, Decisions(), ["few"]))
     row.refresh_from_db()
     assert row.status == "completed"
     return row

@@ -16,6 +16,8 @@ from ml_core.dataset.checks import DatasetCheck, ReadPair
 from ml_core.dataset.classes import COLORS, ClassTable, label_values
 from ml_core.dataset.findings import DatasetRefusedError, Finding, Issue
 from ml_core.dataset.folders import ReadCase
+from ml_core.dataset.reading import Decision, Reading
+from ml_core.dataset.survey import MaskFacts, MaskSurvey
 from ml_core.errors import ImageError, TrainingError
 from ml_core.front.progress import MAX_WARNINGS, ProgressBar
 from ml_core.io import Image, Mask
@@ -75,13 +77,22 @@ def test_a_refusal_names_the_first_problem() -> None:
     assert "Add images" in str(findings.too_few(0, issues[:1]))
 
 
-def test_colours_become_numbers_in_the_order_in_which_they_come() -> None:
-    table = ClassTable()
-    first, second = learnt(table, mask_of([0, GREEN], "rgb"), mask_of([RED, GREEN], "rgb"))
-    assert (first.tolist(), second.tolist()) == ([[0, 1]], [[2, 1]])
-    assert table.codes() == {0: 0, GREEN: 1, RED: 2}
-    assert [row["color"] for row in table.rows({0, 1, 2})] == ["#000000", "#00ff00", "#ff0000"]
-    again = ClassTable(table.rows({0, 1, 2}), table.codes())
+def decided(*masks: Mask, reading: Reading | None = None) -> Decision:
+    survey = MaskSurvey(reading)
+    for mask in masks:
+        present, counts = np.unique(mask.values, return_counts=True)
+        survey.add(MaskFacts.of(mask, dict(zip(present.tolist(), counts.tolist(), strict=True))))
+    return survey.decide()
+
+
+def test_colours_become_numbers_in_the_order_of_the_colours() -> None:
+    masks = mask_of([0, 0, RED], "rgb"), mask_of([0, 0, GREEN], "rgb")
+    for order in (masks, masks[::-1]):
+        table = ClassTable(decision=decided(*order))
+        assert [values.tolist() for values in learnt(table, *masks)] == [[[0, 0, 2]], [[0, 0, 1]]]
+        assert table.codes() == {"#000000": 0, "#00ff00": 1, "#ff0000": 2}
+        assert [row["color"] for row in table.rows({0, 1, 2})] == ["#000000", "#00ff00", "#ff0000"]
+    again = ClassTable(table.rows({0, 1, 2}), table.decision)
     [third] = learnt(again, mask_of([RED, WHITE], "rgb"))
     assert third.tolist() == [[2, 3]]
 
@@ -104,7 +115,7 @@ def test_numbers_keep_theirs_with_the_colours_of_a_palette_or_of_ours() -> None:
     "masks", [[mask_of([0, 1]), mask_of([0, RED], "rgb")], [mask_of([0, RED], "rgb"), mask_of([0, 1])]]
 )
 def test_numbers_and_colours_do_not_mix_but_an_empty_mask_fits_both(masks: list[Mask]) -> None:
-    table = ClassTable()
+    table = ClassTable(decision=decided(masks[0]))
     learnt(table, mask_of([0, 0]), masks[0], mask_of([0, 0]))
     with pytest.raises(ImageError) as caught:
         learnt(table, masks[1])
@@ -112,7 +123,7 @@ def test_numbers_and_colours_do_not_mix_but_an_empty_mask_fits_both(masks: list[
 
 
 def test_a_colour_that_is_no_class_is_named() -> None:
-    codes = {0: 0, RED: 1}
+    codes = {"#000000": 0, "#ff0000": 1}
     assert label_values(mask_of([0, RED], "rgb"), codes).tolist() == [[0, 1]]
     case = Case(1, "a", Path("a.png"), Path("m.png"), codes=codes)
     assert case.indices(mask_of([0, RED], "rgb"), [0, 1]).tolist() == [[0, 1]]
@@ -121,7 +132,9 @@ def test_a_colour_that_is_no_class_is_named() -> None:
 
 
 def pair_of(shape: tuple[int, ...], mask: Array | None = None) -> ReadPair:
-    image = Image(np.zeros((1, *shape), np.uint8), None, None, "raster", None, None, Grid(shape))
+    image = Image(
+        np.arange(np.prod(shape), dtype=np.int32).reshape(1, *shape), None, None, "raster", None, None, Grid(shape)
+    )
     values = np.arange(np.prod(shape)).reshape(shape) % 2 if mask is None else mask
     return ReadPair.of(image, Mask(values, "values", None, False, None, None), "i.png", "m.png")
 
@@ -141,10 +154,11 @@ def test_nothing_is_learnt_from_what_is_left_out() -> None:
 
 def test_too_many_classes_end_the_check_at_once_with_what_was_found() -> None:
     check = DatasetCheck(issues=[Issue("warning", "ignored_folder", "x", "y")])
-    values = np.arange(findings.MAX_CLASSES)
-    check.add(pair_of((1, 16, 8), values.reshape(1, 16, 8)))
+    # Each value twice, so that none looks like the number of one object.
+    values = np.tile(np.arange(findings.MAX_CLASSES).reshape(1, 16, 8), 2)
+    check.add(pair_of(values.shape, values))
     with pytest.raises(DatasetRefusedError, match="more than 128") as caught:
-        check.add(pair_of((1, 16, 8), values.reshape(1, 16, 8) + 1))
+        check.add(pair_of(values.shape, values + 1))
     assert [issue.code for issue in caught.value.issues] == ["ignored_folder"]
 
 
@@ -168,7 +182,8 @@ def test_decoded_masks_of_other_codes_are_other_files(tmp_path: Path) -> None:
     fingerprint = check._builders[2].result()
     plan = make_plan(TrainingRequest(), fingerprint, check.classes.rows({0, 1}), Machine(False, 2, False))
     one, other, plain = (
-        Case(1, "a", Path("a.png"), Path("m.png"), key="k", codes=codes) for codes in ({RED: 1}, {GREEN: 1}, {})
+        Case(1, "a", Path("a.png"), Path("m.png"), key="k", codes=codes)
+        for codes in ({"#ff0000": 1}, {"#00ff00": 1}, {})
     )
     assert len({stored_stem(tmp_path, case, plan) for case in (one, other, plain)}) == 3
 

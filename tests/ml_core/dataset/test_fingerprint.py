@@ -25,7 +25,7 @@ STORED: dict[str, Any] = json.loads("""{
     {"value": 255, "pixels": 1000, "share": 0.25, "cases": 8, 
      "component_pixels": 50.0, "thickness": 6.5, "thin_part": 3.25, "clipped": 0.125}
   ],
-  "grouping": "patient", "mask_codes": {"16711680": 255}
+  "grouping": "patient", "mask_codes": {"#ff0000": 255}, "ignored": [254]
 }""")
 
 

@@ -80,6 +80,6 @@ def test_a_short_training_does_not_turn_them() -> None:
     like = replace(fingerprint((256, 256)), families={"raster": 8}, pose=Pose(alike=0.74, turned=0.64))
     made = plan(like=like)
     assert made.augmentation == "intensity"
-    assert "0.74, turned by 0.64" in made.reasons["augmentation"]
+    assert "by 0.74, and by 0.64 after turning" in made.reasons["augmentation"]
     assert plan(like=like, time_budget_seconds=3600).augmentation == "standard"
     assert plan(like=replace(like, pose=None)).augmentation == "light"

@@ -103,8 +103,9 @@ def test_five_lines_of_python_with_colours_and_a_test_set(tmp_path: Path) -> Non
     assert model.metrics
     assert [row.name for row in model.metrics.per_case] == ["test_4"]
     assert model.metrics.evaluated_on == "test"
-    red, green = 200 << 16 | 30 << 8 | 30, 30 << 16 | 200 << 8 | 30
-    assert (model.plan.class_values, model.mask_codes) == ([0, 1, 2], {0: 0, green: 1, red: 2})  # as on the platform
+    # As on the platform: in the order of the colours.
+    codes = {"#000000": 0, "#1ec81e": 1, "#c81e1e": 2}
+    assert (model.plan.class_values, model.mask_codes) == ([0, 1, 2], codes)
     assert model.plan.class_colors == ["#000000", "#1ec81e", "#c81e1e"]
     labels = model.predict(images / "0.png")
     assert labels.shape == (64, 64)

@@ -32,7 +32,6 @@ JOB = TrainingJob(
     warm_start=Path("/earlier.zip"),
     plan=PLAN,
     batch_limit=2,
-    salvage=True,
     caveats=["Copies."],
 )
 VALUES: dict[str, Any] = {
@@ -59,7 +58,6 @@ VALUES: dict[str, Any] = {
     "warm_start": "/earlier.zip",
     "plan": PLAN.to_json(),
     "batch_limit": 2,
-    "salvage": True,
     "caveats": ["Copies."],
 }
 

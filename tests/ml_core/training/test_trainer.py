@@ -231,7 +231,7 @@ def test_a_diverged_training_says_what_to_do(tmp_path: Path, monkeypatch: pytest
         def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return logits.sum() * float("nan")
 
-    monkeypatch.setattr("ml_core.training.trainer.make_loss", lambda name, class_weights: NotANumber())
+    monkeypatch.setattr("ml_core.training.trainer.make_loss", lambda name, **options: NotANumber())
     with pytest.raises(TrainingError, match="lower learning rate"):
         train(tmp_path / "run", draw(tmp_path, 3))
 
