@@ -113,7 +113,10 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
         # The rows are written in chunks, so that memory does not grow with their number.
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             Sample.objects.bulk_create(chunk)
-        DatasetClass.objects.bulk_create(DatasetClass(dataset=dataset, **row) for row in result.classes)
+        # The background comes first.
+        DatasetClass.objects.bulk_create(
+            DatasetClass(dataset=dataset, is_background=number == 0, **row) for number, row in enumerate(result.classes)
+        )
     with job.kept_alive():
         columns = manifests.store_done(dataset, {**columns, **job.last_words()})
         storage.settle()

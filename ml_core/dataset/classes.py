@@ -114,21 +114,16 @@ class ClassTable:
         """[{value, name, color}] of the label values in use: the background, then the others ascending."""
         first = self.background
         ordered = sorted(used, key=lambda value: (value != first, value))
-        objects = self.decision.reading.objects
         return [
-            {
-                "value": value,
-                "name": self._names.get(value) or _name_of(value, is_background=value == first, objects=bool(objects)),
-                "color": self._colors[value],
-            }
+            {"value": value, "name": self._name(value, is_background=value == first), "color": self._colors[value]}
             for value in ordered
         ]
 
-
-def _name_of(value: int, *, is_background: bool, objects: bool) -> str:
-    if is_background:
-        return "background"
-    return "object" if objects else f"class {value}"
+    def _name(self, value: int, *, is_background: bool) -> str:
+        """The name that a person gave, or a new one. A name of ours goes when another class becomes the background."""
+        default = "background" if is_background else "object" if self.decision.reading.objects else f"class {value}"
+        given = self._names.get(value) or default
+        return default if given in ("background", f"class {value}") else given
 
 
 def labels_of(keys: Iterable[str], codes: Codes) -> list[int]:

@@ -81,6 +81,18 @@ class Finding:
 NO_FOLDERS = Finding(
     "no_folders", "refusal", "The ZIP needs a folder of images beside a folder of masks. Found: {found}.", WANTED
 )
+OUTLINES = Finding(
+    "outlines",
+    "refusal",
+    "The annotations are outlines ({example}: {kind}), and the ZIP holds no pictures of masks.",
+    "Export masks as PNG from the program that drew them: one mask for each image, with the image's name.",
+)
+SEVERAL_MASKS = Finding(
+    "several_masks",
+    "error",
+    "The image has {count} masks ({files}).",
+    "Put all structures of an image into one mask.",
+)
 IGNORED_FOLDER = Finding(
     "ignored_folder", "warning", "The check skipped {count} outside the image and mask folders.", WANTED
 )

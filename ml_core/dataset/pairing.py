@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ml_core.dataset import findings
-from ml_core.dataset.findings import Issue
+from ml_core.dataset.findings import DatasetRefusedError, Issue
 from ml_core.errors import count_of
 from ml_core.io.containers import shown_name
 from ml_core.io.formats import SUPPORTED_SUFFIXES, stem, suffixes_of
@@ -27,6 +27,13 @@ FOLDER = re.compile(
 MASK_WORDS = re.compile(r"(?i)(?<=.)(?:[_-](?:masks?|seg(?:mentation)?|labels?|gt|groundtruth))+$")
 MASK_WORDS_AND_CHANNEL = re.compile(MASK_WORDS.pattern.replace("gt|", "gt|0000|"))
 OTHER_SUFFIX = re.compile(r"(?i)(?<=.)\.[a-z][a-z0-9]{0,4}$")
+NUMBER = re.compile(r"(?<=.)[_-]?[0-9]{1,3}$")
+# Endings of files in which programs save outlines.
+OUTLINES = {
+    ".json": "JSON, as COCO and LabelMe write it",
+    ".txt": "text, as YOLO writes it",
+    ".xml": "XML, as CVAT writes it",
+}
 LATER_CHANNEL = re.compile(r"(?<=.)[_-]0\d\d\d$")
 _bare = partial(MASK_WORDS_AND_CHANNEL.sub, "")
 
@@ -120,6 +127,8 @@ def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
         if {wrapper for wrapper, _ in images} & {wrapper for wrapper, _ in masks}:
             counts = {folder: count_of(count, "file") for folder, count in ignored.items()}
             return images, masks, [findings.IGNORED_FOLDER.issue(at, count=count) for at, count in counts.items()]
+    if refusal := _outlines(names):
+        raise refusal
     present = sorted({"/".join(name.split("/")[:-1][:3]) for name in names} - {""}, key=natural)
     listed = ", ".join(shown_name(folder) + "/" for folder in present[:8]) or "no folders"
     raise findings.NO_FOLDERS.refusal(found=listed)
@@ -190,12 +199,20 @@ def _match(group: _Group, issues: list[Issue]) -> Iterator[tuple[_Item, _Item, s
         lacking = findings.NO_MASKS_FOLDER if group.images else findings.NO_IMAGES_FOLDER
         issues.extend(lacking.issue(item.shown.rpartition("/")[0] + "/") for item in (group.images or group.masks)[:1])
         return
-    unpaired = group
+    unpaired, pairs = group, list[tuple[_Item, _Item, str]]()
     for strip in (str, partial(MASK_WORDS.sub, ""), _bare):
         matched = [g for g in unpaired.by_name(strip).values() if len(g.images) == len(g.masks) == 1]
-        yield from ((g.images[0], g.masks[0], strip(g.images[0].stem)) for g in matched)
+        pairs += [(g.images[0], g.masks[0], strip(g.images[0].stem)) for g in matched]
         used = {item for g in matched for item in g.images + g.masks}
         unpaired = _Group([i for i in unpaired.images if i not in used], [m for m in unpaired.masks if m not in used])
+    further = _further_masks(unpaired.masks)
+    for image, mask, name in pairs:
+        if several := further.get(_bare(image.stem).casefold()):
+            files = [mask.shown, *(other.shown for other in several)]
+            issues.append(findings.SEVERAL_MASKS.issue(image.shown, files=", ".join(files[:5]), count=len(files)))
+            unpaired.masks = [item for item in unpaired.masks if item not in several]
+        else:
+            yield image, mask, name
     # The names are needed only to explain unpaired files, so nothing is done if there are none.
     names = (group if unpaired.images or unpaired.masks else unpaired).by_name(_bare)
     for is_image, items in ((True, unpaired.images), (False, unpaired.masks)):
@@ -215,6 +232,28 @@ def _match(group: _Group, issues: list[Issue]) -> Iterator[tuple[_Item, _Item, s
                 finding = findings.NO_MASK if is_image else findings.NO_IMAGE
             facts = {"name": _bare(item.stem), "case": case, "twin": twin and twin.shown}
             issues.append(finding.issue(item.shown, **facts))
+
+
+def _further_masks(masks: list[_Item]) -> dict[str, list[_Item]]:
+    """Masks such as case_mask_1 by the name of their image, case."""
+    found: dict[str, list[_Item]] = {}
+    for mask in masks:
+        if (short := NUMBER.sub("", mask.stem)) != mask.stem and _bare(short) != short:
+            found.setdefault(_bare(short).casefold(), []).append(mask)
+    return found
+
+
+def _outlines(names: list[str]) -> DatasetRefusedError | None:
+    """The refusal of a ZIP whose annotations are outlines in text files, and not pictures of masks."""
+    for name in names:
+        folders, _, base = name.rpartition("/")
+        suffix = _split(base)[1]
+        is_named = (
+            any(FOLDER.fullmatch(part.casefold()) for part in folders.split("/")) or "annotations" in base.lower()
+        )
+        if suffix in OUTLINES and is_named:
+            return findings.OUTLINES.refusal(kind=OUTLINES[suffix], example=shown_name(name))
+    return None
 
 
 def _split(name: str) -> tuple[str, str]:

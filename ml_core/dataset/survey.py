@@ -41,6 +41,8 @@ MIN_OBJECTS = 4
 """Values over background in one mask, before they may be numbers of objects."""
 MIN_SINGLE_SHARE = 0.9
 """Of the looked-at values in a mask that are one connected piece each, where values number objects."""
+MIN_OBJECT_PIXELS = 8
+"""Median size of an object, in pixels or voxels."""
 LOOKED_AT = 24
 """Values of a mask whose pieces are counted."""
 CLEAR_SHARE = 0.6
@@ -100,7 +102,10 @@ def single_share(values: NDArray[Any], present: list[int]) -> float:
 
 
 def may_number_objects(facts: MaskFacts) -> bool:
-    return len(facts.keys) > MIN_OBJECTS and facts.single_share >= MIN_SINGLE_SHARE
+    """Whether the values of a mask may be numbers of objects: several, each of them one piece of some pixels."""
+    is_one_piece_each = len(facts.keys) > MIN_OBJECTS and facts.single_share >= MIN_SINGLE_SHARE
+    # In noise every value is one piece, too: a single pixel.
+    return is_one_piece_each and float(np.median(facts.counts[1:])) >= MIN_OBJECT_PIXELS
 
 
 class MaskSurvey:
@@ -147,7 +152,7 @@ class MaskSurvey:
         if self._reading.merge or self._reading.ignore:
             return False
         many = [facts for facts in self._facts if len(facts.keys) > MIN_OBJECTS]
-        alike = [facts for facts in many if facts.single_share >= MIN_SINGLE_SHARE]
+        alike = [facts for facts in many if may_number_objects(facts)]
         return len(alike) >= 2 and len(alike) >= 0.8 * len(many) and not _sizes_tell_values_apart(masks)
 
     def _merge(
@@ -234,7 +239,7 @@ def _sizes_tell_values_apart(masks: list[dict[str, int]]) -> bool:
         return False
     everything = np.concatenate([np.asarray(row) for row in shared])
     total = float(everything.var())
-    if total == 0:
+    if total < 1e-9:
         return False
     means = np.concatenate([np.full(len(row), np.mean(row)) for row in shared])
     by_chance = 1 / float(np.mean([len(row) for row in shared]))

@@ -23,8 +23,7 @@ def as_labels(array: NDArray[Any], *, negative: bool = False) -> NDArray[Any]:
     """Convert an array to an integer label map of the same shape: uint8, uint16 or int32.
 
     Booleans become 0 and 1. Floats must lie within 1e-3 of whole numbers. Values must lie in 0..65535, the range of a
-    PNG, or with `negative` (for NIfTI) in the range of int32. Raises ImageError with code not_integer, value_range or
-    too_many_values.
+    PNG, or with `negative` (for NIfTI) in the range of int32. Raises ImageError with code not_integer or value_range.
     """
     if array.dtype == np.uint8:
         return array
@@ -51,8 +50,7 @@ def as_labels(array: NDArray[Any], *, negative: bool = False) -> NDArray[Any]:
                 "Threshold it, or resample it with nearest neighbour, and save whole numbers.",
             )
         array = whole
-    labels = array.astype(np.uint16 if low >= 0 and high <= 65535 else np.int32)
-    check_count(labels)
+    labels: NDArray[Any] = array.astype(np.uint16 if low >= 0 and high <= 65535 else np.int32)
     return labels
 
 
@@ -71,13 +69,13 @@ def from_rgb(pixels: NDArray[Any]) -> tuple[NDArray[Any], Coding]:
     for channel in (green, blue):
         packed <<= 8
         packed |= channel
-    check_count(packed)
+    _check_count(packed)
     return packed, "rgb"
 
 
-def check_count(labels: NDArray[Any]) -> None:
-    """Raise ImageError too_many_values if a label map has more than 256 distinct values."""
-    count = np.count_nonzero(np.bincount(labels.ravel())) if labels.dtype == np.uint16 else np.unique(labels).size
+def _check_count(labels: NDArray[Any]) -> None:
+    """Raise ImageError too_many_values if a mask has more than 256 distinct colours."""
+    count = np.unique(labels).size
     if count > MAX_VALUES:
         raise ImageError(
             "too_many_values",

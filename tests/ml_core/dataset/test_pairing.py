@@ -35,11 +35,32 @@ def test_folders_are_found(images: str, masks: str) -> None:
 MISSING = {
     "a.png b/images/c.png": "b/images/",
     "scans/a.png reader/a.png": "reader/, scans/",
-    "images/a.png annotations/all.json": "annotations/, images/",
+    "images/a.png reader/all.json": "images/, reader/",
     "a/b/c/images/a.png a/b/c/masks/a.png": "a/b/c/",
     "one/images/a.png two/masks/a.png": "one/images/, two/masks/",
     "": "no folders",
 }
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["images/a.png annotations/all.json", "images/a.png labels/a.txt", "train/images/a.png train/labels/a.xml"],
+)
+def test_outlines_instead_of_masks_are_named(names: str) -> None:
+    with pytest.raises(DatasetRefusedError) as caught:
+        find_pairs(names.split())
+    assert caught.value.code == "outlines"
+    assert names.split()[1] in caught.value.reason
+
+
+def test_an_image_with_several_masks_is_left_out_and_named() -> None:
+    several = ["images/a.png", "masks/a_mask.png", "masks/a_mask_1.png"]
+    numbered = ["images/c_1.png", "masks/c_1_mask.png", "images/c_2.png", "masks/c_2_mask.png"]
+    found = find_pairs([*several, "images/b.png", "masks/b_mask.png", *numbered])
+    assert [pair.name for pair in found.pairs] == ["b", "c_1", "c_2"]
+    [issue] = found.issues
+    assert (issue.code, issue.file) == ("several_masks", "images/a.png")
+    assert "masks/a_mask.png, masks/a_mask_1.png" in issue.detail
 
 
 @pytest.mark.parametrize(("names", "found"), MISSING.items())

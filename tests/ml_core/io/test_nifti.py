@@ -110,8 +110,9 @@ def test_masks_of_floats_and_negatives(tmp_path: Path) -> None:
     assert np.array_equal(negative.values, LABELS.astype(int) - 1)
     smooth = write_nifti(tmp_path / "b.nii.gz", LABELS.transpose().astype(np.float32) / 2)
     assert code_of(smooth, mask=True) == "not_integer"
+    # How many values make sense is for the dataset's check to say: they may number objects.
     many = write_nifti(tmp_path / "c.nii.gz", np.arange(300, dtype=np.int16).reshape(10, 10, 3))
-    assert code_of(many, mask=True) == "too_many_values"
+    assert len(np.unique(read_mask(many).values)) == 300
 
 
 def test_what_is_no_image_is_refused_with_its_cure(tmp_path: Path) -> None:
