@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ml_core.documents import Document, LeftOut
 from ml_core.errors import MLError
+from ml_core.measures.metrics import without_ignored
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -181,9 +182,10 @@ def choose(
     count = 0
     for image, reference in cases:
         count += 1
-        actual, expected = fast(image), exact(image)
-        for index in np.unique(reference):
-            truth = reference == index
+        compared, actual = without_ignored(reference, fast(image))
+        _, expected = without_ignored(reference, exact(image))
+        for index in np.unique(compared):
+            truth = compared == index
             scores[index].append((_dice(truth, actual == index), _dice(truth, expected == index)))
     if count == 0:
         return Serving("torch", "fp32", "There was no validation case to compare the converted network on.", cases=0)
