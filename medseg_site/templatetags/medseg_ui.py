@@ -55,7 +55,10 @@ def score(value: Any) -> str:
 
 @register.filter
 def distance(value: Any) -> str:
-    return f"{value:.1f}" if _is_number(value) else NOTHING
+    """12.3, or 0.0112 where one decimal would show nothing: micro-CT is measured in micrometres."""
+    if not _is_number(value):
+        return NOTHING
+    return f"{value:.1f}" if value == 0 or abs(value) >= 0.05 else f"{value:.3g}"
 
 
 @register.filter

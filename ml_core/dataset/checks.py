@@ -25,6 +25,7 @@ from ml_core.dataset.near_duplicates import near_duplicate_groups, signature
 from ml_core.dataset.patients import BY_NAME, groups_of_names
 from ml_core.errors import ImageError, MLError
 from ml_core.io import Image, Mask, read_image, read_mask
+from ml_core.io.grid import directions, directions_differ, origins_differ, spacings_differ
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def naming(file: str) -> Iterator[None]:
 def check_pair(image: Image, mask: Mask) -> None:
     """Refuse a mask that does not lie on the image's grid.
 
-    Shapes must be equal; spacing, and where both are known origin and direction, agree within MAX_DIFFERENCE. A mask without
+    Shapes must be equal; spacing, and where both are known origin and direction, agree but for rounding (`ml_core.io.grid`). A mask without
     geometry is accepted for images in their stored order (raster, DICOM slices); for others only when it was read with
     `read_mask(path, like=image)`, which turns it. Raises ImageError with code shape_mismatch, no_geometry, spacing_mismatch or
     geometry_mismatch.
@@ -93,17 +94,16 @@ def check_pair(image: Image, mask: Mask) -> None:
         raise findings.IMAGE_WITHOUT_GEOMETRY.error()
     if image.grid.orientation is not None and mask.affine is None:
         raise findings.MASK_WITHOUT_GEOMETRY.error()
-    if image.spacing and mask.spacing and _differ(image.spacing, mask.spacing):
-        raise findings.SPACING_MISMATCH.error(image=_text(image.spacing), mask=_text(mask.spacing))
+    two = findings.TWO_TRANSFORMS if image.grid.second is not None or mask.has_two_transforms else ""
+    if image.spacing and mask.spacing and spacings_differ(image.spacing, mask.spacing):
+        raise findings.SPACING_MISMATCH.error(image=_text(image.spacing), mask=_text(mask.spacing), two=two)
     if image.affine is not None and mask.affine is not None:
-        # A single slice's third axis is its thickness, which masks often lack.
-        axes = [0, 1] if image.dimensions == 2 else [0, 1, 2]
-        one, other = (_directions(affine, axes) for affine in (image.affine, mask.affine))
-        if _differ(one, other):
-            raise findings.AXES_MISMATCH.error(image=_text(one.T.ravel()), mask=_text(other.T.ravel()))
-        one, other = image.affine[:3, 3], mask.affine[:3, 3]
-        if _differ(one, other):
-            raise findings.ORIGIN_MISMATCH.error(image=_text(one), mask=_text(other))
+        one, other, axes = image.affine, mask.affine, image.dimensions
+        if directions_differ(one, other, axes):
+            ours_text, theirs_text = (_text(directions(affine, axes).T.ravel()) for affine in (one, other))
+            raise findings.AXES_MISMATCH.error(image=ours_text, mask=theirs_text, two=two)
+        if origins_differ(one, other, axes):
+            raise findings.ORIGIN_MISMATCH.error(image=_text(one[:3, 3]), mask=_text(other[:3, 3]), two=two)
 
 
 class CheckedCase(Protocol):
@@ -258,16 +258,6 @@ def _mixed_dimensions(wanted: int | None) -> ImageError:
     """Of a picture among volumes or the other way round."""
     this, others = ("a volume", "pictures") if wanted == 2 else ("a picture", "volumes")
     return findings.MIXED_DIMENSIONS.error(this=this, others=others)
-
-
-def _directions(affine: NDArray[np.float64], axes: list[int]) -> NDArray[np.float64]:
-    columns = affine[:3, axes]
-    lengths: NDArray[np.float64] = np.linalg.norm(columns, axis=0)
-    return np.asarray(columns / np.where(lengths > 0, lengths, 1.0), dtype=np.float64)
-
-
-def _differ(a: Any, b: Any) -> bool:
-    return bool(np.abs(np.asarray(a) - np.asarray(b)).max() > findings.MAX_DIFFERENCE)
 
 
 def _text(numbers: Any) -> str:

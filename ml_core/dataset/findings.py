@@ -16,7 +16,6 @@ MAX_CLASSES = 128
 MAX_VALUES_OF_PICTURE = 64  # distinct numbers in one picture's mask; more means smoothing or a photograph
 MIN_CLASS_SHARE = 1e-5  # of all pixels; a value that covers less may be a stray one
 MAX_COMPARED = 20_000  # cases; comparing each with each takes a minute then, and four times as long for twice as many
-MAX_DIFFERENCE = 1e-3  # between the grids of image and mask: mm, and parts of unit vectors
 
 WANTED = "Pack them as images/case1.png and masks/case1.png: one mask per image, with the same name."
 
@@ -101,6 +100,11 @@ EXTRA_CHANNEL = Finding("extra_channel", "error", "{case} has several channels."
 
 # One pair.
 
+TWO_TRANSFORMS = (
+    " A header has two transforms (sform and qform) that differ, so programs disagree about where the file lies; the sform "
+    "is used here. A mask is also taken where it lies by the qform of its image."
+)
+
 SHAPE_MISMATCH = Finding(
     "shape_mismatch",
     "error",
@@ -122,19 +126,19 @@ MASK_WITHOUT_GEOMETRY = Finding(
 SPACING_MISMATCH = Finding(
     "spacing_mismatch",
     "error",
-    "The image has a spacing of {image} mm and its mask of {mask} mm.",
+    "The image has a spacing of {image} mm and its mask of {mask} mm.{two}",
     "Resample the mask to the grid of its image, with nearest neighbour.",
 )
 AXES_MISMATCH = Finding(
     "geometry_mismatch",
     "error",
-    "The image's axes point along {image} and its mask's along {mask} (RAS).",
+    "The image's axes point along {image} and its mask's along {mask} (RAS).{two}",
     "Export the mask with the orientation of its image.",
 )
 ORIGIN_MISMATCH = Finding(
     "geometry_mismatch",
     "error",
-    "The image starts at {image} mm and its mask at {mask} mm (RAS).",
+    "The image starts at {image} mm and its mask at {mask} mm (RAS).{two}",
     "Export the mask with the origin of its image.",
 )
 TOO_MANY_VALUES = Finding(

@@ -295,7 +295,7 @@ def guess_modality(image: Image) -> str:
 
 def _spread(rows: NDArray[Any]) -> Spread:
     def numbers(row: NDArray[Any]) -> list[float]:
-        return [int(item) if float(item).is_integer() else round(float(item), 6) for item in row]
+        return [int(item) if float(item).is_integer() else float(f"{item:.7g}") for item in row]
 
     return Spread(
         minimum=numbers(rows.min(axis=0)), median=numbers(np.median(rows, axis=0)), maximum=numbers(rows.max(axis=0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -78,8 +78,11 @@ class Grid:
     """4x4, stored voxel → RAS+ mm; None when unknown."""
     orientation: NDArray[np.float64] | None = None
     """nibabel's 3x2 orientation of the stored axes; None if the image keeps the stored order."""
-    codes: tuple[int, int] = (1, 1)
-    """The sform and qform codes of a NIfTI header."""
+    second: NDArray[np.float64] | None = None
+    """4x4, stored voxel → RAS+ mm by the qform of a NIfTI header whose sform, the `affine`, says otherwise; else None."""
+    header: Mapping[str, NDArray[Any]] | None = None
+    """The fields of a NIfTI header that place it in space, as they are stored: both transforms with their codes, and
+    the units. A label map gets the same ones. None for other formats."""
     source: DicomSource | None = None
     """The DICOM instances that the slices came from; None for other formats."""
 
@@ -140,6 +143,8 @@ class Mask:
     """mm per spatial axis in array order; None when unknown."""
     affine: NDArray[np.float64] | None
     """4x4, voxel (x along W, y along H, z along D) → RAS+ mm; None when unknown."""
+    has_two_transforms: bool = False
+    """The sform and the qform of its NIfTI header differ; `affine` is the sform."""
 
 
 @contextmanager

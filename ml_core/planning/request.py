@@ -13,7 +13,7 @@ from ml_core.planning.hyperparameters import specs
 from ml_core.planning.spec import Spec, Value
 
 MAX_MEMBERS = 20  # networks that answer together
-MIN_SPACING, MAX_SPACING = 1e-3, 1e3  # mm or pixels
+MIN_SPACING, MAX_SPACING = 1e-7, 1e3  # mm or pixels; electron microscopy has voxels of some 1e-6 mm
 CHOSEN = "You chose it."
 
 T = TypeVar("T")
@@ -170,4 +170,6 @@ def _spacing_problem(request: TrainingRequest) -> dict[str, str]:
         steps = []
     if len(steps) in (2, 3) and all(MIN_SPACING <= step <= MAX_SPACING for step in steps):
         return {}
-    return {"spacing": "Give two or three numbers from 0.001 to 1000 with blanks between, such as “2.5 0.8 0.8”."}
+    return {
+        "spacing": f"Give two or three numbers from {MIN_SPACING:g} to {MAX_SPACING:g} with blanks between, such as “2.5 0.8 0.8”."
+    }
