@@ -227,7 +227,8 @@ def _check_pairs(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[
             raise findings.too_few(0, pairing.issues)
         merged = merge(base, pairing.pairs)
         classes = base.class_table() if base else None
-        check = DatasetCheck(classes, dimensions=merged.dimensions, issues=pairing.issues)
+        channels = base.dataset.channels if base else None
+        check = DatasetCheck(classes, dimensions=merged.dimensions, channels=channels, issues=pairing.issues)
         return check, _check_items(job, folder, archive, merged, check)
 
 

@@ -24,7 +24,7 @@ from ml_core.dataset.fingerprint import ClassFingerprint, Fingerprint, Fingerpri
 from ml_core.dataset.near_duplicates import near_duplicate_groups, signature
 from ml_core.dataset.patients import BY_NAME, groups_of_names
 from ml_core.errors import ImageError, MLError
-from ml_core.io import Image, Mask, read_image, read_mask
+from ml_core.io import GREY_OR_COLOUR, Image, Mask, read_image, read_mask
 from ml_core.io.grid import directions, directions_differ, origins_differ, spacings_differ
 
 
@@ -151,12 +151,19 @@ class DatasetCheck:
     """Takes every pair in order, then judges the whole. `issues` grow on the way."""
 
     def __init__(
-        self, classes: ClassTable | None = None, *, dimensions: int | None = None, issues: Iterable[Issue] = ()
+        self,
+        classes: ClassTable | None = None,
+        *,
+        dimensions: int | None = None,
+        channels: int | None = None,
+        issues: Iterable[Issue] = (),
     ) -> None:
-        """classes: what is known of them already. dimensions: 2 or 3 where nothing else may join."""
+        """classes: what is known of them already. dimensions (2 or 3) and channels: where nothing else may join."""
         self.classes = ClassTable() if classes is None else classes
         self.issues = list(issues)
         self._dimensions = dimensions
+        # By dimensions: the channels of the images that were added.
+        self._channels: dict[int, int] = {dimensions: channels} if dimensions and channels else {}
         self._builders = {2: FingerprintBuilder(), 3: FingerprintBuilder()}
 
     def add(self, pair: ReadPair) -> NDArray[Any]:
@@ -167,17 +174,27 @@ class DatasetCheck:
         with naming(pair.both):
             if self._dimensions not in (None, pair.image.dimensions):
                 raise _mixed_dimensions(self._dimensions)
+            self._check_channels(pair.image)
             values, counts = self.classes.learn(pair.mask, pair.counts)
         if len(self.classes) > findings.MAX_CLASSES:
             raise findings.TOO_MANY_CLASSES.refusal(self.issues)
         if pair.mask.lossy:
             self.issues.append(findings.LOSSY_MASK.issue(pair.mask_file))
+        for dropped, file in ((pair.image.dropped_alpha, pair.image_file), (pair.mask.dropped_alpha, pair.mask_file)):
+            if dropped:
+                self.issues.append(findings.DROPPED_ALPHA.issue(file))
         self._builders[pair.image.dimensions].add(pair.image, values, counts)
         return values
 
     def add_known(self, pair: ReadPair) -> None:
         """A pair whose mask was stored in the values of `classes`: there is nothing to learn from it."""
         self._builders[pair.image.dimensions].add(pair.image, pair.mask.values, pair.counts)
+
+    def _check_channels(self, image: Image) -> None:
+        """Refuse an image whose channels differ from those before it. Grey and colour mix: a network is fed with either."""
+        others = self._channels.setdefault(image.dimensions, image.channels)
+        if image.channels != others and not {image.channels, others} <= GREY_OR_COLOUR:
+            raise findings.MIXED_CHANNELS.error(channels=image.channels, others=others)
 
     def leave_out(self, error: MLError, name: str) -> None:
         """Note what was wrong with a pair; `name` stands where the error names no file."""

@@ -154,6 +154,13 @@ LOSSY_MASK = Finding(
     "Save masks as PNG.",
 )
 
+DROPPED_ALPHA = Finding(
+    "dropped_alpha",
+    "warning",
+    "The file has an alpha channel (transparency) that varies, and it is not used.",
+    "If it holds data, save it as a channel of its own.",
+)
+
 # A pair among the others.
 
 MIXED_DIMENSIONS = Finding(
@@ -164,6 +171,12 @@ MIXED_CODING = Finding(
     "error",
     "This mask is coded otherwise than those before (colours or numbers).",
     "Code all masks in one way.",
+)
+MIXED_CHANNELS = Finding(
+    "mixed_channels",
+    "error",
+    "It has {channels} channels, and the images before it have {others}.",
+    "Save all images with the same channels, or put it into a dataset of its own.",
 )
 NOT_REPLACED = Finding("not_replaced", "warning", "The sample of the version before stays.", "")
 

@@ -100,9 +100,9 @@ class Fingerprint(Document):
     dimensions: int
     """2 for pictures, 3 for volumes."""
     channels: int
-    """1 or 3, of most images."""
+    """1 to 16, of most images. Only 1 and 3 occur together."""
     modality: str
-    """Of most images: "CT", "MR", …, "colour", "greyscale" or "unknown"."""
+    """Of most images: "CT", "MR", …, "colour", "greyscale", "multichannel" or "unknown"."""
     families: dict[str, int]
     """File family ("raster", "nifti", "dicom") → number of images."""
     pose: Pose | None
@@ -288,7 +288,7 @@ def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 def guess_modality(image: Image) -> str:
     """A word for an image that does not say what it is. Volumes whose air is near -1000 are taken for CT."""
     if image.family == "raster":
-        return "colour" if image.channels == 3 else "greyscale"
+        return {1: "greyscale", 3: "colour"}.get(image.channels, "multichannel")
     low = float(image.array.min())
     return "CT" if low <= -900 and low >= -5000 and float(image.array.max()) > 200 else "unknown"
 

@@ -262,7 +262,8 @@ def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Describe
     found = find_cases(images, masks, bar.issue)
     cases = [replace(case, id=first + case.id, name=f"test_{case.name}") for case in found]
     table = ClassTable(described.classes, described.codes)
-    check = DatasetCheck(table, dimensions=described.fingerprint.dimensions)
+    kind = described.fingerprint
+    check = DatasetCheck(table, dimensions=kind.dimensions, channels=kind.channels)
     tests = read_all(cases, check, bar.issue, lambda done, total: bar.count("reading test set", done, total))
     if not tests:
         raise MLError(

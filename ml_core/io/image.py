@@ -16,6 +16,8 @@ from ml_core.errors import ImageError
 Family = Literal["raster", "nifti", "dicom"]
 Coding = Literal["values", "rgb"]
 
+# Numbers of channels of which one can stand for the other: grey is repeated for colour, and colour becomes its brightness.
+GREY_OR_COLOUR = frozenset({1, 3})
 _KEPT_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "int32", "float32"))
 
 
@@ -29,6 +31,10 @@ class Limits:
     """Voxels of one volume."""
     volume_bytes: int = 4 * 1024**3
     """Expanded bytes of the pixels of one NIfTI file, in the dtype that the file stores."""
+    channels: int = 16
+    """Channels of one image."""
+    tiff_pages: int = 20_000
+    """Pages of one TIFF, previews included. Each costs time and memory before anything is decoded."""
     dicom_elements: int = 20_000
     """Elements at the top level of one DICOM file.
 
@@ -96,7 +102,7 @@ class Image:
     """
 
     array: NDArray[Any]
-    """(C, H, W), or (C, D, H, W) for a volume; C is 1 or 3. uint8, uint16, int16, int32 or float32, all values finite.
+    """(C, H, W), or (C, D, H, W) for a volume; C is 1 to 16. uint8, uint16, int16, int32 or float32, all values finite.
 
     It may be a read-only view, so copy it before writing into it."""
     spacing: tuple[float, ...] | None
@@ -110,6 +116,8 @@ class Image:
     """The raw DICOM PatientID; None for other formats. It serves to group images only: store its hash, never the ID."""
     grid: Grid
     """How the pixels lie in the file."""
+    dropped_alpha: bool = False
+    """The file has an alpha channel (transparency) that varies, which is not in `array`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,7 +131,7 @@ class Image:
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """1 to 16. Three channels of 8-bit raster images are red, green and blue."""
         return int(self.array.shape[0])
 
 
@@ -145,6 +153,8 @@ class Mask:
     """4x4, voxel (x along W, y along H, z along D) → RAS+ mm; None when unknown."""
     has_two_transforms: bool = False
     """The sform and the qform of its NIfTI header differ; `affine` is the sform."""
+    dropped_alpha: bool = False
+    """The file has an alpha channel (transparency) that varies, which is not in `values`."""
 
 
 @contextmanager

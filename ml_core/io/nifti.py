@@ -28,8 +28,10 @@ _MAX_HEADER = 64 * 1024**2
 # mm per unit of length, by the code in the header. Files without a code, or with one that means nothing, are in mm.
 _MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 # The fields of a header that say where its voxels lie. No other field goes into a label map, since it may name a patient.
-_PLACE = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
-_PLACE += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units", "dim_info")
+_PLACE = (
+    *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units", "dim_info"),
+)
 # A volume spanned by three unit vectors below this is flat.
 _FLAT = 1e-6
 

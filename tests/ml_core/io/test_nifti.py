@@ -229,7 +229,7 @@ def test_a_mask_may_lie_on_either_transform_of_its_image(tmp_path: Path, shape: 
         check_pair(image, mask)
         assert np.array_equal(mask.values, image.array[0])
         # The same mask, stored with its axes turned to RAS by another program.
-        canonical: Any = nib.as_closest_canonical(nib.load(tmp_path / f"{number}.nii.gz"))  # type: ignore[arg-type]  # nibabel types the image loosely
+        canonical: Any = nib.as_closest_canonical(nib.load(tmp_path / f"{number}.nii.gz"))
         nib.save(canonical, tmp_path / "turned.nii.gz")
         mask = read_mask(tmp_path / "turned.nii.gz", like=image)
         check_pair(image, mask)
