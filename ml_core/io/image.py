@@ -203,7 +203,7 @@ def check_size(shape: Sequence[int]) -> None:
 def supported(array: NDArray[Any]) -> NDArray[Any]:
     """Convert an array to native byte order and one of the allowed dtypes, without a copy if it has one already.
 
-    Raises ImageError unsupported_pixels for values that are not real numbers.
+    Raises ImageError unsupported_pixels for values that are not real numbers, and value_range for those that do not fit.
     """
     if array.dtype.kind not in "biuf":
         raise ImageError("unsupported_pixels", f"Pixels of type {array.dtype} are not supported.", "Save real numbers.")
@@ -216,9 +216,15 @@ def supported(array: NDArray[Any]) -> NDArray[Any]:
         limits = np.iinfo(np.int32)
         if int(array.min()) >= limits.min and int(array.max()) <= limits.max:
             return array.astype(np.int32)
-    # A value too large for float32 becomes infinity, which check_finite then reports.
     with np.errstate(over="ignore"):
-        return array.astype(np.float32)
+        single = array.astype(np.float32)
+    if not np.isfinite(single.min() + single.max()) and np.isfinite(array).all():
+        raise ImageError(
+            "value_range",
+            f"The image has values from {array.min():.3g} to {array.max():.3g}, which 32-bit numbers cannot hold.",
+            "Scale them down, and save it again.",
+        )
+    return single
 
 
 def check_finite(array: NDArray[Any]) -> None:

@@ -50,7 +50,7 @@ def test_values_of_every_number_type_come_back(tmp_path: Path, stored: str, read
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_colours_of_both_planar_configurations_keep_their_bits(tmp_path: Path, dtype: type, planar: Any) -> None:
-    colours = RGB.astype(dtype) * (200 if dtype == np.uint16 else 1)
+    colours: Array = RGB.astype(dtype) * (200 if dtype == np.uint16 else 1)
     stored = colours if planar == "contig" else colours.transpose(2, 0, 1)
     for options in ({}, {"compression": "lzw"}, {"tile": (16, 32)}):
         path = write(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=planar, **options)
@@ -310,6 +310,12 @@ def test_what_cannot_be_read_rightly_is_named(tmp_path: Path, options: dict[str,
     array = RGB if options["photometric"] == "cielab" else IMAGE
     with pytest.raises(ImageError, match=text):
         read_image(write(tmp_path / "a.tif", array, **options))
+
+
+def test_values_that_do_not_fit_are_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"values from 0 to 1e\+300, which 32-bit numbers cannot hold"):
+        read_image(write(tmp_path / "a.tif", np.where(LABELS > 0, 1e300, 0)))
+    assert code_of(write(tmp_path / "b.tif", np.where(LABELS > 0, np.inf, 0))) == "not_finite"
 
 
 def test_complex_values_and_too_many_channels_are_refused(tmp_path: Path) -> None:
