@@ -62,6 +62,14 @@ def distance(value: Any) -> str:
 
 
 @register.filter
+def volume(value: Any) -> str:
+    """1.50, or 3.02e-07 where two decimals would show nothing."""
+    if not _is_number(value):
+        return NOTHING
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.3g}"
+
+
+@register.filter
 def amount(value: Any) -> str:
     """1,240 or 0.52: a size in any unit with three digits or all those before the point."""
     if not _is_number(value):
