@@ -241,7 +241,9 @@ def _check_pairs(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[
         asked = Reading.from_json(dataset.reading)
 
         def attempt(classes: ClassTable | None) -> tuple[DatasetCheck, _Checked]:
-            check = DatasetCheck(classes, reading=asked, dimensions=merged.dimensions, issues=pairing.issues)
+            channels = base.dataset.channels if base else None
+            kind: Any = {"dimensions": merged.dimensions, "channels": channels}
+            check = DatasetCheck(classes, reading=asked, issues=pairing.issues, **kind)
             own_folder = folder / ("first" if classes is None else "decided")
             own_folder.mkdir()
             checked = _check_items(job, own_folder, archive, merged, check)

@@ -146,7 +146,8 @@ def _class_rows(indices: NDArray[np.uint8], classes: list[dict[str, Any]], image
             **item,
             "pixels": int(count),
             "fraction": float(count / indices.size),
-            "volume_ml": round(float(count) * volume, 4) if volume else None,
+            # In digits, not decimals: the parts of a micro-CT are some nanolitres large.
+            "volume_ml": float(f"{float(count) * volume:.6g}") if volume else None,
         }
         for item, count in zip(classes, counts, strict=True)
     ]

@@ -56,8 +56,18 @@ def score(value: Any) -> str:
 
 @register.filter
 def distance(value: Any) -> str:
-    """A number with one decimal, such as 2.4, or a dash when it is undefined."""
-    return f"{value:.1f}" if _is_number(value) else NOTHING
+    """A number with one decimal, such as 2.4, or 0.0112 where one decimal would show nothing; a dash when undefined."""
+    if not _is_number(value):
+        return NOTHING
+    return f"{value:.1f}" if value == 0 or abs(value) >= 0.05 else f"{value:.3g}"
+
+
+@register.filter
+def volume(value: Any) -> str:
+    """A volume with two decimals, such as 1.50, or 3.02e-07 where two would show nothing; a dash when undefined."""
+    if not _is_number(value):
+        return NOTHING
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.3g}"
 
 
 @register.filter

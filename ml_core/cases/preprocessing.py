@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ml_core.dataset.fingerprint import CLIPPED, body_of
-from ml_core.io import Image, is_oriented, to_screen
+from ml_core.errors import ImageError
+from ml_core.io import GREY_OR_COLOUR, Image, is_oriented, to_screen
 from ml_core.planning.plan import Preprocessing
 
 # Percentiles to clip at where CLIPPED would cut off a class. They cut ten pixels of a megapixel at each end.
@@ -27,7 +28,8 @@ def preprocess(image: Image, how: Preprocessing) -> NDArray[np.float32]:
     """Normalise an image and resample it to the network's grid (`network_shape`).
 
     Returns float32 (N, C, H, W), where N is 1 for a picture and the number of slices for a volume; (1, C, D, H, W) if
-    `how.whole`. Oriented volumes are turned the way a screen shows them. Single slices are stored that way too, so a
+    `how.whole`. Raises ImageError other_channels if the image does not have `how.channels`; grey serves as colour, and
+    colour as grey. Oriented volumes are turned the way a screen shows them. Single slices are stored that way too, so a
     model sees both alike.
     """
     array = _with_channels(to_screen(image.array, oriented=is_oriented(image)), how.channels)
@@ -139,6 +141,12 @@ def _resample_labels(labels: NDArray[np.uint8], shape: tuple[int, ...], *, along
 def _with_channels(array: NDArray[Any], channels: int) -> NDArray[Any]:
     if len(array) == channels:
         return array
+    if not {len(array), channels} <= GREY_OR_COLOUR:
+        raise ImageError(
+            "other_channels",
+            f"The image has {len(array)} channels, and the model was trained on {channels}.",
+            "Give an image with the same channels, in the same order.",
+        )
     if channels == 3:
         return np.repeat(array[:1], 3, axis=0)
     # The brightness of a colour by ITU-R BT.601.

@@ -26,7 +26,8 @@ from ml_core.dataset.patients import BY_NAME, groups_of_names
 from ml_core.dataset.reading import Codes, Decision, Reading
 from ml_core.dataset.survey import MaskFacts, MaskSurvey, may_number_objects
 from ml_core.errors import ImageError, MLError, count_of
-from ml_core.io import Image, Mask, read_image, read_mask
+from ml_core.io import GREY_OR_COLOUR, Image, Mask, read_image, read_mask
+from ml_core.io.grid import directions, directions_differ, origins_differ, spacings_differ
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,10 @@ def naming(file: str) -> Iterator[None]:
 def check_pair(image: Image, mask: Mask) -> None:
     """Refuse a mask that does not lie on the grid of its image.
 
-    The shapes must be equal. Spacing, origin and axes must agree within MAX_DIFFERENCE if both files give them. A mask
-    without geometry is accepted if the image keeps its stored order (raster files, single DICOM slices). For other
-    images such a mask must be read with `read_mask(path, like=image)`, which turns it to the image's axes. Raises
-    ImageError with code shape_mismatch, no_geometry, spacing_mismatch or geometry_mismatch.
+    The shapes must be equal. Spacing, origin and axes must agree but for rounding (`ml_core.io.grid`) if both files give
+    them. A mask without geometry is accepted if the image keeps its stored order (raster files, single DICOM slices).
+    For other images such a mask must be read with `read_mask(path, like=image)`, which turns it to the image's axes.
+    Raises ImageError with code shape_mismatch, no_geometry, spacing_mismatch or geometry_mismatch.
     """
     image_shape, mask_shape = image.shape, tuple(mask.values.shape)
     if image_shape != mask_shape:
@@ -125,17 +126,16 @@ def check_pair(image: Image, mask: Mask) -> None:
         raise findings.IMAGE_WITHOUT_GEOMETRY.error()
     if image.grid.orientation is not None and mask.affine is None:
         raise findings.MASK_WITHOUT_GEOMETRY.error()
-    if image.spacing and mask.spacing and _differ(image.spacing, mask.spacing):
-        raise findings.SPACING_MISMATCH.error(image=_text(image.spacing), mask=_text(mask.spacing))
+    two = findings.TWO_TRANSFORMS if image.grid.second is not None or mask.has_two_transforms else ""
+    if image.spacing and mask.spacing and spacings_differ(image.spacing, mask.spacing):
+        raise findings.SPACING_MISMATCH.error(image=_text(image.spacing), mask=_text(mask.spacing), two=two)
     if image.affine is not None and mask.affine is not None:
-        # The third axis of a single slice is its thickness, which masks often lack, so it is not compared.
-        axes = [0, 1] if image.dimensions == 2 else [0, 1, 2]
-        image_axes, mask_axes = (_directions(affine, axes) for affine in (image.affine, mask.affine))
-        if _differ(image_axes, mask_axes):
-            raise findings.AXES_MISMATCH.error(image=_text(image_axes.T.ravel()), mask=_text(mask_axes.T.ravel()))
-        image_origin, mask_origin = image.affine[:3, 3], mask.affine[:3, 3]
-        if _differ(image_origin, mask_origin):
-            raise findings.ORIGIN_MISMATCH.error(image=_text(image_origin), mask=_text(mask_origin))
+        one, other, axes = image.affine, mask.affine, image.dimensions
+        if directions_differ(one, other, axes):
+            ours_text, theirs_text = (_text(directions(affine, axes).T.ravel()) for affine in (one, other))
+            raise findings.AXES_MISMATCH.error(image=ours_text, mask=theirs_text, two=two)
+        if origins_differ(one, other, axes):
+            raise findings.ORIGIN_MISMATCH.error(image=_text(one[:3, 3]), mask=_text(other[:3, 3]), two=two)
 
 
 class CheckedCase(Protocol):
@@ -197,6 +197,7 @@ class DatasetCheck:
         *,
         reading: Reading | None = None,
         dimensions: int | None = None,
+        channels: int | None = None,
         issues: Iterable[Issue] = (),
         names: Mapping[int, str] | None = None,
     ) -> None:
@@ -204,7 +205,7 @@ class DatasetCheck:
 
         `classes` is a class table with a decision how masks are read, such as that of an earlier version; without one
         the masks decide, as far as the user's `reading` leaves open, and `names` maps label values to class names. With
-        `dimensions` (2 or 3), cases of other dimensions are refused. `issues` are those found before, such as while
+        `dimensions` (2 or 3) and `channels`, other cases are refused. `issues` are those found before, such as while
         pairing.
         """
         self.is_decided = classes is not None
@@ -212,6 +213,8 @@ class DatasetCheck:
         self.issues = [*issues, *(self.classes.decision.issues if self.is_decided else ())]
         self._survey = MaskSurvey(reading)
         self._dimensions = dimensions
+        # By dimensions: the channels of the images that were added.
+        self._channels: dict[int, int] = {dimensions: channels} if dimensions and channels else {}
         background, ignored = self.classes.decision.background, self.classes.decision.ignored
         settled = None if self.classes.decision.is_plain else background
         self._builders = {number: FingerprintBuilder(settled, ignored) for number in (2, 3)}
@@ -231,12 +234,16 @@ class DatasetCheck:
         with naming(pair.both):
             if self._dimensions not in (None, pair.image.dimensions):
                 raise _mixed_dimensions(self._dimensions)
+            self._check_channels(pair.image)
             values, counts = self.classes.learn(pair.mask, pair.counts)
         if len(self.classes) > findings.MAX_CLASSES:
             raise findings.TOO_MANY_CLASSES.refusal(self.issues)
         if pair.mask.lossy:
             self.issues.append(findings.LOSSY_MASK.issue(pair.mask_file))
         self._look_at(pair, counts)
+        for dropped, file in ((pair.image.dropped_alpha, pair.image_file), (pair.mask.dropped_alpha, pair.mask_file)):
+            if dropped:
+                self.issues.append(findings.DROPPED_ALPHA.issue(file))
         self._builders[pair.image.dimensions].add(pair.image, values, counts)
         return values
 
@@ -260,6 +267,12 @@ class DatasetCheck:
         # One value in the first thousand pixels is common; only then the whole image is looked at.
         if (pixels[:, :1000] == pixels[:, :1]).all() and (pixels == pixels[:, :1]).all():
             self.issues.append(findings.FLAT_IMAGE.issue(pair.image_file, value=f"{pixels[0, 0]:g}"))
+
+    def _check_channels(self, image: Image) -> None:
+        """Refuse an image whose channels differ from those before it. Grey and colour mix: a network is fed with either."""
+        others = self._channels.setdefault(image.dimensions, image.channels)
+        if image.channels != others and not {image.channels, others} <= GREY_OR_COLOUR:
+            raise findings.MIXED_CHANNELS.error(channels=image.channels, others=others)
 
     def leave_out(self, error: MLError, name: str) -> None:
         """Record why a pair is left out. The issue is about `name` unless the error names a file."""
@@ -362,17 +375,6 @@ def _mixed_dimensions(dimensions: int | None) -> ImageError:
     """The error for a volume in a dataset of 2D images, or for a 2D image in a dataset of volumes."""
     this, others = ("a volume", "pictures") if dimensions == 2 else ("a picture", "volumes")
     return findings.MIXED_DIMENSIONS.error(this=this, others=others)
-
-
-def _directions(affine: NDArray[np.float64], axes: list[int]) -> NDArray[np.float64]:
-    """Unit vectors along the given axes of an affine, (3, number of axes)."""
-    columns = affine[:3, axes]
-    lengths: NDArray[np.float64] = np.linalg.norm(columns, axis=0)
-    return np.asarray(columns / np.where(lengths > 0, lengths, 1.0), dtype=np.float64)
-
-
-def _differ(a: Any, b: Any) -> bool:
-    return bool(np.abs(np.asarray(a) - np.asarray(b)).max() > findings.MAX_DIFFERENCE)
 
 
 def _text(numbers: Any) -> str:

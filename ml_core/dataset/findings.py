@@ -19,8 +19,6 @@ MAX_VALUES_OF_PICTURE = 64
 MIN_CLASS_SHARE = 1e-5
 # Cases that are compared with each other. This many take a minute, and twice as many take four times as long.
 MAX_COMPARED = 20_000
-# Largest difference between the grids of image and mask: in mm for spacing and origin, in parts of 1 for unit vectors.
-MAX_DIFFERENCE = 1e-3
 
 WANTED = "Pack them as images/case1.png and masks/case1.png: one mask per image, with the same name."
 
@@ -122,6 +120,11 @@ EXTRA_CHANNEL = Finding("extra_channel", "error", "{case} has several channels."
 
 # One pair.
 
+TWO_TRANSFORMS = (
+    " A header has two transforms (sform and qform) that differ, so programs disagree about where the file lies; the sform "
+    "is used here. A mask is also taken where it lies by the qform of its image."
+)
+
 SHAPE_MISMATCH = Finding(
     "shape_mismatch",
     "error",
@@ -143,19 +146,19 @@ MASK_WITHOUT_GEOMETRY = Finding(
 SPACING_MISMATCH = Finding(
     "spacing_mismatch",
     "error",
-    "The image has a spacing of {image} mm and its mask of {mask} mm.",
+    "The image has a spacing of {image} mm and its mask of {mask} mm.{two}",
     "Resample the mask to the grid of its image, with nearest neighbour.",
 )
 AXES_MISMATCH = Finding(
     "geometry_mismatch",
     "error",
-    "The image's axes point along {image} and its mask's along {mask} (RAS).",
+    "The image's axes point along {image} and its mask's along {mask} (RAS).{two}",
     "Export the mask with the orientation of its image.",
 )
 ORIGIN_MISMATCH = Finding(
     "geometry_mismatch",
     "error",
-    "The image starts at {image} mm and its mask at {mask} mm (RAS).",
+    "The image starts at {image} mm and its mask at {mask} mm (RAS).{two}",
     "Export the mask with the origin of its image.",
 )
 TOO_MANY_VALUES = Finding(
@@ -171,6 +174,13 @@ LOSSY_MASK = Finding(
     "Save masks as PNG.",
 )
 
+DROPPED_ALPHA = Finding(
+    "dropped_alpha",
+    "warning",
+    "The file has an alpha channel (transparency) that varies, and it is not used.",
+    "If it holds data, save it as a channel of its own.",
+)
+
 # A pair among the others.
 
 MIXED_DIMENSIONS = Finding(
@@ -181,6 +191,12 @@ MIXED_CODING = Finding(
     "error",
     "This mask stores classes in another way (colours or numbers) than the masks before it.",
     "Code all masks in one way.",
+)
+MIXED_CHANNELS = Finding(
+    "mixed_channels",
+    "error",
+    "It has {channels} channels, and the images before it have {others}.",
+    "Save all images with the same channels, or put it into a dataset of its own.",
 )
 NOT_REPLACED = Finding("not_replaced", "warning", "The sample of the previous version was kept.", "")
 

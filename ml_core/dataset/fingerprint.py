@@ -115,9 +115,9 @@ class Fingerprint(Document):
     dimensions: int
     """2 for 2D images, 3 for volumes."""
     channels: int
-    """1 or 3: the number that most images have."""
+    """1 to 16: the number that most images have. Only 1 and 3 occur together."""
     modality: str
-    """The modality of most images: "CT", "MR", …, "colour", "greyscale" or "unknown"."""
+    """The modality of most images: "CT", "MR", …, "colour", "greyscale", "multichannel" or "unknown"."""
     families: dict[str, int]
     """File family ("raster", "nifti", "dicom") → number of images."""
     pose: Pose | None
@@ -344,14 +344,14 @@ def count_values(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 def guess_modality(image: Image) -> str:
     """Guess the modality of an image whose file gives none. A volume with air near -1000 counts as CT."""
     if image.family == "raster":
-        return "colour" if image.channels == 3 else "greyscale"
+        return {1: "greyscale", 3: "colour"}.get(image.channels, "multichannel")
     low = float(image.array.min())
     return "CT" if low <= -900 and low >= -5000 and float(image.array.max()) > 200 else "unknown"
 
 
 def _spread(rows: NDArray[Any]) -> Spread:
     def numbers(row: NDArray[Any]) -> list[float]:
-        return [int(item) if float(item).is_integer() else round(float(item), 6) for item in row]
+        return [int(item) if float(item).is_integer() else float(f"{item:.7g}") for item in row]
 
     return Spread(
         minimum=numbers(rows.min(axis=0)), median=numbers(np.median(rows, axis=0)), maximum=numbers(rows.max(axis=0))

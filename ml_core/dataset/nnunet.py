@@ -20,7 +20,7 @@ from ml_core.dataset.case import Case
 from ml_core.dataset.folders import Described, make_case
 from ml_core.dataset.splits import PARTS, Fold, Name, StoredSplit
 from ml_core.errors import MLError
-from ml_core.io import Image, read_image, read_mask
+from ml_core.io import GREY_OR_COLOUR, Image, read_image, read_mask
 
 
 class NnunetError(MLError):
@@ -93,6 +93,9 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
     values = [item["value"] for item in described.classes]
     for position, case in enumerate(described.cases):
         image = read_image(case.image)
+        if image.channels not in GREY_OR_COLOUR:
+            reason = f"{case.name} has {image.channels} channels; nnU-Net's layout is written for grey and colour."
+            raise NnunetError("several_channels", reason, "Save one channel of each image, and export those.")
         labels = case.indices(read_mask(case.mask, like=image), values)
         image_path = out / "imagesTr" / f"{case.name}_0000{ending}"
         label_path = out / "labelsTr" / f"{case.name}{ending}"

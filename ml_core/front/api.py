@@ -277,10 +277,10 @@ def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Describe
     first = max(case.id for case in described.cases)
     named_cases = find_cases(images, masks, bar.issue)
     cases = [replace(case, id=first + case.id, name=f"test_{case.name}") for case in named_cases]
-    ignored = described.fingerprint.ignored
-    decision = settled(Reading(), described.classes[0]["value"], ignored, described.codes)
+    decision = settled(Reading(), described.classes[0]["value"], described.fingerprint.ignored, described.codes)
     table = ClassTable(described.classes, decision)
-    check = DatasetCheck(table, dimensions=described.fingerprint.dimensions)
+    kind = described.fingerprint
+    check = DatasetCheck(table, dimensions=kind.dimensions, channels=kind.channels)
     tests = read_all(cases, check, bar.issue, lambda done, total: bar.count("reading test set", done, total))
     if not tests:
         raise MLError(

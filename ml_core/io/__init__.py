@@ -18,9 +18,10 @@ from ml_core.io import dicom, nifti, raster, series
 from ml_core.io.display import display_slice, display_volume, is_oriented, to_rgb, to_screen
 from ml_core.io.formats import FORMATS, SUPPORTED_SUFFIXES, Kind, stem, suffix_of, suffixes_of
 from ml_core.io.grid import align
-from ml_core.io.image import Coding, Grid, Image, Limits, Mask, decoding
+from ml_core.io.image import GREY_OR_COLOUR, Coding, Grid, Image, Limits, Mask, decoding
 
 __all__ = [
+    "GREY_OR_COLOUR",
     "SUPPORTED_SUFFIXES",
     "Coding",
     "Grid",

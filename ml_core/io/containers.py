@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from ml_core.errors import MLError
+from ml_core.io.formats import FORMATS, suffix_of
 
 CHUNK_BYTES = 1 << 20
 
@@ -53,7 +54,13 @@ class ArchiveLimits:
     max_file_bytes: int = 8 * 2**30
     """Expanded size of one file."""
     max_ratio: float = 200.0
-    """Expanded size over compressed size, for each file and for all files together."""
+    """Expanded size over compressed size, for each file and for all files together, but for those of plain formats."""
+    max_plain_ratio: float = 1_100.0
+    """The same for each file of a plain format (`Format.is_plain`), such as .nii.
+
+    A mask is sparse by nature, and Deflate shrinks an empty one to 1:1032, which is the most it can. Only the sizes
+    bound such files: `max_file_bytes`, `max_expanded_bytes`, and the limits of the readers.
+    """
     ratio_free_file_bytes: int = 10_000_000
     """A file whose expanded size is at most this may have any ratio.
 
@@ -154,7 +161,7 @@ class SafeArchive:
 
     def _check_members(self) -> dict[str, zipfile.ZipInfo]:
         members: dict[str, zipfile.ZipInfo] = {}
-        max_bytes, ratio, free = self.limits.max_file_bytes, self.limits.max_ratio, self.limits.ratio_free_file_bytes
+        max_bytes, free = self.limits.max_file_bytes, self.limits.ratio_free_file_bytes
         for info in self._zip.infolist():
             name, mode = _decoded(info), stat.S_IFMT(info.external_attr >> 16)
             parts = name.split("/")
@@ -171,6 +178,7 @@ class SafeArchive:
             is_file = clean and not name.endswith("/") and not is_junk(clean)
             if is_file:
                 method, too_big = info.compress_type, f"has more than {max_bytes / 2**30:.1f} GiB"
+                ratio = self.limits.max_plain_ratio if _is_plain(clean) else self.limits.max_ratio
                 too_dense = info.file_size > max(free, ratio * info.compress_size)
                 rules += [
                     (clean in members, "duplicate_name", "is in the ZIP twice", ZIP_AGAIN),
@@ -186,10 +194,10 @@ class SafeArchive:
                 members[clean] = info
         if not members:
             raise ArchiveError("no_files", "The ZIP holds no files.", "Add images and masks, and zip again.")
-        self._check_whole(sum(info.file_size for info in members.values()))
+        self._check_whole({name: info.file_size for name, info in members.items()})
         return members
 
-    def _check_whole(self, total: int) -> None:
+    def _check_whole(self, sizes: dict[str, int]) -> None:
         # A ZIP bomb lets many entries share the same bytes, so that a few megabytes expand to petabytes.
         spans = sorted(
             (info.header_offset, info.header_offset + 30 + len(info.orig_filename) + info.compress_size)
@@ -198,12 +206,17 @@ class SafeArchive:
         begins = [begin for begin, _ in spans] + [self._zip.start_dir]
         if begins[0] < 0 or any(end > after for (_, end), after in zip(spans, begins[1:], strict=True)):
             raise ArchiveError("overlap", "Files inside the ZIP overlap: it is damaged or a trap.", ZIP_AGAIN)
-        if total > self.limits.max_expanded_bytes:
+        if sum(sizes.values()) > self.limits.max_expanded_bytes:
             reason = f"The ZIP expands to more than {self.limits.max_expanded_bytes / 2**30:.1f} GiB."
             raise ArchiveError("too_large", reason, SPLIT)
-        if total > max(self.limits.ratio_free_total_bytes, self.limits.max_ratio * self.path.stat().st_size):
+        packed = sum(size for name, size in sizes.items() if not _is_plain(name))
+        if packed > max(self.limits.ratio_free_total_bytes, self.limits.max_ratio * self.path.stat().st_size):
             reason = f"The ZIP expands to more than {self.limits.max_ratio:g} times its size."
             raise ArchiveError("ratio", reason, COMPRESS)
+
+
+def _is_plain(name: str) -> bool:
+    return (known := FORMATS.get(suffix_of(name))) is not None and known.is_plain
 
 
 def _check_directory(path: Path, limits: ArchiveLimits) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.errors import ImageError
-from ml_core.io.image import Image
+from ml_core.io.image import GREY_OR_COLOUR, Image
 
 _SAMPLES = 1_000_000
 
@@ -30,11 +30,13 @@ def to_screen(array: NDArray[Any], *, oriented: bool) -> NDArray[Any]:
 def display_volume(image: Image) -> NDArray[np.uint8]:
     """Return the whole image for the screen as (D, H, W, C) uint8; D is 1 for a 2D image, C is 1 or 3.
 
+    Of an image with other channels than 1 or 3, the first three are shown as red, green and blue, and two as red and
+    green, each in a window of its own.
     8-bit raster and 8-bit colour images keep their values. All others are windowed to the percentiles 0.5 to 99.5 of
     the whole image, so that the slices of a volume can be compared.
     """
     array = image.array if image.dimensions == 3 else image.array[:, None]
-    shown = _windowed(image, array)
+    shown = _shown(image, array)
     return np.ascontiguousarray(np.moveaxis(to_screen(shown, oriented=is_oriented(image)), 0, -1))
 
 
@@ -48,7 +50,7 @@ def display_slice(image: Image, index: int | None = None) -> NDArray[np.uint8]:
     index = depth // 2 if index is None else index
     if not 0 <= index < depth:
         raise ImageError("no_such_slice", f"There is no slice {index}.", f"Choose a slice from 0 to {depth - 1}.")
-    shown = to_screen(_windowed(image, array[:, index]), oriented=is_oriented(image))
+    shown = to_screen(_shown(image, array[:, index]), oriented=is_oriented(image))
     return to_rgb(np.moveaxis(shown, 0, -1))
 
 
@@ -57,11 +59,22 @@ def to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-def _windowed(image: Image, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale `pixels`, a part of the image's array, to uint8 by the percentiles of the whole image."""
+def _shown(image: Image, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale `pixels`, a part of the image's array (C, ...), to uint8 (1 or 3, ...) by the values of the whole image."""
     array = image.array
-    if array.dtype == np.uint8 and (image.family == "raster" or image.channels == 3):
-        return pixels
+    if image.channels in GREY_OR_COLOUR:
+        if array.dtype == np.uint8 and (image.family == "raster" or image.channels == 3):
+            return pixels
+        return _windowed(array, pixels)
+    # Channels of other kinds, such as stains, differ in brightness, so one window would show some of them black.
+    colours = np.zeros((3, *pixels.shape[1:]), np.uint8)
+    for channel in range(min(3, image.channels)):
+        colours[channel] = _windowed(array[channel : channel + 1], pixels[channel : channel + 1])[0]
+    return colours
+
+
+def _windowed(array: NDArray[Any], pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale `pixels` to uint8 by the percentiles of `array` (C, ...)."""
     # Percentiles of every n-th pixel are close enough, and take far less time on a volume.
     step = max(1, round((array.size / _SAMPLES) ** (1 / (array.ndim - 1))))
     sample = array[(slice(None), *[slice(None, None, step)] * (array.ndim - 1))]

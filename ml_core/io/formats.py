@@ -22,6 +22,8 @@ class Format:
     """The MIME type under which a browser downloads the file."""
     is_volume: bool
     """The format is made for volumes. A TIFF or DICOM file may hold a volume too, but only its content shows that."""
+    is_plain: bool = False
+    """The format stores pixels without compression, always or often. A ZIP then shrinks a sparse mask to a thousandth."""
 
 
 FORMATS = {
@@ -30,14 +32,14 @@ FORMATS = {
         Format(".png", "raster", "image/png", False),
         Format(".jpg", "raster", "image/jpeg", False),
         Format(".jpeg", "raster", "image/jpeg", False),
-        Format(".tif", "raster", "image/tiff", False),
-        Format(".tiff", "raster", "image/tiff", False),
-        Format(".bmp", "raster", "image/bmp", False),
+        Format(".tif", "raster", "image/tiff", False, is_plain=True),
+        Format(".tiff", "raster", "image/tiff", False, is_plain=True),
+        Format(".bmp", "raster", "image/bmp", False, is_plain=True),
         Format(".nii.gz", "nifti", "application/gzip", True),
-        Format(".nii", "nifti", "application/octet-stream", True),
-        Format(".dcm", "dicom", "application/dicom", False),
-        Format(".dicom", "dicom", "application/dicom", False),
-        Format(".ima", "dicom", "application/dicom", False),
+        Format(".nii", "nifti", "application/octet-stream", True, is_plain=True),
+        Format(".dcm", "dicom", "application/dicom", False, is_plain=True),
+        Format(".dicom", "dicom", "application/dicom", False, is_plain=True),
+        Format(".ima", "dicom", "application/dicom", False, is_plain=True),
         Format(".zip", "series", "application/zip", True),
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -16,6 +16,8 @@ from ml_core.errors import ImageError
 Family = Literal["raster", "nifti", "dicom"]
 Coding = Literal["values", "rgb"]
 
+# Numbers of channels of which one can stand for the other: grey is repeated for colour, and colour becomes its brightness.
+GREY_OR_COLOUR = frozenset({1, 3})
 _KEPT_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "int32", "float32"))
 
 
@@ -29,6 +31,10 @@ class Limits:
     """Voxels of one volume."""
     volume_bytes: int = 4 * 1024**3
     """Expanded bytes of the pixels of one NIfTI file, in the dtype that the file stores."""
+    channels: int = 16
+    """Channels of one image."""
+    tiff_pages: int = 20_000
+    """Pages of one TIFF, previews included. Each costs time and memory before anything is decoded."""
     dicom_elements: int = 20_000
     """Elements at the top level of one DICOM file.
 
@@ -75,8 +81,11 @@ class Grid:
     """4x4, stored voxel → RAS+ mm; None when unknown."""
     orientation: NDArray[np.float64] | None = None
     """nibabel's 3x2 orientation of the stored axes; None if the image keeps the stored order."""
-    codes: tuple[int, int] = (1, 1)
-    """The sform and qform codes of a NIfTI header."""
+    second: NDArray[np.float64] | None = None
+    """4x4, stored voxel → RAS+ mm by the qform of a NIfTI header whose sform, the `affine`, says otherwise; else None."""
+    header: Mapping[str, NDArray[Any]] | None = None
+    """The fields of a NIfTI header that place it in space, as they are stored: both transforms with their codes, and
+    the units. A label map gets the same ones. None for other formats."""
     source: DicomSource | None = None
     """The DICOM instances that the slices came from; None for other formats."""
 
@@ -90,7 +99,7 @@ class Image:
     """
 
     array: NDArray[Any]
-    """(C, H, W), or (C, D, H, W) for a volume; C is 1 or 3. uint8, uint16, int16, int32 or float32, all values finite.
+    """(C, H, W), or (C, D, H, W) for a volume; C is 1 to 16. uint8, uint16, int16, int32 or float32, all values finite.
 
     It may be a read-only view, so copy it before writing into it."""
     spacing: tuple[float, ...] | None
@@ -104,6 +113,8 @@ class Image:
     """The raw DICOM PatientID; None for other formats. It serves to group images only: store its hash, never the ID."""
     grid: Grid
     """How the pixels lie in the file."""
+    dropped_alpha: bool = False
+    """The file has an alpha channel (transparency) that varies, which is not in `array`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,7 +128,7 @@ class Image:
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """1 to 16. Three channels of 8-bit raster images are red, green and blue."""
         return int(self.array.shape[0])
 
 
@@ -137,6 +148,10 @@ class Mask:
     """mm per spatial axis in array order; None when unknown."""
     affine: NDArray[np.float64] | None
     """4x4, voxel (x along W, y along H, z along D) → RAS+ mm; None when unknown."""
+    has_two_transforms: bool = False
+    """The sform and the qform of its NIfTI header differ; `affine` is the sform."""
+    dropped_alpha: bool = False
+    """The file has an alpha channel (transparency) that varies, which is not in `values`."""
 
 
 @contextmanager
@@ -185,7 +200,7 @@ def check_size(shape: Sequence[int]) -> None:
 def supported(array: NDArray[Any]) -> NDArray[Any]:
     """Convert an array to native byte order and one of the allowed dtypes, without a copy if it has one already.
 
-    Raises ImageError unsupported_pixels for values that are not real numbers.
+    Raises ImageError unsupported_pixels for values that are not real numbers, and value_range for those that do not fit.
     """
     if array.dtype.kind not in "biuf":
         raise ImageError("unsupported_pixels", f"Pixels of type {array.dtype} are not supported.", "Save real numbers.")
@@ -198,9 +213,15 @@ def supported(array: NDArray[Any]) -> NDArray[Any]:
         limits = np.iinfo(np.int32)
         if int(array.min()) >= limits.min and int(array.max()) <= limits.max:
             return array.astype(np.int32)
-    # A value too large for float32 becomes infinity, which check_finite then reports.
     with np.errstate(over="ignore"):
-        return array.astype(np.float32)
+        single = array.astype(np.float32)
+    if not np.isfinite(single.min() + single.max()) and np.isfinite(array).all():
+        raise ImageError(
+            "value_range",
+            f"The image has values from {array.min():.3g} to {array.max():.3g}, which 32-bit numbers cannot hold.",
+            "Scale them down, and save it again.",
+        )
+    return single
 
 
 def check_finite(array: NDArray[Any]) -> None:

@@ -9,7 +9,7 @@ import gzip
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import IO, Any, cast
@@ -19,12 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_core.errors import ImageError
-from ml_core.io.grid import first_three, from_canonical, is_flat, oriented_grid, to_canonical
+from ml_core.io.grid import first_three, from_canonical, is_flat, oriented_grid, to_canonical, transforms_differ
 from ml_core.io.image import LIMITS, Grid, Image, Mask, check_finite, check_size, decoding, rescale, supported
 from ml_core.io.masks import as_labels
 
 _WHAT, _CURE = "NIfTI file", "Export it again as .nii.gz, and check that it was copied completely."
 _MAX_HEADER = 64 * 1024**2
+# mm per unit of length, by the code in the header. Files without a code, or with one that means nothing, are in mm.
+_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
+# The fields of a header that say where its voxels lie. No other field goes into a label map, since it may name a patient.
+_PLACE = (
+    *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units", "dim_info"),
+)
+# A volume spanned by three unit vectors below this is flat.
+_FLAT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,16 @@ class _Stored:
     intercept: float
     grid: Grid
     spacing: tuple[float, ...]
+    """mm per axis of the canonical array."""
     affine: NDArray[np.float64]
+    """4x4, canonical voxel → RAS+ mm."""
 
 
 def read_image(path: Path) -> Image:
-    """Read one 2D image or volume, scaled by the header's scl_slope and scl_inter. Raises ImageError."""
+    """Read one 2D image or volume, scaled by the header's scl_slope and scl_inter. Raises ImageError.
+
+    Metres and micrometres of the header become mm. The sform places the image, or the qform if there is no sform.
+    """
     with decoding(_WHAT, _CURE):
         stored = _load(path)
         array = supported(rescale(stored.array, stored.slope, stored.intercept))
@@ -65,14 +79,16 @@ def read_mask(path: Path, *, stored_axes: bool = False) -> Mask:
     if stored_axes:
         plain = labels.transpose()
         return Mask(plain[0] if is_flat(stored.grid) else plain, "values", None, False, None, None)
-    return Mask(to_canonical(labels, stored.grid), "values", None, False, stored.spacing, stored.affine)
+    values, two = to_canonical(labels, stored.grid), stored.grid.second is not None
+    return Mask(values, "values", None, False, stored.spacing, stored.affine, has_two_transforms=two)
 
 
 def write_labels(values: NDArray[Any], grid: Grid, path: Path) -> None:
-    """Write a canonical label map, (D, H, W) or (H, W) integers, as NIfTI on `grid`: its shape, affine and codes.
+    """Write a canonical label map, (D, H, W) or (H, W) integers, as NIfTI on `grid`: its shape and its place in space.
 
-    A grid without orientation (such as a stack of TIFF pages) is written as (x, y, z). A grid without affine gets the
-    identity. Raises ImageError value_range if the values do not fit into int32.
+    The grid of a NIfTI file gives both transforms, their codes and the units as that file has them. A grid without
+    orientation (such as a stack of TIFF pages) is written as (x, y, z). A grid without affine gets the identity. Raises
+    ImageError value_range if the values do not fit into int32.
     """
     stored = values.transpose() if grid.orientation is None else from_canonical(values, grid)
     low, high = int(values.min()), int(values.max())
@@ -82,15 +98,19 @@ def write_labels(values: NDArray[Any], grid: Grid, path: Path) -> None:
     dtype = next(fitting, None)
     if dtype is None:
         raise ImageError("value_range", f"Label values from {low} to {high} cannot be saved.", "Use smaller numbers.")
-    # NIfTI-1 stores the size of an axis in 16 bits, so a longer axis needs NIfTI-2.
-    kind: Any = nib.Nifti2Image if max(stored.shape) > 32767 else nib.Nifti1Image
-    affine = np.eye(4) if grid.affine is None else grid.affine
-    picture = kind(np.asarray(stored, dtype=dtype), affine)
-    sform, qform = grid.codes
-    picture.header.set_xyzt_units("mm")
-    picture.set_sform(affine, code=sform or qform or 1)
-    if qform:
-        picture.set_qform(affine, code=qform)
+    # NIfTI-1 stores the size of an axis in 16 bits, so a longer axis needs NIfTI-2. So do transforms in double precision.
+    is_double = grid.header is not None and grid.header["srow_x"].dtype.itemsize == 8
+    kind: Any = nib.Nifti2Image if max(stored.shape) > 32767 or is_double else nib.Nifti1Image
+    if grid.header is not None:
+        picture = kind(np.asarray(stored, dtype=dtype), None)
+        for field, value in grid.header.items():
+            picture.header[field] = value
+    else:
+        affine = np.eye(4) if grid.affine is None else grid.affine
+        picture = kind(np.asarray(stored, dtype=dtype), affine)
+        picture.header.set_xyzt_units("mm")
+        picture.set_sform(affine, code=1)
+        picture.set_qform(affine, code=1)
     nib.save(picture, path)
 
 
@@ -124,10 +144,32 @@ def _load(path: Path) -> _Stored:
         array = np.asanyarray(proxy.get_unscaled()).reshape(first_three(shape))
         # gzip compares the checksum only when a read reaches the end of the file.
         file.read(1)
-        affine = _usable(np.asarray(picture.affine, dtype=np.float64), first_three(shape))
-        codes = (int(picture.header["sform_code"]), int(picture.header["qform_code"]))
+        header = picture.header
+        affine = _usable(_in_mm(picture.affine, header), first_three(shape))
         slope, intercept = float(proxy.slope), float(proxy.inter)
-    return _Stored(array, slope, intercept, *oriented_grid(shape, affine, codes))
+    grid, spacing, canonical = oriented_grid(shape, affine)
+    place = {field: np.array(header[field]) for field in _PLACE}
+    grid = replace(grid, second=_second(header, affine, first_three(shape)), header=place)
+    return _Stored(array, slope, intercept, grid, spacing, canonical)
+
+
+def _in_mm(affine: NDArray[Any], header: Any) -> NDArray[np.float64]:
+    """Convert a transform in the header's unit of length to mm."""
+    scaled: NDArray[np.float64] = np.array(affine, dtype=np.float64)
+    scaled[:3] *= _MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    return scaled
+
+
+def _second(header: Any, first: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64] | None:
+    """The qform in mm if the header has a sform, the `first`, that places the voxels otherwise; else None."""
+    if not (header["sform_code"] > 0 and header["qform_code"] > 0):
+        return None
+    try:
+        second = _usable(_in_mm(header.get_qform(), header), shape)
+    except (ImageError, ValueError, nib.spatialimages.HeaderDataError):
+        # The rotation of the qform is no rotation, so no program can use it.
+        return None
+    return second if transforms_differ(first, second, 2 if shape[2] == 1 else 3) else None
 
 
 @contextmanager
@@ -195,8 +237,10 @@ def _usable(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray
     if shape[2] == 1 and not affine[:3, 2].any():
         normal = np.cross(affine[:3, 0], affine[:3, 1])
         affine = affine.copy()
-        affine[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-12)
-    if not np.isfinite(affine).all() or abs(float(np.linalg.det(affine[:3, :3]))) < 1e-12:
+        affine[:3, 2] = normal / (float(np.linalg.norm(normal)) or 1.0)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    is_usable = np.isfinite(affine).all() and lengths.min() > 0
+    if not is_usable or abs(float(np.linalg.det(affine[:3, :3] / lengths))) < _FLAT:
         raise ImageError(
             "bad_geometry",
             "The affine in the NIfTI header is not usable: an axis has no length, or it is not a number.",

@@ -1,53 +1,51 @@
-"""Read PNG, JPEG, TIFF and BMP with Pillow, and write label maps as PNG."""
+"""Read PNG, JPEG and BMP with Pillow, and TIFF with `ml_core.io.tiff`; write label maps as PNG."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 from PIL import ImageOps
 
 from ml_core.errors import ImageError
+from ml_core.io import tiff
 from ml_core.io.image import LIMITS, Coding, Grid, Image, Mask, check_finite, check_size, decoding, supported
 from ml_core.io.masks import as_labels, from_rgb, snap
+from ml_core.io.pixels import CURE, WHAT, Pixels, hex_colours, jpeg_frame, varies
 
-_FORMATS = ["PNG", "JPEG", "TIFF", "BMP"]
-_WHAT, _CURE = "image file", "Open it in an image program and save it again as PNG or TIFF."
+_FORMATS = ["PNG", "JPEG", "BMP"]
+# Pillow's transpositions by the number of an EXIF orientation.
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Pillow would warn above 89 megapixels. With our limit in its place, check_size decides, which gives a better message;
 # Pillow itself refuses only above twice the limit.
 PIL.Image.MAX_IMAGE_PIXELS = LIMITS.pixels_2d
 
 
-@dataclass(frozen=True)
-class _Pixels:
-    """The decoded pixels of a file."""
-
-    array: NDArray[Any]
-    """(H, W), (H, W, 3), (D, H, W) or (D, H, W, 3)."""
-    colour: bool
-    """The last axis is red, green and blue."""
-    palette: list[str] | None
-    """The colour "#rrggbb" of each palette index; None if `array` holds no indices."""
-    lossy: bool
-    """The pixels were compressed with loss (JPEG)."""
-
-
 def read_image(path: Path) -> Image:
-    """Read one image. A TIFF of several pages is a volume. Raises ImageError.
+    """Read one image. Slices of a TIFF are a volume, and its channels are channels. Raises ImageError.
 
-    Palettes are expanded, alpha is dropped, and 16-bit colour is reduced to 8 bits per channel.
+    Palettes are expanded, and alpha is dropped. Values keep their bits. The spacing is None, also of a TIFF that tells
+    one: most programs write a resolution that nobody measured, and none says how the slices lie in space.
     """
     pixels = _load(path, expand=True)
-    array = np.moveaxis(pixels.array, -1, 0) if pixels.colour else pixels.array[None]
-    array = supported(array)
+    array = supported(pixels.array)
     check_finite(array)
-    shape = tuple(array.shape[1:])
-    return Image(array, None, None, "raster", None, None, Grid(shape))
+    grid = Grid(tuple(array.shape[1:]))
+    return Image(array, None, None, "raster", None, None, grid, dropped_alpha=pixels.has_alpha)
 
 
 def read_mask(path: Path) -> Mask:
@@ -55,18 +53,25 @@ def read_mask(path: Path) -> Mask:
     pixels = _load(path, expand=False)
     coding: Coding = "values"
     palette = None
+    if len(pixels.array) > 1 and not pixels.is_rgb:
+        raise ImageError(
+            "mask_channels",
+            f"The mask has {len(pixels.array)} channels, and a mask has one.",
+            "Save one channel with a number for each class.",
+        )
+    interleaved = np.moveaxis(pixels.array, 0, -1) if pixels.is_rgb else pixels.array[0]
     if pixels.lossy:
-        labels: NDArray[Any] = snap(pixels.array)
-    elif pixels.colour:
-        labels, coding = from_rgb(pixels.array)
+        labels: NDArray[Any] = snap(interleaved)
+    elif pixels.is_rgb:
+        labels, coding = from_rgb(interleaved)
     else:
-        labels = as_labels(pixels.array)
+        labels = as_labels(interleaved)
     if pixels.palette is not None:
         present = np.flatnonzero(np.bincount(labels.ravel())).tolist()
         colours = {value: pixels.palette[value] for value in present if value < len(pixels.palette)}
         # A palette in which index i is grey i makes the file a plain grey one, so its colours mean nothing.
         palette = None if all(c == f"#{v:02x}{v:02x}{v:02x}" for v, c in colours.items()) else colours
-    return Mask(labels, coding, palette, pixels.lossy, None, None)
+    return Mask(labels, coding, palette, pixels.lossy, None, None, dropped_alpha=pixels.has_alpha)
 
 
 def write_labels(values: NDArray[Any], path: Path, coding: Coding) -> None:
@@ -89,8 +94,13 @@ def write_labels(values: NDArray[Any], path: Path, coding: Coding) -> None:
     PIL.Image.fromarray(pixels).save(path, format="PNG", compress_level=1)
 
 
-def _load(path: Path, *, expand: bool) -> _Pixels:
-    with decoding(_WHAT, _CURE):
+def _load(path: Path, *, expand: bool) -> Pixels:
+    with decoding(WHAT, CURE):
+        with path.open("rb") as file:
+            is_tiff = file.read(4) in _TIFF
+        if is_tiff:
+            return tiff.load(path, expand=expand)
+        _check_jpeg(path)
         try:
             picture = PIL.Image.open(path, formats=_FORMATS)
         except PIL.Image.DecompressionBombError as error:
@@ -100,73 +110,34 @@ def _load(path: Path, *, expand: bool) -> _Pixels:
                 "Cut it into tiles, crop it or scale it down.",
             ) from error
         with picture:
-            size = (picture.height, picture.width)
-            check_size(size)
-            # Only the pages of a TIFF are a volume. Of an animated PNG or a phone's multi-picture JPEG, the first
-            # picture is read.
-            pages = int(getattr(picture, "n_frames", 1)) if picture.format == "TIFF" else 1
-            if pages == 1:
-                return _page(picture, path, expand=expand)
-            check_size((pages, *size))
-            return _stack(picture, path, pages, expand=expand)
+            check_size((picture.height, picture.width))
+            # Of an animated PNG or a phone's multi-picture JPEG, the first picture is read.
+            return _pixels(picture, path, expand=expand)
 
 
-def _stack(picture: PIL.Image.Image, path: Path, pages: int, *, expand: bool) -> _Pixels:
-    """Read all pages of a TIFF as one volume. It is filled page by page, so that it is in memory only once."""
-    size, first = picture.size, _page(picture, path, expand=expand)
-    volume = np.empty((pages, *first.array.shape), dtype=first.array.dtype)
-    volume[0] = first.array
-    palette = first.palette
-    for index in range(1, pages):
-        picture.seek(index)
-        # The size is compared before decoding, because the size limit was checked for the first page only.
-        page = _page(picture, path, expand=expand) if picture.size == size else None
-        if page is None or page.array.shape != first.array.shape or page.array.dtype != first.array.dtype:
-            raise ImageError(
-                "mixed_pages",
-                f"Page {index + 1} of the TIFF has another size or pixel type than page 1.",
-                "Save a volume with equal pages, or each picture as its own file (without preview pages).",
-            )
-        if page.palette != palette:
-            raise ImageError(
-                "mixed_pages",
-                f"Page {index + 1} of the TIFF has another palette than page 1.",
-                "Save all pages with the same palette.",
-            )
-        volume[index] = page.array
-    return _Pixels(volume, first.colour, palette, first.lossy)
-
-
-def _page(picture: PIL.Image.Image, path: Path, *, expand: bool) -> _Pixels:
-    lossy = picture.format in ("JPEG", "MPO") or picture.info.get("compression") in ("jpeg", "tiff_jpeg")
-    if lossy or picture.format == "PNG":
-        # Viewers rotate a picture by its EXIF orientation, so people draw masks on the rotated picture. Pillow rotates
-        # a TIFF itself while loading it.
-        ImageOps.exif_transpose(picture, in_place=True)
+def _pixels(picture: PIL.Image.Image, path: Path, *, expand: bool) -> Pixels:
+    lossy = picture.format in ("JPEG", "MPO")
     depth, kind = _png_header(path) if picture.format == "PNG" else (8, 0)
-    if depth == 16 and kind != 0 and not expand:
-        raise ImageError(
-            "unsupported_pixels",
-            "The mask is a PNG with 16 bits per colour or alpha channel.",
-            "Save it as 16-bit grey or 8-bit RGB PNG.",
-        )
-    palette = None
-    mode = picture.mode
+    palette, mode = None, picture.mode
+    # Pillow reduces 16-bit colours and 16-bit grey with alpha to 8 bits, which turns 12-bit data black.
+    deep = _deep_png(picture, path) if depth == 16 and kind in (2, 4, 6) else None
+    # Viewers rotate a picture by its EXIF orientation, so people draw masks on the rotated picture.
+    ImageOps.exif_transpose(picture, in_place=True)
     if mode in ("P", "PA"):
         table = np.array(picture.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
         if expand:
             grey = bool((table[:, :1] == table).all())
-            return _Pixels(np.asarray(picture.convert("L" if grey else "RGB")), not grey, None, lossy)
-        palette = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in table.tolist()]
+            return _channels(np.asarray(picture.convert("L" if grey else "RGB")), lossy=lossy)
+        palette = hex_colours(table)
     elif mode in ("CMYK", "YCbCr"):
         picture, mode = picture.convert("RGB"), "RGB"
-    if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I", "I;16", "I;16B", "I;16L", "F"):
+    if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I", "I;16", "I;16B", "I;16L"):
         raise ImageError("unsupported_pixels", f"The colour mode {mode} is not supported.", "Save it as grey or RGB.")
-    array = np.asarray(picture)
-    # Grey with alpha keeps its grey channel. Pillow opens the 16-bit form of it (PNG colour type 4) as RGBA.
-    if kind == 4 or mode in ("LA", "PA"):
-        array = array[..., 0]
-    elif mode in ("RGBA", "RGBX"):
+    array = np.asarray(picture) if deep is None else deep
+    has_alpha = False
+    if kind in (4, 6) or mode in ("LA", "PA", "RGBA"):
+        has_alpha, array = varies(array[..., -1]), array[..., :-1]
+    elif mode == "RGBX":
         array = array[..., :3]
     if mode == "1":
         # Pillow's True can be any byte except 0, while numpy's arithmetic expects the byte 1.
@@ -175,7 +146,42 @@ def _page(picture: PIL.Image.Image, path: Path, *, expand: bool) -> _Pixels:
     # Pillow spreads grey of 2 or 4 bits over 0..255. A mask needs the stored values back.
     if not expand and kind == 0 and depth in (2, 4):
         array = array // np.uint8(255 // (2**depth - 1))
-    return _Pixels(array, array.ndim == 3, palette, lossy)
+    return _channels(array, palette, lossy=lossy, has_alpha=has_alpha)
+
+
+def _check_jpeg(path: Path) -> None:
+    """Refuse a JPEG that Pillow would call damaged because it has more than 8 bits per channel."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16) if file.read(2) == b"\xff\xd8" else b""
+    if head and (frame := jpeg_frame(b"\xff\xd8" + head)) is not None and frame.bits > 8:
+        raise ImageError(
+            "unsupported_pixels",
+            f"The JPEG has {frame.bits} bits per channel, and 8 are read.",
+            "Save it as 16-bit PNG or TIFF.",
+        )
+
+
+def _channels(array: NDArray[Any], palette: list[str] | None = None, *, lossy: bool, has_alpha: bool = False) -> Pixels:
+    """Bring (H, W) or (H, W, C) to (C, H, W)."""
+    array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    return Pixels(array, len(array) == 3, palette, lossy, has_alpha)
+
+
+def _deep_png(picture: PIL.Image.Image, path: Path) -> NDArray[np.uint16]:
+    """Decode a PNG of 16 bits per channel, (H, W, C) uint16, turned by its EXIF orientation like Pillow's pictures."""
+    pixels: NDArray[np.uint16] = imagecodecs.png_decode(path.read_bytes())
+    if pixels.dtype != np.uint16 or pixels.shape[:2] != (picture.height, picture.width):
+        raise ValueError("The decoded pixels differ from the header.")
+    if picture.mode == "RGB":
+        # One of the colours may stand for transparency. It is a colour all the same.
+        pixels = pixels[..., :3]
+    turn = _TURNS.get(picture.getexif().get(0x0112, 1))
+    if turn is None:
+        return pixels
+    # Pillow turns a picture of numbers, which say where each pixel goes.
+    places = PIL.Image.fromarray(np.arange(pixels.shape[0] * pixels.shape[1], dtype=np.int32).reshape(pixels.shape[:2]))
+    turned: NDArray[np.uint16] = pixels.reshape(-1, pixels.shape[2])[np.asarray(places.transpose(turn))]
+    return turned
 
 
 def _png_header(path: Path) -> tuple[int, int]:

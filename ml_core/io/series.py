@@ -21,10 +21,12 @@ from ml_core.io.geometry import Plane, stack
 from ml_core.io.image import Image, Mask, check_size, decoding, supported
 
 # Slices with much background compress well, so the ratio applies to large files only. The total size bounds the rest.
+# A file is expanded in memory, so a large one has to keep to the ratio though DICOM is a plain format.
 LIMITS = ArchiveLimits(
     max_entries=10_000,
     max_expanded_bytes=4 * 2**30,
     max_file_bytes=4 * 2**30,
+    max_plain_ratio=ArchiveLimits.max_ratio,
     ratio_free_file_bytes=256 * 2**20,
     ratio_free_total_bytes=4 * 2**30,
 )

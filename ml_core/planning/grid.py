@@ -80,7 +80,8 @@ def _slice_axis(fingerprint: Fingerprint) -> int:
     if fingerprint.dimensions == 2:
         return 0
     spacing = spacing_of(fingerprint)
-    return max(range(3), key=lambda axis: (round(spacing[axis], 3), -axis))
+    # Spacings that differ by less than a thousandth of the finest are equal but for rounding.
+    return max(range(3), key=lambda axis: (round(spacing[axis] / min(spacing), 3), -axis))
 
 
 def _slices_first(per_axis: list[float], axis: int) -> list[float]:

@@ -17,8 +17,8 @@ from ml_core.planning.spec import Spec, Value
 
 # Networks that one training may train and that predict together.
 MAX_MEMBERS = 20
-# In mm or pixels.
-MIN_SPACING, MAX_SPACING = 1e-3, 1e3
+# In mm or pixels; electron microscopy has voxels of some 1e-6 mm.
+MIN_SPACING, MAX_SPACING = 1e-7, 1e3
 CHOSEN = "You chose it."
 
 T = TypeVar("T")
@@ -191,4 +191,5 @@ def _spacing_problem(request: TrainingRequest) -> dict[str, str]:
         steps = []
     if len(steps) in (2, 3) and all(MIN_SPACING <= step <= MAX_SPACING for step in steps):
         return {}
-    return {"spacing": "Give two or three numbers from 0.001 to 1000 with spaces between them, such as “2.5 0.8 0.8”."}
+    limits = f"{MIN_SPACING:g} to {MAX_SPACING:g}"
+    return {"spacing": f"Give two or three numbers from {limits} with spaces between them, such as “2.5 0.8 0.8”."}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ml_core.cases.patches import with_neighbours
 from ml_core.cases.preprocessing import labels_to_slices, preprocess, slices_to_labels
+from ml_core.dataset.findings import DROPPED_ALPHA
 from ml_core.dataset.fingerprint import guess_modality
 from ml_core.io import Image
 from ml_core.networks.catalogue import build
@@ -256,9 +257,12 @@ def input_warnings(image: Image, plan: Plan) -> list[str]:
         kind = {2: "picture", 3: "volume"}
         warnings.append(f"The image is a {kind[image.dimensions]}; the model was trained on {kind[plan.dimensions]}s.")
     if image.channels != plan.preprocessing.channels:
+        # Images with other channels are refused (ml_core.cases.preprocessing).
         kinds = {1: "greyscale", 3: "colour"}
         usual_kind = kinds[plan.preprocessing.channels]
         warnings.append(f"The image is {kinds[image.channels]}; the model was trained on {usual_kind} images.")
+    if image.dropped_alpha:
+        warnings.append(f"{DROPPED_ALPHA.reason} {DROPPED_ALPHA.cure}")
     if image.spacing and seen.spacing and image.dimensions == plan.dimensions:
         usual = seen.spacing.median
         if any(

@@ -182,10 +182,10 @@ def choose(
     count = 0
     for image, reference in cases:
         count += 1
-        compared, actual = without_ignored(reference, fast(image))
+        truths, actual = without_ignored(reference, fast(image))
         _, expected = without_ignored(reference, exact(image))
-        for index in np.unique(compared):
-            truth = compared == index
+        for index in np.unique(truths):
+            truth = truths == index
             scores[index].append((_dice(truth, actual == index), _dice(truth, expected == index)))
     if count == 0:
         return Serving("torch", "fp32", "There was no validation case to compare the converted network on.", cases=0)

@@ -9,9 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import tifffile
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.utils import timezone
@@ -99,6 +101,49 @@ def test_a_good_zip_becomes_ready_with_everything_known(user: Any, own_media: Pa
     manifest = f"datasets/{dataset.uuid}/manifest.json"
     assert len(objects(own_media)) == 12 * 2 + 4  # and the thumbnails, the archive, the manifest and its samples
     assert manifest in objects(own_media)
+
+
+def test_channels_of_tiff_are_used_and_have_to_agree(user: Any, own_media: Path) -> None:
+    def tiff(array: NDArray[Any], **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, array, photometric="minisblack", **options)
+        return buffer.getvalue()
+
+    files: dict[str, bytes] = {}
+    for index in range(5):
+        image, labels = picture(index)
+        pages = np.stack([np.full_like(image, 9), image])
+        content = tiff(pages, imagej=True, metadata={"axes": "CYX"})
+        if index == 3:
+            content = tiff(np.stack([image] * 4), planarconfig="separate")
+        if index == 4:
+            content = tiff(np.stack([image] * 4), imagej=True, metadata={"axes": "TYX"})
+        files |= {f"images/c{index}.tif": content, f"masks/c{index}.png": png(labels * 100)}
+    dataset = ingest(user, files)
+    assert (dataset.status, dataset.file_count, dataset.channels) == ("ready", 3, 2), dataset.error
+    assert dataset.modality == "multichannel"
+    found = {issue["code"]: issue["file"] for issue in dataset.issues}
+    assert found == {"mixed_channels": "images/c3.tif and masks/c3.png", "time_series": "images/c4.tif"}
+    assert dataset.fingerprint["intensity"]["maximum"] > 100  # that of the second channel
+
+
+def test_sparse_masks_that_a_zip_shrinks_to_a_thousandth_are_read(user: Any, own_media: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for index in range(2):
+            volume = np.random.default_rng(index).integers(0, 9, (240, 240, 100)).astype(np.uint8)
+            labels = np.zeros((240, 240, 100), np.int16)
+            labels[100:110, 90:99, 40 + index] = 1
+            for folder, array in (("images", volume), ("masks", labels)):
+                archive.writestr(f"{folder}/c{index}.nii", nib.Nifti1Image(array, np.eye(4)).to_bytes())
+        ratio = max(item.file_size / item.compress_size for item in archive.infolist())
+    assert ratio > 500
+    dataset = create_dataset_from_upload(
+        user=user, name="set", archive=SimpleUploadedFile("set.zip", buffer.getvalue())
+    )
+    check(dataset.pk)
+    dataset.refresh_from_db()
+    assert (dataset.status, dataset.file_count) == ("ready", 2), dataset.error
 
 
 def test_copies_of_one_picture_are_named_and_stay_on_one_side(user: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from django.core.files.uploadedfile import SimpleUploadedFile
 from PIL import Image as PILImage
 from rest_framework.test import APIClient
@@ -124,6 +125,51 @@ def test_a_volume_gets_a_nifti_on_its_own_grid(
     for picture in ("image", "labels", "overlay", "certainty"):
         shown = PILImage.open(io.BytesIO(body(api.get(f"/api/v1/inferences/{row.pk}/{picture}/?slice=4"))))
         assert shown.size == (20, 24)
+
+
+def test_a_volume_in_micrometres_is_measured_in_mm_and_written_in_micrometres(
+    api: APIClient, model: SegmentationModel, tmp_path: Path
+) -> None:
+    """Its header has two transforms, too. The reference was saved by a program that knows the qform only."""
+    sform, qform = np.diag([5.0, 5.0, 10.0, 1.0]), np.diag([-5.0, -5.0, 10.0, 1.0])
+    sform[:3, 3], qform[:3, 3] = -60, 40
+    volume = nib.Nifti1Image(np.random.default_rng(1).normal(100, 20, (20, 24, 5)).astype(np.float32), None)
+    reference = nib.Nifti1Image((np.asarray(volume.dataobj) > 110).astype(np.uint8) * 255, None)
+    for picture, transform in ((volume, sform), (reference, qform)):
+        picture.set_sform(transform, 1)
+        picture.set_qform(qform, 1)
+        picture.header.set_xyzt_units("micron")
+    nib.save(volume, tmp_path / "v.nii.gz")
+    nib.save(reference, tmp_path / "r.nii.gz")
+    truth = SimpleUploadedFile("r.nii.gz", (tmp_path / "r.nii.gz").read_bytes())
+    row = send(api, model, "v.nii.gz", (tmp_path / "v.nii.gz").read_bytes(), mask=truth)
+    assert row.status == "completed", row.error
+    assert row.spacing == pytest.approx([0.01, 0.005, 0.005])
+    assert sum(item["volume_ml"] for item in row.classes) == pytest.approx(20 * 24 * 5 * 2.5e-10, rel=1e-4)
+    assert row.metrics
+    assert row.metrics["hd95"] < 1
+    (tmp_path / "labels.nii.gz").write_bytes(body(api.get(f"/api/v1/inferences/{row.pk}/mask/")))
+    labels = nib.Nifti1Image.from_filename(tmp_path / "labels.nii.gz")
+    assert labels.header.get_xyzt_units()[0] == "micron"
+    assert np.array_equal(labels.get_sform(), volume.get_sform())
+    assert np.array_equal(labels.get_qform(), volume.get_qform())
+    shown = api.get(f"/inferences/{row.pk}/").content.decode()
+    assert "0.005" in shown
+    assert "0.00 ml" not in shown
+
+
+def test_an_image_of_other_channels_fails_with_their_numbers(
+    api: APIClient, model: SegmentationModel, tmp_path: Path
+) -> None:
+    grey = draw_cells(np.random.default_rng(5))[0]
+    tifffile.imwrite(tmp_path / "two.tif", np.stack([grey, grey]), imagej=True, metadata={"axes": "CYX"})
+    row = send(api, model, "two.tif", (tmp_path / "two.tif").read_bytes())
+    assert row.status == "failed"
+    assert "two.tif: The image has 2 channels, and the model was trained on 1." in str(row.error)
+    PILImage.fromarray(np.dstack([grey] * 3 + [grey.T])).save(tmp_path / "alpha.png")
+    row = send(api, model, "alpha.png", (tmp_path / "alpha.png").read_bytes())
+    assert row.status == "completed"
+    assert any("alpha channel (transparency) that varies" in text for text in row.warnings)
 
 
 def test_a_reference_gives_scores_and_one_that_does_not_fit_says_so(api: APIClient, model: SegmentationModel) -> None:

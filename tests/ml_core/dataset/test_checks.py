@@ -197,3 +197,37 @@ def test_a_terminal_shows_all_errors_and_some_warnings(capsys: pytest.CaptureFix
     assert sum(line.startswith("left out: e") for line in lines) == MAX_WARNINGS + 5
     assert sum(line.startswith("w") for line in lines) == MAX_WARNINGS
     assert lines.count("Further warnings of this kind are not shown.") == 1
+
+
+def pair_with(channels: int, name: str, *, dropped_alpha: bool = False) -> ReadPair:
+    labels = np.eye(8, dtype=np.uint8)
+    array = np.random.default_rng(channels).integers(0, 255, (channels, 8, 8)).astype(np.uint8)
+    image = Image(array, None, None, "raster", None, None, Grid((8, 8)), dropped_alpha=dropped_alpha)
+    mask = Mask(labels, "values", None, False, None, None)
+    return ReadPair.of(image, mask, name, f"masks/{name}")
+
+
+@pytest.mark.parametrize(("first", "other"), [(2, 4), (4, 2), (2, 1), (3, 4), (1, 5)])
+def test_images_of_other_channels_than_those_before_are_left_out(first: int, other: int) -> None:
+    check = DatasetCheck()
+    check.add(pair_with(first, "a.tif"))
+    check.add(pair_with(first, "b.tif"))
+    with pytest.raises(ImageError, match=f"It has {other} channels, and the images before it have {first}") as caught:
+        check.add(pair_with(other, "c.tif"))
+    assert (caught.value.code, caught.value.file) == ("mixed_channels", "c.tif and masks/c.tif")
+    # What joins an earlier version, or a test set, has to have its channels, even where it comes first.
+    with pytest.raises(ImageError, match="channels"):
+        DatasetCheck(dimensions=2, channels=first).add(pair_with(other, "a.tif"))
+
+
+def test_grey_and_colour_mix() -> None:
+    check = DatasetCheck()
+    for number, channels in enumerate((1, 3, 3)):
+        check.add(pair_with(channels, f"{number}.tif"))
+    assert check.issues == []
+
+
+def test_alpha_that_is_not_used_is_told() -> None:
+    check = DatasetCheck()
+    check.add(pair_with(3, "a.png", dropped_alpha=True))
+    assert [(issue.code, issue.file) for issue in check.issues] == [("dropped_alpha", "a.png")]

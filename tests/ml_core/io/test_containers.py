@@ -197,14 +197,32 @@ def test_entries_are_counted_before_zipfile_reads_them(path: Path, monkeypatch: 
 
 
 def test_ratio_of_one_file_and_of_the_whole(path: Path) -> None:
-    make_zip(path, {"images/a.bmp": NOISE, "masks/a.bmp": bytes(12_000_000)})
+    make_zip(path, {"images/a.png": NOISE, "masks/a.png": bytes(12_000_000)})
     error = refused(path)
-    assert (error.code, error.reason[:11]) == ("ratio", "masks/a.bmp")
+    assert (error.code, error.reason[:11]) == ("ratio", "masks/a.png")
     with SafeArchive(path, ArchiveLimits(max_ratio=2000)):
         pass
-    make_zip(path, {f"masks/{number}.bmp": bytes(3_000_000) for number in range(4)})
+    make_zip(path, {f"masks/{number}.png": bytes(3_000_000) for number in range(4)})
     error = refused(path)
     assert (error.code, error.reason[:7]) == ("ratio", "The ZIP")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".NII", ".tif", ".bmp", ".dcm"])
+def test_sparse_masks_of_plain_formats_may_shrink_as_far_as_deflate_goes(suffix: str, path: Path) -> None:
+    make_zip(path, {"images/a.png": NOISE, **{f"masks/{number}{suffix}": bytes(12_000_000) for number in range(2)}})
+    with SafeArchive(path) as archive:
+        assert archive.sizes[f"masks/1{suffix}"] == 12_000_000
+    # Their size stays bounded, and so do all other files, which they do not excuse.
+    assert refused(path, max_expanded_bytes=24_000_000).code == "too_large"
+    assert refused(path, max_file_bytes=11_999_999).code == "file_too_large"
+    make_zip(path, {f"masks/0{suffix}": bytes(12_000_000), **{f"images/{n}.png": bytes(3_000_000) for n in range(4)}})
+    assert refused(path).code == "ratio"
+
+
+def test_a_ratio_that_deflate_cannot_reach_is_refused_for_every_format(path: Path) -> None:
+    make_zip(path, {"masks/a.nii": bytes(12_000_000)})
+    error = refused(patch(path, ENTRY, 24, struct.pack("<L", 2**31)))
+    assert (error.code, error.reason) == ("ratio", "masks/a.nii expands to more than 1100 times its size.")
 
 
 def test_zip64_is_read(path: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 from ml_core.io import SUPPORTED_SUFFIXES, ImageError, read_image, read_mask, stem, suffix_of
 from ml_core.io.formats import FORMATS
 from tests.ml_core.io.test_raster import IMAGE, LABELS, code_of
 from tests.synthetic import (
+    Array,
     draw_volume,
     write_bmp,
     write_dicom_multiframe,
@@ -29,6 +32,12 @@ from tests.synthetic import (
 # What Pillow and pydicom remark on damaged files, besides failing.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
+
+def _tifffile(path: Path, array: Array, **options: Any) -> Path:
+    tifffile.imwrite(path, array, photometric="minisblack", **options)
+    return path
+
+
 VOLUME, _ = draw_volume(np.random.default_rng(4), (5, 6, 7))
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "a.png": lambda path: write_png(path, IMAGE),
@@ -36,6 +45,13 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "a.jpg": lambda path: write_jpg(path, IMAGE),
     "a.tif": lambda path: write_tiff(path, IMAGE),
     "z.tif": lambda path: write_tiff(path, [IMAGE, IMAGE], compression="tiff_deflate"),
+    "t.tif": lambda path: _tifffile(path, np.stack([IMAGE] * 3), tile=(16, 16), compression="zlib", predictor=True),
+    "j.tif": lambda path: _tifffile(path, np.stack([IMAGE] * 3), compression="jpeg"),
+    "k.tif": lambda path: _tifffile(path, np.stack([IMAGE] * 3), compression="jpeg2000"),
+    "o.tif": lambda path: _tifffile(
+        path, np.stack([IMAGE] * 6).reshape(2, 3, 30, 40), ome=True, metadata={"axes": "ZCYX"}
+    ),
+    "i.tif": lambda path: _tifffile(path, np.stack([IMAGE] * 3), imagej=True, metadata={"axes": "CYX"}),
     "a.bmp": lambda path: write_bmp(path, IMAGE),
     "a.nii": lambda path: write_nifti(path, VOLUME),
     "a.nii.gz": lambda path: write_nifti(path, VOLUME),

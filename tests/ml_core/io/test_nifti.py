@@ -183,3 +183,131 @@ def test_display_has_one_window_for_the_volume_and_refuses_a_slice_too_far(tmp_p
     assert np.array_equal(display_slice(image), display_slice(image, 5))
     with pytest.raises(ImageError, match="no slice 10"):
         display_slice(image, 10)
+
+
+def two_transforms(path: Path, array: Any, sform: Any, qform: Any, codes: tuple[int, int] = (1, 1)) -> Path:
+    picture: Any = nib.Nifti1Image(array, None)
+    picture.set_sform(sform, codes[0])
+    picture.set_qform(qform, codes[1])
+    picture.header["xyzt_units"] = 2
+    nib.save(picture, path)
+    return path
+
+
+TURN = np.eye(4)
+TURN[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+SFORM = np.diag([1.0, 1.0, 2.0, 1.0])
+SFORM[:3, 3] = (-10, -12, -14)
+QFORM = TURN @ np.diag([-1.0, -1.0, 2.0, 1.0])  # its axes point elsewhere, too
+QFORM[:3, 3] = (4.4, 3.8, 1)
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (4, 2), (0, 1), (2, 0), (0, 0)])
+@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 1), (6, 5)])
+def test_a_label_map_has_both_transforms_and_the_codes_of_its_image(
+    tmp_path: Path, codes: tuple[int, int], shape: tuple[int, ...]
+) -> None:
+    array = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    path = two_transforms(tmp_path / "a.nii.gz", array, SFORM, QFORM, codes)
+    image = read_image(path)
+    written: Any = nib.load(write_label_map((image.array[0] > 9).astype(np.uint8), image, tmp_path))
+    given: Any = nib.load(path)
+    assert np.array_equal(np.asarray(written.dataobj), array > 9)
+    for field in ("sform_code", "qform_code", "srow_x", "srow_y", "qoffset_x", "quatern_d", "pixdim", "xyzt_units"):
+        assert np.array_equal(written.header[field], given.header[field]), field
+    assert np.array_equal(written.affine, given.affine)
+    mask = read_mask(tmp_path / "labels.nii.gz", like=image)
+    check_pair(image, mask)
+    assert np.array_equal(mask.values, image.array[0] > 9)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 1)])
+def test_a_mask_may_lie_on_either_transform_of_its_image(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    labels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    image = read_image(two_transforms(tmp_path / "a.nii.gz", labels.astype(np.int16), SFORM, QFORM))
+    for number, transform in enumerate((SFORM, QFORM)):
+        mask = read_mask(write_nifti(tmp_path / f"{number}.nii.gz", labels, transform), like=image)
+        check_pair(image, mask)
+        assert np.array_equal(mask.values, image.array[0])
+        # The same mask, stored with its axes turned to RAS by another program.
+        canonical: Any = nib.as_closest_canonical(nib.load(tmp_path / f"{number}.nii.gz"))
+        nib.save(canonical, tmp_path / "turned.nii.gz")
+        mask = read_mask(tmp_path / "turned.nii.gz", like=image)
+        check_pair(image, mask)
+        assert np.array_equal(mask.values, image.array[0])
+    elsewhere = SFORM.copy()
+    elsewhere[0, 3] += 1
+    for path, like in (
+        (write_nifti(tmp_path / "b.nii.gz", labels, elsewhere), image),
+        # The mask's qform lies on the image, and its sform, which counts, does not.
+        (two_transforms(tmp_path / "c.nii.gz", labels, elsewhere, QFORM), image),
+        (two_transforms(tmp_path / "d.nii.gz", labels, elsewhere, SFORM), read_image(tmp_path / "0.nii.gz")),
+    ):
+        with pytest.raises(ImageError, match=r"starts at .* two transforms \(sform and qform\) that differ"):
+            check_pair(like, read_mask(path, like=like))
+
+
+def test_transforms_that_differ_by_rounding_are_one(tmp_path: Path) -> None:
+    image = read_image(two_transforms(tmp_path / "a.nii.gz", LABELS, TURN @ SFORM, TURN @ SFORM))
+    assert image.grid.second is None
+
+
+@pytest.mark.parametrize(("code", "unit"), [(0, 1.0), (1, 1000.0), (2, 1.0), (3, 0.001), (3 + 8, 0.001), (5, 1.0)])
+def test_units_become_mm_and_go_back(tmp_path: Path, code: int, unit: float) -> None:
+    for name, array in (("image", VOLUME), ("mask", LABELS)):
+        picture: Any = nib.Nifti1Image(array.transpose(), SFORM)
+        picture.header["xyzt_units"] = code
+        nib.save(picture, tmp_path / f"{name}.nii.gz")
+    image, mask = read_image(tmp_path / "image.nii.gz"), read_mask(tmp_path / "mask.nii.gz")
+    assert image.affine is not None
+    assert image.spacing == pytest.approx([2 * unit, unit, unit])
+    np.testing.assert_allclose(image.affine[:3], SFORM[:3] * unit)
+    check_pair(image, mask)
+    written: Any = nib.load(write_label_map(LABELS, image, tmp_path))
+    assert int(written.header["xyzt_units"]) == code
+    np.testing.assert_array_equal(written.affine, SFORM)
+    # The same place in other units is the same grid; the same numbers in other units are not.
+    in_mm = write_nifti(tmp_path / "mm.nii.gz", LABELS.transpose(), np.diag([unit, unit, unit, 1.0]) @ SFORM)
+    check_pair(image, read_mask(in_mm, like=image))
+    if unit != 1:
+        with pytest.raises(ImageError, match="spacing"):
+            check_pair(image, read_mask(write_nifti(tmp_path / "no.nii.gz", LABELS.transpose(), SFORM), like=image))
+
+
+@pytest.mark.parametrize("scale", [8e-6, 1e-3, 1.0, 500.0])
+def test_grids_are_compared_in_voxels_whatever_their_size(tmp_path: Path, scale: float) -> None:
+    def placed(shift: float, stretch: float = 1.0) -> Any:
+        affine = SFORM * scale
+        affine[:3, :3] *= stretch
+        affine[:3, 3] += shift * scale
+        affine[3, 3] = 1
+        return affine
+
+    image = read_image(write_nifti(tmp_path / "a.nii.gz", VOLUME.transpose(), placed(0)))
+    assert image.spacing == pytest.approx([2 * scale, scale, scale])
+    for number, (shift, stretch, text) in enumerate(
+        ((0.001, 1.0, ""), (0.0, 1.0005, ""), (0.02, 1.0, "starts at"), (0.0, 1.01, "spacing"), (1.0, 1.0, "starts at"))
+    ):
+        path = write_nifti(tmp_path / f"{number}.nii.gz", LABELS.transpose(), placed(shift, stretch))
+        mask = read_mask(path, like=image)
+        if not text:
+            check_pair(image, mask)
+            continue
+        with pytest.raises(ImageError, match=text):
+            check_pair(image, mask)
+
+
+def test_a_place_in_double_precision_stays_so(tmp_path: Path) -> None:
+    affine = SFORM.copy()
+    affine[0, 3] = 12345.678901234
+    nib.save(nib.Nifti2Image(VOLUME.transpose(), affine), tmp_path / "a.nii.gz")
+    written: Any = nib.load(write_label_map(LABELS, read_image(tmp_path / "a.nii.gz"), tmp_path))
+    assert written.affine[0, 3] == 12345.678901234
+
+
+def test_names_in_a_header_do_not_get_into_a_label_map(tmp_path: Path) -> None:
+    picture: Any = nib.Nifti1Image(VOLUME.transpose(), SFORM)
+    picture.header["descrip"], picture.header["db_name"] = b"Doe, Jane", b"Doe"
+    nib.save(picture, tmp_path / "a.nii")
+    path = write_label_map(LABELS, read_image(tmp_path / "a.nii"), tmp_path)
+    assert b"Doe" not in nib.load(path).header.binaryblock  # type: ignore[attr-defined]  # nibabel types the image loosely

@@ -5,11 +5,22 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pytest
 
-from ml_core.io import ImageError, display_slice, image, read_image, read_mask, write_label_map
+from ml_core.io import (
+    Grid,
+    Image,
+    ImageError,
+    display_slice,
+    display_volume,
+    image,
+    read_image,
+    read_mask,
+    write_label_map,
+)
 from tests.synthetic import (
     COLOURS,
     Array,
@@ -49,6 +60,53 @@ def test_colour_comes_channel_first(tmp_path: Path, write: object) -> None:
     assert callable(write)
     write(tmp_path / "a", RGB)
     assert np.array_equal(read_image(tmp_path / "a").array, RGB.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_a_png_of_16_bits_keeps_them(tmp_path: Path, channels: int) -> None:
+    # Values of 12 bits, which 8 bits per channel would turn black.
+    deep = np.random.default_rng(3).integers(0, 4096, (30, 40, channels)).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(deep))
+    found = read_image(tmp_path / "a.png")
+    colours = deep[..., : 1 if channels == 2 else 3]
+    assert found.array.dtype == np.uint16
+    assert np.array_equal(found.array, colours.transpose(2, 0, 1))
+    assert found.dropped_alpha == (channels in (2, 4))
+    deep[..., 0], deep[..., -1] = LABELS.astype(np.uint16) * 300, 65535
+    (tmp_path / "b.png").write_bytes(imagecodecs.png_encode(deep))
+    if channels == 2:
+        mask = read_mask(tmp_path / "b.png")
+        assert np.array_equal(mask.values, LABELS.astype(int) * 300)
+        assert not mask.dropped_alpha
+    else:
+        assert code_of(tmp_path / "b.png", mask=True) == "unsupported_pixels"
+
+
+def test_a_png_of_16_bits_is_turned_and_keeps_a_colour_that_stands_for_transparency(tmp_path: Path) -> None:
+    deep = np.random.default_rng(3).integers(0, 4096, (30, 40, 3)).astype(np.uint16)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    plain = bytes(imagecodecs.png_encode(deep))
+    for kind, content in ((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")), (b"tRNS", bytes(6))):
+        chunk = len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        (tmp_path / "a.png").write_bytes(plain[:33] + chunk + plain[33:])
+        expected = np.rot90(deep, -1) if kind == b"eXIf" else deep
+        assert np.array_equal(read_image(tmp_path / "a.png").array, expected.transpose(2, 0, 1))
+
+
+def test_a_jpeg_of_12_bits_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    deep = (IMAGE.astype(np.uint16) * 16).repeat(2, 0)
+    for options in ({"level": 95}, {"lossless": True}):
+        (tmp_path / "a.jpg").write_bytes(imagecodecs.jpeg8_encode(deep, bitspersample=12, **options))
+        with pytest.raises(ImageError, match="has 12 bits per channel"):
+            read_image(tmp_path / "a.jpg")
+
+
+def test_alpha_that_varies_is_told(tmp_path: Path) -> None:
+    for alpha, told in ((IMAGE, True), (np.full_like(IMAGE, 7), False)):
+        path = write_png(tmp_path / "a.png", np.dstack([RGB, alpha]))
+        assert read_image(path).dropped_alpha == told
+        assert read_mask(write_png(tmp_path / "b.png", np.dstack([LABELS, alpha]))).dropped_alpha == told
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("LA", 1), ("RGBA", 3), ("L", 1)])
@@ -173,3 +231,15 @@ def test_display_keeps_8_bit_and_windows_the_rest(tmp_path: Path) -> None:
     assert shown[0, 20].max() < 20
     assert shown[-1, -1].min() == 255
     assert 100 < shown[15, 0, 0] < 160
+
+
+def test_channels_that_are_no_colours_are_shown_in_windows_of_their_own() -> None:
+    dim, bright = np.linspace(0, 9, 1200).reshape(30, 40), np.linspace(9000, 0, 1200).reshape(30, 40)
+    for count in (2, 4):
+        array = np.stack([dim, bright, dim, bright][:count]).astype(np.float32)
+        found = Image(array, None, None, "raster", None, None, Grid((30, 40)))
+        shown = display_slice(found)
+        assert shown.shape == (30, 40, 3)
+        assert (shown[-1, -1, 0], shown[0, 0, 1], shown[0, 0, 0]) == (255, 255, 0)
+        assert shown[..., 2].max() == (0 if count == 2 else 255)
+        assert np.array_equal(display_volume(found)[0], shown)
