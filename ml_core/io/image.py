@@ -29,6 +29,8 @@ class Limits:
     """Voxels of one volume."""
     volume_bytes: int = 4 * 1024**3
     """Expanded bytes of the pixels of one NIfTI file, in the dtype that the file stores."""
+    deflated_header_bytes: int = 16 * 1024**2
+    """Expanded bytes of the header of a deflated DICOM file, and of all that lies behind its pixels."""
     dicom_elements: int = 20_000
     """Elements at the top level of one DICOM file.
 
@@ -85,6 +87,15 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What a reader guessed, left out or found strange in a file that it could read."""
+
+    code: str
+    text: str
+    """Sentences for the user. They do not name the file itself, but name the files of a series."""
+
+
+@dataclass(frozen=True)
 class Image:
     """One 2D image or one volume.
 
@@ -107,6 +118,8 @@ class Image:
     """The raw DICOM PatientID; None for other formats. It serves to group images only: store its hash, never the ID."""
     grid: Grid
     """How the pixels lie in the file."""
+    notices: tuple[Notice, ...] = ()
+    """What the user should know of how the file was read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,6 +153,8 @@ class Mask:
     """mm per spatial axis in array order; None when unknown."""
     affine: NDArray[np.float64] | None
     """4x4, voxel (x along W, y along H, z along D) → RAS+ mm; None when unknown."""
+    notices: tuple[Notice, ...] = ()
+    """What the user should know of how the file was read."""
 
 
 @contextmanager

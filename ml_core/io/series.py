@@ -5,20 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
 from ml_core.errors import ImageError
 from ml_core.io import dicom
 from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive, is_archive, list_folder
-from ml_core.io.formats import suffix_of, suffixes_of
-from ml_core.io.geometry import Plane, stack
-from ml_core.io.image import Image, Mask, check_size, decoding, supported
+from ml_core.io.content import HEAD_BYTES, is_dicom, kind_of
+from ml_core.io.geometry import is_placed, stack
+from ml_core.io.image import Image, Mask, Notice, check_size, decoding, supported
+from ml_core.io.parts import Part, choose_volume, names_of
 
 # Slices with much background compress well, so the ratio applies to large files only. The total size bounds the rest.
 LIMITS = ArchiveLimits(
@@ -33,6 +34,10 @@ ONE_SERIES = "Give only the files of one DICOM series."
 _DIRECTORY = "dicomdir"
 _NOTES = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf")
 _TOO_LARGE = {"too_many_files", "too_large", "file_too_large"}
+_BY_NUMBER = Notice(
+    "no_position",
+    "The slices have no positions (ImagePositionPatient), so they were put in the order of their InstanceNumber.",
+)
 _CODES = {"damaged_zip": "unreadable", "not_a_zip": "unreadable", "overlap": "unreadable"}
 
 Member = tuple[str, Callable[[], BinaryIO]]
@@ -56,39 +61,61 @@ def _read(path: Path, *, raw: bool) -> dicom.Slices:
         decoding("archive of a DICOM series", "Make the ZIP again, with the files of one series."),
         _members(path) as members,
     ):
-        headers = [(name, opened, _header(name, opened)) for name, opened in members]
-        if not headers:
-            raise _no_dicom()
-        _check_one_series([header for _, _, header in headers])
-        frames = dicom.frame_count(headers[0][2])
-        if len(headers) == 1:
-            name, opened, _ = headers[0]
+        parts, notices = _headers(members)
+        parts, left_out = choose_volume(parts)
+        notices += left_out
+        if len(parts) == 1:
+            with naming(parts[0].name), parts[0].opened() as file:
+                found = dicom.sorted_frames(dicom.open_dataset(file, pixels=True), raw=raw)
+            return replace(found, notices=(*notices, *found.notices))
+        if not is_placed([part.plane for part in parts]):
+            parts = _by_number(parts)
+            notices.append(_BY_NUMBER)
+        stacked = stack([part.plane for part in parts], [part.name for part in parts])
+        parts = [parts[index] for index in stacked.order]
+        headers = [part.header for part in parts]
+        first = headers[0]
+        check_size((len(parts), int(first.Rows), int(first.Columns)))
+        volume = _fill(parts, raw=raw)
+        said = (*notices, *dicom.burned_in(headers), *stacked.notices)
+        source = dicom.source_of(headers, frames=[1])
+        return dicom.Slices(volume, stacked.spacing, stacked.affine, first, source, said)
+
+
+def _headers(members: list[Member]) -> tuple[list[Part], list[Notice]]:
+    """Read the headers of a series. Reports, plans and other objects without pixels are left out."""
+    parts: list[Part] = []
+    others: list[str] = []
+    missing: ImageError | None = None
+    for name, opened in members:
+        try:
             with naming(name), opened() as file:
-                return dicom.sorted_frames(dicom.open_dataset(file, pixels=True), raw=raw)
-        _check_alike(headers, frames)
-        headers = _by_number(headers)
-        names = [name for name, _, _ in headers]
-        planes: list[Plane] = [dicom.single_plane(header) for _, _, header in headers]
-        order, spacing, affine = stack(planes, names)
-        first = headers[0][2]
-        check_size((len(headers), int(first.Rows), int(first.Columns)))
-        volume = _fill([headers[i][:2] for i in order], raw=raw)
-        source = dicom.source_of([headers[i][2] for i in order], frames=[1])
-        return dicom.Slices(volume, spacing, affine, first, source)
+                parts.append(Part.of(name, opened, dicom.open_dataset(file, pixels=False)))
+        except ImageError as error:
+            if error.code != "no_pixels":
+                raise
+            missing = missing or error
+            others.append(name)
+    if not parts:
+        raise missing or _no_dicom()
+    if not others:
+        return parts, []
+    text = f"{names_of(others)} {'was' if len(others) == 1 else 'were'} left out, as there are no pixels in it."
+    return parts, [Notice("no_pixels", text)]
 
 
-def _fill(members: list[Member], *, raw: bool) -> NDArray[Any]:
+def _fill(parts: list[Part], *, raw: bool) -> NDArray[Any]:
     """Decode the slices into one volume (C, D, H, W).
 
     It is filled slice by slice, so that it is in memory only once.
     """
     volume: NDArray[Any] | None = None
-    for index, (name, opened) in enumerate(members):
-        with naming(name), opened() as file:
+    for index, part in enumerate(parts):
+        with naming(part.name), part.opened() as file:
             pixels = dicom.decode(dicom.open_dataset(file, pixels=True), raw=raw)
             pixels = pixels if raw else supported(pixels)
         if volume is None:
-            volume = np.empty((pixels.shape[0], len(members), *pixels.shape[1:]), dtype=pixels.dtype)
+            volume = np.empty((pixels.shape[0], len(parts), *pixels.shape[1:]), dtype=pixels.dtype)
         if pixels.dtype != volume.dtype:
             # Each slice has the smallest dtype for its values. A slice with a rescale slope of its own can need a
             # wider one than the slices before it.
@@ -99,53 +126,12 @@ def _fill(members: list[Member], *, raw: bool) -> NDArray[Any]:
     return volume
 
 
-def _check_one_series(headers: list[Dataset]) -> None:
-    sizes: dict[str, int] = {}
-    for header in headers:
-        uid = str(header.get("SeriesInstanceUID") or "")
-        sizes[uid] = sizes.get(uid, 0) + 1
-    if len(sizes) > 1:
-        counts = ", ".join(str(n) for n in sorted(sizes.values(), reverse=True)[:5])
-        raise ImageError(
-            "several_series",
-            f"There are {len(sizes)} DICOM series in it (of {counts} files).",
-            "Put each series into a ZIP or folder of its own.",
-        )
-
-
-def _check_alike(headers: list[tuple[str, Callable[[], BinaryIO], Dataset]], frames: int) -> None:
-    first_name, _, first = headers[0]
-    for name, _, header in headers:
-        if dicom.frame_count(header) > 1 or frames > 1:
-            raise ImageError(
-                "mixed_series",
-                f"The series has {len(headers)} files and {name if frames == 1 else first_name} alone is a volume.",
-                "Give each multi-frame file on its own.",
-            )
-        for keyword, words in (
-            ("Rows", "size"),
-            ("Columns", "size"),
-            ("SamplesPerPixel", "number of channels"),
-        ):
-            if header.get(keyword) != first.get(keyword):
-                raise ImageError(
-                    "mixed_shape",
-                    f"{name} has another {words} than {first_name} "
-                    f"({header.Rows} x {header.Columns} and {first.Rows} x {first.Columns}).",
-                    "Give only the slices of one volume.",
-                )
-
-
-def _by_number(
-    headers: list[tuple[str, Callable[[], BinaryIO], Dataset]],
-) -> list[tuple[str, Callable[[], BinaryIO], Dataset]]:
+def _by_number(parts: list[Part]) -> list[Part]:
     """Sort slices without position by InstanceNumber, because `stack` keeps the order of such slices.
 
     Raises ImageError no_position if the numbers are missing or not distinct.
     """
-    if any(dicom.single_plane(header).position is not None for _, _, header in headers):
-        return headers
-    numbers = [header.get("InstanceNumber") for _, _, header in headers]
+    numbers = [part.header.get("InstanceNumber") for part in parts]
     if None in numbers or len(set(numbers)) < len(numbers):
         raise ImageError(
             "no_position",
@@ -153,12 +139,7 @@ def _by_number(
             "not known.",
             "Save the volume as NIfTI or as a TIFF of several pages.",
         )
-    return sorted(headers, key=lambda entry: int(entry[2].InstanceNumber))
-
-
-def _header(name: str, opened: Callable[[], BinaryIO]) -> Dataset:
-    with naming(name), opened() as file:
-        return dicom.open_dataset(file, pixels=False)
+    return sorted(parts, key=lambda part: int(part.header.InstanceNumber))
 
 
 @contextmanager
@@ -223,13 +204,13 @@ def _wanted(name: str, opened: Callable[[], IO[bytes]]) -> bool:
     Raises ImageError nested_archive or not_dicom for any other file.
     """
     with naming(name), opened() as file:
-        head = file.read(132)
+        head = file.read(HEAD_BYTES)
     base = name.rpartition("/")[2].lower()
     if base == _DIRECTORY:
         return False
-    if head[128:132] == b"DICM" or suffix_of(base) in suffixes_of("dicom"):
+    if is_dicom(base, head):
         return True
-    if is_archive(name) or head[:4] == b"PK\x03\x04":
+    if is_archive(name) or kind_of(head) == "series":
         raise ImageError("nested_archive", f"{name} is an archive inside the archive.", "Unpack it first.")
     if base.endswith(_NOTES):
         return False
