@@ -170,6 +170,8 @@ class DatasetCheck:
             values, counts = self.classes.learn(pair.mask, pair.counts)
         if len(self.classes) > findings.MAX_CLASSES:
             raise findings.TOO_MANY_CLASSES.refusal(self.issues)
+        for file, notices in ((pair.image_file, pair.image.notices), (pair.mask_file, pair.mask.notices)):
+            self.issues.extend(Issue("warning", notice.code, file, notice.text) for notice in notices)
         if pair.mask.lossy:
             self.issues.append(findings.LOSSY_MASK.issue(pair.mask_file))
         self._builders[pair.image.dimensions].add(pair.image, values, counts)

@@ -24,6 +24,7 @@ from ml_core.errors import ImageError, MLError
 from ml_core.files import in_order, threads_for
 from ml_core.io import stem
 from ml_core.io.containers import CHUNK_BYTES, is_junk
+from ml_core.io.content import HEAD_BYTES
 
 CHANNEL = "_0000"
 
@@ -52,13 +53,15 @@ def find_cases(images: Path, masks: Path, note: Note) -> list[Case]:
     name. What is left out is said by `note`. Raises DatasetRefusedError where nothing can be paired.
     """
     listed = {"images": _listed(images, "images"), "masks": _listed(masks, "masks")}
-    pairing = pair_folders(listed["images"], listed["masks"], [], mask_folders=True)
     at = {"images": images, "masks": masks}
 
     def path_of(name: str) -> Path:
         side, _, rest = name.partition("/")
         return at[side] / rest
 
+    pairing = pair_folders(
+        listed["images"], listed["masks"], [], mask_folders=True, head_of=lambda name: _head(path_of(name))
+    )
     issues = [replace(issue, file=str(path_of(issue.file))) for issue in pairing.issues]
     for issue in issues:
         note(issue)
@@ -158,7 +161,8 @@ def find_images(paths: list[Path], dimensions: int) -> list[tuple[str, Path]]:
             continue
         for entries in _listed(path, "images").values():
             files = [path / entry.partition("/")[2] for entry in entries]
-            if dimensions == 3 and all_dicom(entries):
+            heads = dict(zip(entries, files, strict=True))
+            if dimensions == 3 and all_dicom(entries, lambda entry, heads=heads: _head(heads[entry])):  # type: ignore[misc]
                 found.append((files[0].parent.name, files[0].parent))
                 continue
             names = [stem(file.name) for file in files]
@@ -182,6 +186,11 @@ def _listed(folder: Path, side: str) -> Folders:
         if path.is_file() and not junk:
             found[(), tuple(part.casefold() for part in parts[:-1])].append("/".join((side, *parts)))
     return found
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _state(path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from ml_core.dataset import findings
 from ml_core.dataset.findings import Issue
 from ml_core.io.containers import shown_name
+from ml_core.io.content import is_bare_dicom, kind_of
 from ml_core.io.formats import SUPPORTED_SUFFIXES, stem, suffixes_of
 
 SPLIT_FOLDER = re.compile(r"train|training|val|valid|validation|test|testing")
@@ -31,6 +32,8 @@ _bare = partial(MASK_WORDS_AND_CHANNEL.sub, "")
 
 Key = tuple[tuple[str, ...], tuple[str, ...]]  # wrappers; folders below images or masks, in lower case
 Folders = defaultdict[Key, list[str]]
+# Gives the first HEAD_BYTES bytes (ml_core.io.content) of an entry, or fewer if the entry is shorter or damaged.
+HeadOf = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,19 @@ class _Group:
         return found
 
 
-def find_pairs(names: Iterable[str]) -> Pairing:
+def no_head(name: str) -> bytes:
+    """Of entries whose content cannot be looked at: their names alone decide."""
+    return b""
+
+
+def find_pairs(names: Iterable[str], head_of: HeadOf = no_head) -> Pairing:
     """Find the image and mask folders among archive `names` and pair their files by name.
 
+    The content tells what a file is whose ending does not, and which folders hold a DICOM series.
     Accepts many folder names in any case below 0-2 wrapper folders, mirrored subfolders, and one subfolder
     per DICOM series below images/ with one mask file of its name. Raises DatasetRefusedError without such folders.
     """
-    return pair_folders(*_find_folders(list(names)))
+    return pair_folders(*_find_folders(list(names)), head_of=head_of)
 
 
 def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
@@ -107,7 +116,14 @@ def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
     raise findings.NO_FOLDERS.refusal(found=listed)
 
 
-def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_folders: bool = False) -> Pairing:
+def pair_folders(
+    images: Folders,
+    masks: Folders,
+    issues: list[Issue],
+    *,
+    mask_folders: bool = False,
+    head_of: HeadOf = no_head,
+) -> Pairing:
     """Pair the files of image folders and mask folders by name; `issues` are those found so far.
 
     A subfolder of DICOM files alone is one series, whose mask is a file of the folder's name; with `mask_folders` also
@@ -116,9 +132,9 @@ def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_f
     groups: dict[Key, _Group] = defaultdict(_Group)
     for key, entries in images.items():
         wrapper, folder = key
-        if not folder or not all_dicom(entries) or (key in masks and SPLIT_FOLDER.fullmatch(folder[-1])):
-            groups[key].images.extend(_items(entries, issues))
-        elif mask_folders and key in masks and all_dicom(masks[key]):
+        if not folder or not all_dicom(entries, head_of) or (key in masks and SPLIT_FOLDER.fullmatch(folder[-1])):
+            groups[key].images.extend(_items(entries, issues, head_of))
+        elif mask_folders and key in masks and all_dicom(masks[key], head_of):
             groups[wrapper, folder[:-1]].images.append(_series(entries))
             groups[wrapper, folder[:-1]].masks.append(_series(masks.pop(key)))
         elif masks.pop(key, None):
@@ -127,7 +143,7 @@ def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_f
         else:
             groups[wrapper, folder[:-1]].images.append(_series(entries))
     for key, entries in masks.items():
-        groups[key].masks.extend(_items(entries, issues))
+        groups[key].masks.extend(_items(entries, issues, head_of))
     several = len({wrapper for (wrapper, _), group in groups.items() if group.images and group.masks}) > 1
     pairs: dict[str, Pair] = {}
     for (wrapper, folder), group in groups.items():
@@ -140,9 +156,21 @@ def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_f
     return Pairing(sorted(pairs.values(), key=lambda pair: natural(pair.name)), issues)
 
 
-def all_dicom(entries: list[str]) -> bool:
-    """By their names: files without extension may be DICOM."""
-    return all(_split(entry)[1] in DICOM_SUFFIXES for entry in entries)
+def all_dicom(entries: list[str], head_of: HeadOf = no_head) -> bool:
+    """Whether all files are DICOM. A folder of pictures is known by its first file."""
+    return all(is_dicom_entry(entry, head_of) for entry in entries)
+
+
+def is_dicom_entry(entry: str, head_of: HeadOf) -> bool:
+    """Whether a file is DICOM: by an ending of DICOM, else by its content. Names without ending decide if it says nothing."""
+    suffix = _split(entry)[1]
+    if suffix and suffix in DICOM_SUFFIXES:
+        return True
+    head = head_of(entry)
+    kind = kind_of(head)
+    if kind is not None:
+        return kind == "dicom"
+    return suffix in DICOM_SUFFIXES or (suffix not in SUPPORTED_SUFFIXES and is_bare_dicom(head))
 
 
 def _series(entries: list[str]) -> _Item:
@@ -151,10 +179,19 @@ def _series(entries: list[str]) -> _Item:
     return _Item(shown.rpartition("/")[2], shown, tuple(sorted(entries, key=natural)))
 
 
-def _items(entries: list[str], issues: list[Issue]) -> Iterator[_Item]:
+def is_image_entry(entry: str, head_of: HeadOf) -> bool:
+    """Whether a file may be an image or a mask: by its ending, or by its content if the ending is not a known one."""
+    suffix = _split(entry)[1]
+    if suffix in SUPPORTED_SUFFIXES or suffix in DICOM_SUFFIXES:
+        return True
+    head = head_of(entry)
+    return kind_of(head) in ("raster", "nifti", "dicom") or is_bare_dicom(head)
+
+
+def _items(entries: list[str], issues: list[Issue], head_of: HeadOf) -> Iterator[_Item]:
     for entry in entries:
         base, suffix = _split(entry)
-        if suffix in SUPPORTED_SUFFIXES or suffix in DICOM_SUFFIXES:
+        if is_image_entry(entry, head_of):
             yield _Item(base, entry, (entry,))
         else:
             issues.append(findings.UNSUPPORTED_FORMAT.issue(entry, suffix=suffix))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from ml_core.errors import MLError
+from ml_core.io.content import HEAD_BYTES
 
 CHUNK_BYTES = 1 << 20
 
@@ -130,6 +131,14 @@ class SafeArchive:
     def open(self, name: str) -> IO[bytes]:
         """Open member `name`. It is expanded while it is read, and never yields more bytes than `sizes` says."""
         return self._zip.open(self._members[name])
+
+    def head(self, name: str) -> bytes:
+        """Return the first HEAD_BYTES bytes of member `name`; none of a damaged one, which `extract` refuses."""
+        try:
+            with self.open(name) as member:
+                return member.read(HEAD_BYTES)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError):
+            return b""
 
     def extract(self, name: str, target: Path) -> None:
         """Write member `name` to `target`, whose folder must exist, and check its CRC-32.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+import posixpath
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -54,6 +57,25 @@ def read_image(path: Path) -> Image:
 def read_mask(path: Path) -> Mask:
     """Read a series of label maps as their stored values, neither rescaled nor inverted. Raises ImageError."""
     return dicom.to_mask(_read(path, raw=True))
+
+
+def pack(archive: SafeArchive, names: Sequence[str], target: Path) -> None:
+    """Write members of an archive into a ZIP of their own, which `read_image` reads as a series.
+
+    They keep their names below the folder that all of them lie in, so that messages name the user's files. Raises
+    ArchiveError.
+    """
+    folder = posixpath.commonpath([name.rpartition("/")[0] for name in names])
+    part = target.with_name("slice")
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as series:
+        for name in names:
+            archive.extract(name, part)
+            # The entry has no time of day, so that the same slices give the same bytes in a later version too.
+            entry = zipfile.ZipInfo(name[len(folder) :].lstrip("/"))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with part.open("rb") as source, series.open(entry, "w") as out:
+                shutil.copyfileobj(source, out)
+            part.unlink()
 
 
 def _read(path: Path, *, raw: bool) -> dicom.Slices:

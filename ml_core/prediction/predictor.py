@@ -53,7 +53,7 @@ class Segmentation:
     seconds: float
     """The time of the prediction, without reading the file."""
     warnings: list[str] = field(default_factory=list)
-    """Sentences about how the image differs from those of the training."""
+    """Sentences about how the image was read, and how it differs from those of the training."""
 
 
 class Predictor:
@@ -248,8 +248,8 @@ def _pad(images: Tensor, missing: list[int]) -> Tensor:
 
 
 def input_warnings(image: Image, plan: Plan) -> list[str]:
-    """Sentences about how the image differs from the training images, the worst first; empty if it does not differ."""
-    seen, warnings = plan.fingerprint, []
+    """Sentences about how the image was read, and how it differs from the training images; empty if all is as usual."""
+    seen, warnings = plan.fingerprint, [notice.text for notice in image.notices]
     if image.modality and seen.modality and image.modality != seen.modality:
         warnings.append(f"The image is {image.modality}; the model was trained on {seen.modality}.")
     if image.dimensions != plan.dimensions:
