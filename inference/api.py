@@ -171,9 +171,10 @@ def _certainty(row: InferenceResult) -> NDArray[np.uint8]:
 
 
 def _map_response(request: Request, row: InferenceResult, key: str, sha256: str, what: str) -> HttpResponseBase:
-    """A stored map as it is."""
+    """A stored map as it is. Its name is that of the image, with the folders of a batch."""
     kind = FORMATS[suffix_of(key)]
-    name = f"{stem(row.image_name)}_{what}{kind.suffix}"
+    folder, _, base = row.image_name.rpartition("/")
+    name = "_".join([*filter(None, folder.split("/")), stem(base), f"{what}{kind.suffix}"])
     return object_response(request, key, content_type=kind.mime, name=name, sha256=sha256, download=kind.is_volume)
 
 

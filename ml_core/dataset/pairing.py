@@ -179,22 +179,17 @@ def _series(entries: list[str]) -> _Item:
     return _Item(shown.rpartition("/")[2], shown, tuple(sorted(entries, key=natural)))
 
 
-def is_image_entry(entry: str, head_of: HeadOf) -> bool:
-    """Whether a file may be an image or a mask: by its ending, or by its content if the ending is not a known one."""
-    suffix = _split(entry)[1]
-    if suffix in SUPPORTED_SUFFIXES or suffix in DICOM_SUFFIXES:
-        return True
-    head = head_of(entry)
-    return kind_of(head) in ("raster", "nifti", "dicom") or is_bare_dicom(head)
-
-
 def _items(entries: list[str], issues: list[Issue], head_of: HeadOf) -> Iterator[_Item]:
     for entry in entries:
         base, suffix = _split(entry)
-        if is_image_entry(entry, head_of):
+        if suffix in SUPPORTED_SUFFIXES or suffix in DICOM_SUFFIXES or _is_image(head_of(entry)):
             yield _Item(base, entry, (entry,))
         else:
             issues.append(findings.UNSUPPORTED_FORMAT.issue(entry, suffix=suffix))
+
+
+def _is_image(head: bytes) -> bool:
+    return kind_of(head) in ("raster", "nifti", "dicom") or is_bare_dicom(head)
 
 
 def _match(group: _Group, issues: list[Issue]) -> Iterator[tuple[_Item, _Item, str]]:

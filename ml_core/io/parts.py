@@ -68,7 +68,7 @@ def choose_volume(parts: Sequence[Part]) -> tuple[list[Part], list[Notice]]:
     remains is more than one volume.
     """
     kept, notices = list(parts), list[Notice]()
-    scouts = [part for part in kept if _is_localizer(part.header)]
+    scouts = [part for part in kept if is_localizer(part.header)]
     if scouts and len(scouts) < len(kept):
         kept = [part for part in kept if part not in scouts]
         reason = "because the header calls them localizers" if len(scouts) > 1 else "because its header says localizer"
@@ -103,7 +103,8 @@ def _left_out(parts: Sequence[Part]) -> str:
     return f"{names_of([part.name for part in parts])} {'was' if len(parts) == 1 else 'were'} left out"
 
 
-def _is_localizer(header: Dataset) -> bool:
+def is_localizer(header: Dataset) -> bool:
+    """Whether ImageType calls an image a localizer (scout)."""
     kinds = header.get("ImageType") or ()
     kinds = [kinds] if isinstance(kinds, str) else kinds
     return any("LOCALIZER" in str(kind).upper() or str(kind).upper() == "SCOUT" for kind in kinds)

@@ -8,7 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -22,7 +22,7 @@ from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive, is_a
 from ml_core.io.content import HEAD_BYTES, is_dicom, kind_of
 from ml_core.io.geometry import is_placed, stack
 from ml_core.io.image import Image, Mask, Notice, check_size, decoding, supported
-from ml_core.io.parts import Part, choose_volume, names_of
+from ml_core.io.parts import Part, choose_volume, is_localizer, names_of
 
 # Slices with much background compress well, so the ratio applies to large files only. The total size bounds the rest.
 LIMITS = ArchiveLimits(
@@ -57,6 +57,24 @@ def read_image(path: Path) -> Image:
 def read_mask(path: Path) -> Mask:
     """Read a series of label maps as their stored values, neither rescaled nor inverted. Raises ImageError."""
     return dicom.to_mask(_read(path, raw=True))
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What the header of a DICOM file says of the series that it is part of."""
+
+    series: str
+    """SeriesInstanceUID; "" if the header has none."""
+    frames: int
+    is_localizer: bool
+
+
+def instance_of(file: BinaryIO) -> Instance:
+    """Read the header of one DICOM file. Raises ImageError."""
+    with decoding(dicom.WHAT, dicom.CURE):
+        header = dicom.open_dataset(file, pixels=False)
+        series = str(header.get("SeriesInstanceUID") or "")
+        return Instance(series, dicom.frame_count(header), is_localizer(header))
 
 
 def pack(archive: SafeArchive, names: Sequence[str], target: Path) -> None:
