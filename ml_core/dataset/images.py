@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from ml_core.dataset import findings
 from ml_core.dataset.findings import Issue
-from ml_core.dataset.pairing import SILENT, HeadOf, is_dicom_entry
+from ml_core.dataset.pairing import SILENT, HeadOf, dicom_of
 from ml_core.errors import ImageError
 from ml_core.io.content import suffix_by_content
 from ml_core.io.formats import SUPPORTED_SUFFIXES, suffix_of
@@ -49,22 +49,23 @@ def find_images(
     """
     images: list[ImageEntries] = []
     issues: list[Issue] = []
-    folders: dict[str, list[str]] = {}
+    folders: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         folder, _, base = name.rpartition("/")
         if SILENT.fullmatch(base) or not _is_image(name, head_of):
             issues.append(findings.NO_IMAGE_FILE.issue(name))
-        elif is_dicom_entry(name, head_of):
-            folders.setdefault(folder, []).append(name)
         else:
-            images.append(ImageEntries(name, (name,), False))
+            folders[folder].append(name)
     for folder, entries in folders.items():
+        slices = dicom_of(entries, head_of)
+        others = set(entries).difference(slices)
         if dimensions == 3:
-            images += _volumes(folder, entries, opened, issues)
-            continue
-        images += [ImageEntries(entry, (entry,), False) for entry in entries]
-        if len(entries) > 1:
-            issues.append(findings.SLICES_ALONE.issue(_shown(folder), count=len(entries)))
+            images += _volumes(folder, slices, opened, issues)
+        else:
+            others.update(slices)
+            if len(slices) > 1:
+                issues.append(findings.SLICES_ALONE.issue(_shown(folder), count=len(slices)))
+        images += [ImageEntries(entry, (entry,), False) for entry in others]
     return sorted(images, key=lambda image: image.name), issues
 
 

@@ -17,6 +17,7 @@ from ml_core.io.formats import SUPPORTED_SUFFIXES, stem, suffixes_of
 
 SPLIT_FOLDER = re.compile(r"train|training|val|valid|validation|test|testing")
 DICOM_SUFFIXES = {"", *suffixes_of("dicom")}
+PLAIN_SUFFIXES = suffixes_of("raster", "nifti")
 SILENT = re.compile(
     r"(?i).*\.(json|txt|csv|tsv|md|rst|pdf|xml|ya?ml|toml|html?|xlsx?|docx?|log|py|ipynb|ini)"
     r"|dicomdir|readme|licen[cs]e|version|changes|lockfile|md5sums|checksums"
@@ -130,8 +131,11 @@ def pair_folders(
     a folder of that name, which then stands as `Pair.mask`.
     """
     groups: dict[Key, _Group] = defaultdict(_Group)
-    for key, entries in images.items():
+    for key, found in images.items():
         wrapper, folder = key
+        entries = found if not folder or key in masks else slices_of(found, head_of)
+        if len(entries) < len(found):
+            issues.extend(findings.AMONG_SLICES.issue(entry) for entry in sorted({*found}.difference(entries)))
         if not folder or not all_dicom(entries, head_of) or (key in masks and SPLIT_FOLDER.fullmatch(folder[-1])):
             groups[key].images.extend(_items(entries, issues, head_of))
         elif mask_folders and key in masks and all_dicom(masks[key], head_of):
@@ -159,6 +163,28 @@ def pair_folders(
 def all_dicom(entries: list[str], head_of: HeadOf = no_head) -> bool:
     """Whether all files are DICOM. A folder of pictures is known by its first file."""
     return all(is_dicom_entry(entry, head_of) for entry in entries)
+
+
+def slices_of(entries: list[str], head_of: HeadOf = no_head) -> list[str]:
+    """The DICOM files of a folder if most of its files are: a preview among slices is no slice. All files otherwise."""
+    slices = dicom_of(entries, head_of)
+    return slices if len(slices) > 1 and len(entries) < 2 * len(slices) else entries
+
+
+def dicom_of(entries: list[str], head_of: HeadOf) -> list[str]:
+    """The DICOM files of one folder.
+
+    Of files with the ending of another format only the first one is looked at, because to look at each takes time.
+    """
+    found: list[str] = []
+    misnamed: dict[str, bool] = {}
+    for entry in entries:
+        suffix = _split(entry)[1]
+        if suffix in PLAIN_SUFFIXES and suffix not in misnamed:
+            misnamed[suffix] = is_dicom_entry(entry, head_of)
+        if misnamed.get(suffix, True) and is_dicom_entry(entry, head_of):
+            found.append(entry)
+    return found
 
 
 def is_dicom_entry(entry: str, head_of: HeadOf) -> bool:

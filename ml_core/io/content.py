@@ -16,8 +16,9 @@ _RASTERS = {
     b"MM\0*": ".tif",
     b"II+\0": ".tif",
     b"MM\0+": ".tif",
-    b"BM": ".bmp",
 }
+# The sizes of the headers that a BMP file may have. Two letters alone are no signature.
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _ZIPS = (b"PK\x03\x04", b"PK\x05\x06")
 _GZIP = b"\x1f\x8b"
 # The header's first field is its size: 348 for NIfTI-1, 540 for NIfTI-2, in either byte order.
@@ -32,7 +33,7 @@ def kind_of(head: bytes) -> Kind | None:
     # DICOM is tested before TIFF, because a DICOM preamble may hold a TIFF header (such a file is both).
     if head[128:132] == b"DICM":
         return "dicom"
-    if head.startswith(tuple(_RASTERS)):
+    if _raster_suffix(head):
         return "raster"
     if head.startswith(_ZIPS):
         return "series"
@@ -73,7 +74,7 @@ def suffix_by_content(name: str, head: bytes) -> str | None:
         return suffix
     match kind_of(head):
         case "raster":
-            return next(suffix for start, suffix in _RASTERS.items() if head.startswith(start))
+            return _raster_suffix(head)
         case "nifti":
             return ".nii.gz" if head.startswith(_GZIP) else ".nii"
         case "series":
@@ -81,6 +82,12 @@ def suffix_by_content(name: str, head: bytes) -> str | None:
         case "dicom":
             return ".dcm"
     return ".dcm" if is_bare_dicom(head) else None
+
+
+def _raster_suffix(head: bytes) -> str | None:
+    if head.startswith(b"BM"):
+        return ".bmp" if int.from_bytes(head[14:18], "little") in _BMP_HEADERS else None
+    return next((suffix for start, suffix in _RASTERS.items() if head.startswith(start)), None)
 
 
 def _gunzipped(head: bytes) -> bytes:

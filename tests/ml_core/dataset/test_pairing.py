@@ -160,6 +160,13 @@ def test_pictures_without_ending_are_no_series() -> None:
     assert [pair.name for pair in find_pairs(names, lambda name: PNG_HEAD).pairs] == ["P1/1", "P1/2"]
 
 
+def test_a_preview_among_slices_is_left_out_and_the_series_stays() -> None:
+    names = ["images/P1/1.dcm", "images/P1/2.dcm", "images/P1/3", "images/P1/preview.jpg", "masks/P1.nii.gz"]
+    found = find_pairs(names, lambda name: DICOM_HEAD if name.endswith("3") else b"\xff\xd8\xff")
+    assert [(pair.name, pair.image) for pair in found.pairs] == [("P1", tuple(names[:3]))]
+    assert codes(found) == [("not_dicom", "images/P1/preview.jpg")]
+
+
 def test_little_is_looked_into() -> None:
     looked = list[str]()
 
@@ -172,6 +179,11 @@ def test_little_is_looked_into() -> None:
     names += [f"images/P1/{number}.dcm" for number in range(50)] + ["masks/P1.nii.gz"]
     assert len(find_pairs(names, head_of).pairs) == 101
     assert looked == ["images/sub/0.png"]
+
+
+def test_a_folder_of_pictures_without_masks_stays_what_it_is() -> None:
+    names = ["images/P1/1.dcm", "images/P1/2.png", "images/P1/3.png", "images/a.png", "masks/a.png"]
+    assert codes(find_pairs(names)) == [("no_masks_folder", "images/P1/")]
 
 
 def test_the_work_grows_with_the_number_of_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
