@@ -224,7 +224,11 @@ class InferenceBatchViewSet(
         parameters=[PREFER],
     )
     def create(self, request: Request) -> Response:
-        """Segment every image of a ZIP."""
+        """Segment every image of a ZIP.
+
+        For a model of volumes the DICOM files of one series in one folder are one image, and so is a ZIP of one series.
+        `image_name` of each inference is the path in the ZIP.
+        """
         wanted = BatchCreateSerializer(data=request.data, context={"request": request})
         wanted.is_valid(raise_exception=True)
         make = services.create_batch_from_parts if "upload" in wanted.validated_data else services.create_batch
@@ -246,7 +250,7 @@ class InferenceBatchViewSet(
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
     @action(detail=True)
     def download(self, request: Request, pk: str) -> HttpResponseBase:
-        """A ZIP of all label maps with summary.json."""
+        """A ZIP of all label maps, in the folders of the ZIP that was sent, with summary.json."""
         batch = self.get_object()
         refuse_if(services.why_not_downloadable(batch))
         return batch_zip(batch)

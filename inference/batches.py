@@ -28,6 +28,7 @@ from ml_core.dataset.images import ImageEntries, find_images
 from ml_core.io import formats, series
 from ml_core.io.containers import SPLIT, ArchiveError, ArchiveLimits, SafeArchive
 from ml_core.io.content import HEAD_BYTES, suffix_by_content
+from ml_core.io.parts import is_mostly_dicom
 from uploads.verification import UploadDamagedError, check_upload
 
 MAX_IMAGES = 10_000
@@ -196,7 +197,8 @@ def _images_of(archive: SafeArchive, folder: Path, dimensions: int) -> tuple[lis
         if files > MAX_INNER_FILES:
             text = f"The ZIPs in the ZIP hold more than {MAX_INNER_FILES} files."
             raise ArchiveError("too_many_files", text, SPLIT)
-        if len(held) == 1 and held[0].is_series:
+        slices = [len(image.entries) for image in held if image.is_series]
+        if len(slices) == 1 and (len(held) == 1 or is_mostly_dicom(slices[0], len(held) - 1)):
             images.append(ImageEntries(name, (name,), False))
         else:
             issues.append(findings.NESTED_ARCHIVE.issue(name, what=count_of(len(held), "image")))

@@ -82,12 +82,6 @@ UNSUPPORTED_FORMAT = Finding(
     "Files of type {suffix} cannot be read.",
     "Convert it to PNG, TIFF, NIfTI or DICOM.",
 )
-AMONG_SLICES = Finding(
-    "not_dicom",
-    "error",
-    "It lies among the slices of a DICOM series and is not DICOM.",
-    "The series was read without it.",
-)
 MASK_IS_FOLDER = Finding(
     "mask_is_folder",
     "error",

@@ -18,7 +18,7 @@ from ml_core.dataset.checks import DatasetCheck, ReadPair, read_pair
 from ml_core.dataset.classes import ClassTable, Codes, LabelClass
 from ml_core.dataset.findings import Issue
 from ml_core.dataset.fingerprint import Fingerprint
-from ml_core.dataset.pairing import SILENT, Folders, HeadOf, all_dicom, pair_folders, slices_of
+from ml_core.dataset.pairing import SILENT, Folders, holds_series, pair_folders
 from ml_core.dataset.patients import group_of_name
 from ml_core.errors import ImageError, MLError
 from ml_core.files import in_order, threads_for
@@ -162,7 +162,7 @@ def find_images(paths: list[Path], dimensions: int) -> list[tuple[str, Path]]:
         for entries in _listed(path, "images").values():
             files = [path / entry.partition("/")[2] for entry in entries]
             heads = dict(zip(entries, files, strict=True))
-            if dimensions == 3 and _is_series(entries, lambda entry, heads=heads: _head(heads[entry])):  # type: ignore[misc]
+            if dimensions == 3 and holds_series(entries, lambda entry, heads=heads: _head(heads[entry])):  # type: ignore[misc]
                 found.append((files[0].parent.name, files[0].parent))
                 continue
             names = [stem(file.name) for file in files]
@@ -186,10 +186,6 @@ def _listed(folder: Path, side: str) -> Folders:
         if path.is_file() and not junk:
             found[(), tuple(part.casefold() for part in parts[:-1])].append("/".join((side, *parts)))
     return found
-
-
-def _is_series(entries: list[str], head_of: HeadOf) -> bool:
-    return all_dicom(slices_of(entries, head_of), head_of)
 
 
 def _head(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from ml_core.dataset.findings import Issue
 from ml_core.io.containers import shown_name
 from ml_core.io.content import is_bare_dicom, kind_of
 from ml_core.io.formats import SUPPORTED_SUFFIXES, stem, suffixes_of
+from ml_core.io.parts import is_mostly_dicom
 
 SPLIT_FOLDER = re.compile(r"train|training|val|valid|validation|test|testing")
 DICOM_SUFFIXES = {"", *suffixes_of("dicom")}
@@ -127,16 +128,14 @@ def pair_folders(
 ) -> Pairing:
     """Pair the files of image folders and mask folders by name; `issues` are those found so far.
 
-    A subfolder of DICOM files alone is one series, whose mask is a file of the folder's name; with `mask_folders` also
+    A subfolder of DICOM files is one series, whose mask is a file of the folder's name; with `mask_folders` also
     a folder of that name, which then stands as `Pair.mask`.
     """
     groups: dict[Key, _Group] = defaultdict(_Group)
-    for key, found in images.items():
+    for key, entries in images.items():
         wrapper, folder = key
-        entries = found if not folder or key in masks else slices_of(found, head_of)
-        if len(entries) < len(found):
-            issues.extend(findings.AMONG_SLICES.issue(entry) for entry in sorted({*found}.difference(entries)))
-        if not folder or not all_dicom(entries, head_of) or (key in masks and SPLIT_FOLDER.fullmatch(folder[-1])):
+        is_series = folder and (all_dicom(entries, head_of) if key in masks else holds_series(entries, head_of))
+        if not is_series or (key in masks and SPLIT_FOLDER.fullmatch(folder[-1])):
             groups[key].images.extend(_items(entries, issues, head_of))
         elif mask_folders and key in masks and all_dicom(masks[key], head_of):
             groups[wrapper, folder[:-1]].images.append(_series(entries))
@@ -165,10 +164,13 @@ def all_dicom(entries: list[str], head_of: HeadOf = no_head) -> bool:
     return all(is_dicom_entry(entry, head_of) for entry in entries)
 
 
-def slices_of(entries: list[str], head_of: HeadOf = no_head) -> list[str]:
-    """The DICOM files of a folder if most of its files are: a preview among slices is no slice. All files otherwise."""
-    slices = dicom_of(entries, head_of)
-    return slices if len(slices) > 1 and len(entries) < 2 * len(slices) else entries
+def holds_series(entries: list[str], head_of: HeadOf = no_head) -> bool:
+    """Whether a folder holds a DICOM series: all of its files are DICOM, or most of them, as a preview may lie there.
+
+    The reader of a series leaves the others out by the same rule.
+    """
+    count = len(dicom_of(entries, head_of))
+    return count == len(entries) or is_mostly_dicom(count, len(entries) - count)
 
 
 def dicom_of(entries: list[str], head_of: HeadOf) -> list[str]:

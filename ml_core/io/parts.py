@@ -71,8 +71,7 @@ def choose_volume(parts: Sequence[Part]) -> tuple[list[Part], list[Notice]]:
     scouts = [part for part in kept if is_localizer(part.header)]
     if scouts and len(scouts) < len(kept):
         kept = [part for part in kept if part not in scouts]
-        reason = "because the header calls them localizers" if len(scouts) > 1 else "because its header says localizer"
-        notices.append(Notice("localizer", f"{_left_out(scouts)}, {reason}."))
+        notices.append(Notice("localizer", f"{_left_out(scouts)} (ImageType says localizer)."))
     groups = sorted(_alike(kept), key=len, reverse=True)
     odd = [part for group in groups[1:] for part in group]
     if odd and len(groups[0]) >= MANY_MORE * len(odd):
@@ -82,13 +81,20 @@ def choose_volume(parts: Sequence[Part]) -> tuple[list[Part], list[Notice]]:
     _check_one_series(kept)
     if len(groups) > 1:
         code, what = _difference(groups[0][0], groups[1][0])
-        reason = f"The series holds files of {len(groups)} kinds, which differ in their {what}: {_listed(groups)}."
+        sizes = [f"{group[0].header.Rows} x {group[0].header.Columns}" for group in groups] if what == "size" else []
+        listed = _listed(groups, sizes)
+        reason = f"The series holds files of {len(groups)} kinds, which differ in their {what}: {listed}."
         raise ImageError(code, reason, ONE_VOLUME)
     if len(kept) > 1 and kept[0].frames > 1:
         reason = f"The series has {len(kept)} files and {kept[0].name} alone is a volume."
         raise ImageError("mixed_series", reason, "Give each multi-frame file on its own.")
     _check_one_volume(kept)
     return kept, notices
+
+
+def is_mostly_dicom(dicom_files: int, others: int) -> bool:
+    """Whether a folder with files that are not DICOM is a series all the same, of which they are left out."""
+    return dicom_files > 1 and others < dicom_files
 
 
 def names_of(names: Sequence[str]) -> str:
@@ -99,8 +105,13 @@ def names_of(names: Sequence[str]) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
+def left_out(names: Sequence[str]) -> str:
+    """The beginning of a sentence about files that are left out."""
+    return f"{names_of(names)} {'was' if len(names) == 1 else 'were'} left out"
+
+
 def _left_out(parts: Sequence[Part]) -> str:
-    return f"{names_of([part.name for part in parts])} {'was' if len(parts) == 1 else 'were'} left out"
+    return left_out([part.name for part in parts])
 
 
 def is_localizer(header: Dataset) -> bool:

@@ -22,7 +22,7 @@ from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive, is_a
 from ml_core.io.content import HEAD_BYTES, is_dicom, kind_of
 from ml_core.io.geometry import is_placed, stack
 from ml_core.io.image import Image, Mask, Notice, check_size, decoding, supported
-from ml_core.io.parts import Part, choose_volume, is_localizer, names_of
+from ml_core.io.parts import Part, choose_volume, is_localizer, is_mostly_dicom, left_out
 
 # Slices with much background compress well, so the ratio applies to large files only. The total size bounds the rest.
 LIMITS = ArchiveLimits(
@@ -99,11 +99,13 @@ def pack(archive: SafeArchive, names: Sequence[str], target: Path) -> None:
 def _read(path: Path, *, raw: bool) -> dicom.Slices:
     with (
         decoding("archive of a DICOM series", "Make the ZIP again, with the files of one series."),
-        _members(path) as members,
+        _members(path) as (members, strangers),
     ):
         parts, notices = _headers(members)
-        parts, left_out = choose_volume(parts)
-        notices += left_out
+        if strangers:
+            notices.append(Notice("not_dicom", f"{left_out(strangers)} (not DICOM)."))
+        parts, said_of_parts = choose_volume(parts)
+        notices += said_of_parts
         if len(parts) == 1:
             with naming(parts[0].name), parts[0].opened() as file:
                 found = dicom.sorted_frames(dicom.open_dataset(file, pixels=True), raw=raw)
@@ -140,8 +142,7 @@ def _headers(members: list[Member]) -> tuple[list[Part], list[Notice]]:
         raise missing or _no_dicom()
     if not others:
         return parts, []
-    text = f"{names_of(others)} {'was' if len(others) == 1 else 'were'} left out, as there are no pixels in it."
-    return parts, [Notice("no_pixels", text)]
+    return parts, [Notice("no_pixels", f"{left_out(others)} (no pixels).")]
 
 
 def _fill(parts: list[Part], *, raw: bool) -> NDArray[Any]:
@@ -193,20 +194,29 @@ def naming(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _members(path: Path) -> Iterator[list[Member]]:
-    """Yield the names of the DICOM files, sorted, each with a function that opens it.
+def _members(path: Path) -> Iterator[tuple[list[Member], list[str]]]:
+    """Yield the DICOM files, sorted by name, each with a function that opens it, and the names of files to leave out.
 
-    The folder or ZIP is checked against the limits first. Junk and notes are omitted.
+    The folder or ZIP is checked against the limits first. Junk and notes are omitted. Raises ImageError not_dicom for
+    files of another format, unless most files are DICOM.
     """
     with _as_image_error():
         if path.is_dir():
             files = list_folder(path, LIMITS)
-            yield [(name, _opener(file)) for name, file in files.items() if _wanted(name, _opener(file))]
+            names, strangers = _parted(list(files), lambda name: files[name].open("rb"))
+            yield [(name, _opener(files[name])) for name in names], strangers
             return
         with SafeArchive(path, LIMITS) as archive:
-            names = sorted(archive.sizes)
-            dicom_names = [name for name in names if _wanted(name, partial(archive.open, name))]
-            yield [(name, partial(_unpacked, archive, name)) for name in dicom_names]
+            names, strangers = _parted(sorted(archive.sizes), archive.open)
+            yield [(name, partial(_unpacked, archive, name)) for name in names], strangers
+
+
+def _parted(names: list[str], opened: Callable[[str], IO[bytes]]) -> tuple[list[str], list[str]]:
+    kinds = {name: _is_slice(name, partial(opened, name)) for name in names}
+    slices, strangers = ([name for name, is_slice in kinds.items() if is_slice is kind] for kind in (True, False))
+    if strangers and not is_mostly_dicom(len(slices), len(strangers)):
+        raise ImageError("not_dicom", f"{strangers[0]} is not a DICOM file.", ONE_SERIES)
+    return slices, strangers
 
 
 @contextmanager
@@ -238,20 +248,15 @@ def _unpacked(archive: SafeArchive, name: str) -> BinaryIO:
         return io.BytesIO(member.read())
 
 
-def _wanted(name: str, opened: Callable[[], IO[bytes]]) -> bool:
-    """Whether a file belongs to the series: true for DICOM, false for notes and DICOMDIR.
-
-    Raises ImageError nested_archive or not_dicom for any other file.
-    """
+def _is_slice(name: str, opened: Callable[[], IO[bytes]]) -> bool | None:
+    """Whether a file is DICOM; None for notes and DICOMDIR. Raises ImageError nested_archive for an archive."""
     with naming(name), opened() as file:
         head = file.read(HEAD_BYTES)
     base = name.rpartition("/")[2].lower()
     if base == _DIRECTORY:
-        return False
+        return None
     if is_dicom(base, head):
         return True
     if is_archive(name) or kind_of(head) == "series":
         raise ImageError("nested_archive", f"{name} is an archive inside the archive.", "Unpack it first.")
-    if base.endswith(_NOTES):
-        return False
-    raise ImageError("not_dicom", f"{name} is not a DICOM file.", ONE_SERIES)
+    return None if base.endswith(_NOTES) else False

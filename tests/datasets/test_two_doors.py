@@ -70,6 +70,12 @@ def series_with_scouts(at: Path) -> None:
         write_dicom_slice(at / f"images/p{index}/0 Übersicht.x", np.zeros((9, 9), np.uint16), **tags)
 
 
+def series_with_previews(at: Path) -> None:
+    series(at)
+    for index in range(2):
+        write_jpg(at / f"images/p{index}/preview.jpg", np.zeros((9, 9), np.uint8))
+
+
 def series_under_other_endings(at: Path) -> None:
     series(at)
     for index, suffix in enumerate((".img", ".bin")):
@@ -187,6 +193,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "volumes among pictures": (volumes_among_pictures, ["mixed_dimensions"] * 2),
     "DICOM series": (series, []),
     "DICOM series with scouts": (series_with_scouts, ["localizer"] * 2),
+    "DICOM series with previews": (series_with_previews, ["not_dicom"] * 2),
     "DICOM series under other endings": (series_under_other_endings, []),
     "a series of two echoes": (two_echoes, ["several_volumes"]),
     "names that say nothing": (names_that_say_nothing, []),

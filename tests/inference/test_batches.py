@@ -183,9 +183,12 @@ def test_a_zip_of_one_series_in_the_zip_is_one_volume(
     api: APIClient, of_volumes: SegmentationModel, tmp_path: Path
 ) -> None:
     inner = {f"p{seed}.zip": zip_of(under("x/", series(tmp_path, seed))) for seed in (3, 4)}
+    inner["p4.zip"] = zip_of({**under("x/", series(tmp_path, 4)), "x/preview.png": PICTURE})
     batch = sent(api, of_volumes, zip_of(inner))
     assert (names(batch), batch.issues) == (["p3.zip", "p4.zip"], [])
-    assert [row.shape for row in predicted(batch)] == [list(VOLUME.shape)] * 2
+    rows = predicted(batch)
+    assert [row.shape for row in rows] == [list(VOLUME.shape)] * 2
+    assert "x/preview.png was left out" in rows[1].warnings[0]
     assert "masks/p3.nii.gz" in download(api, batch)[0]
 
 

@@ -160,11 +160,11 @@ def test_pictures_without_ending_are_no_series() -> None:
     assert [pair.name for pair in find_pairs(names, lambda name: PNG_HEAD).pairs] == ["P1/1", "P1/2"]
 
 
-def test_a_preview_among_slices_is_left_out_and_the_series_stays() -> None:
+def test_a_preview_among_slices_leaves_the_folder_a_series() -> None:
     names = ["images/P1/1.dcm", "images/P1/2.dcm", "images/P1/3", "images/P1/preview.jpg", "masks/P1.nii.gz"]
     found = find_pairs(names, lambda name: DICOM_HEAD if name.endswith("3") else b"\xff\xd8\xff")
-    assert [(pair.name, pair.image) for pair in found.pairs] == [("P1", tuple(names[:3]))]
-    assert codes(found) == [("not_dicom", "images/P1/preview.jpg")]
+    assert [(pair.name, pair.image) for pair in found.pairs] == [("P1", tuple(names[:4]))]
+    assert codes(found) == []
 
 
 def test_little_is_looked_into() -> None:

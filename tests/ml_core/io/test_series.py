@@ -266,11 +266,23 @@ def test_files_without_preamble_and_ending(tmp_path: Path, implicit: bool) -> No
     assert np.array_equal(read_image(path).array[0], VOLUME[-1])
 
 
-def test_a_picture_among_the_slices_is_named_whatever_its_ending(tmp_path: Path) -> None:
+def test_a_picture_among_many_slices_is_left_out_and_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "s")
     write_png(folder / "photo.dcm", IMAGE)
+    (folder / "x.nii.gz").write_bytes(b"\x1f\x8b")
+    for path in (folder, zipped(folder)):
+        found = read_image(path)
+        assert np.array_equal(found.array[0], VOLUME[UPRIGHT])
+        (notice,) = found.notices
+        assert (notice.code, notice.text) == ("not_dicom", "photo.dcm and x.nii.gz were left out (not DICOM).")
+
+
+def test_other_files_among_few_slices_are_refused_by_name(tmp_path: Path) -> None:
+    folder = write(tmp_path / "s", VOLUME[:2])
+    for name in "ab":
+        write_png(folder / name, IMAGE)
     error = refusal(folder)
-    assert (error.code, error.reason) == ("not_dicom", "photo.dcm is not a DICOM file.")
+    assert (error.code, error.reason) == ("not_dicom", "a is not a DICOM file.")
 
 
 def test_endings_by_content(tmp_path: Path) -> None:
