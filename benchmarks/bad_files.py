@@ -258,8 +258,19 @@ def dicom_jpeg(claimed: tuple[int, int]) -> bytes:
     )
 
 
-def dicom_deflated() -> bytes:
-    return dicom(syntax=DeflatedExplicitVRLittleEndian)
+PLAIN_UID = ExplicitVRLittleEndian.encode() + b"\0"
+DEFLATED_UID = DeflatedExplicitVRLittleEndian.encode()
+
+
+def dicom_deflated(behind: int) -> bytes:
+    """A deflated file with a private element of so many zeros behind its pixels."""
+    data = dicom()
+    start = data.index(b"\x08\0\x16\0UI")
+    plain, deflated = (struct.pack("<H", len(uid)) + uid for uid in (PLAIN_UID, DEFLATED_UID))
+    head = data[:start].replace(plain, deflated)
+    element = struct.pack("<HH2sHL", 0x7FE1, 0x0010, b"OB", 0, behind) + bytes(behind)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return head + packer.compress(data[start:] + element) + packer.flush()
 
 
 def dicom_nested(depth: int) -> bytes:

@@ -234,7 +234,7 @@ def _check_pairs(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[
     limits = ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)
     has_archive = bool(dataset.s3_key or dataset.source_url)
     with SafeArchive(_bring_archive(job, folder), limits) if has_archive else nullcontext() as archive:
-        pairing = find_pairs(archive.sizes) if archive else Pairing([], [])
+        pairing = find_pairs(archive.sizes, archive.head) if archive else Pairing([], [])
         if archive and not pairing.pairs:
             raise findings.too_few(0, pairing.issues)
         merged = merge(base, pairing.pairs)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,9 @@ from ml_core.dataset.checks import DatasetCheck, ReadPair, naming, read_pair
 from ml_core.dataset.classes import ClassTable
 from ml_core.dataset.pairing import Pair
 from ml_core.dataset.patients import group_of_name
-from ml_core.io import Image, display_slice, is_oriented, to_screen, write_label_map
+from ml_core.io import Image, display_slice, is_oriented, series, to_screen, write_label_map
 from ml_core.io.containers import SafeArchive
+from ml_core.io.content import HEAD_BYTES, suffix_by_content
 from ml_core.io.formats import FORMATS, suffix_of
 
 THUMBNAIL_SIDE = 256
@@ -69,13 +68,12 @@ def unpack_pair(pair: Pair, archive: SafeArchive, folder: Path) -> UnpackedPair:
 
     Raises ImageError or ArchiveError, with `file` set to the file at fault.
     """
-    image_path, mask_path = folder / f"image{_suffix(pair.image[0])}", folder / f"mask{_suffix(pair.mask)}"
-    image_file = pair.image[0].rpartition("/")[0] if pair.is_series else pair.image[0]
     if pair.is_series:
-        image_path = _extract_series(pair, archive, folder)
+        image_path, image_file = folder / "image.zip", pair.image[0].rpartition("/")[0]
+        series.pack(archive, pair.image, image_path)
     else:
-        archive.extract(pair.image[0], image_path)
-    archive.extract(pair.mask, mask_path)
+        image_path, image_file = _extract(archive, pair.image[0], folder, "image"), pair.image[0]
+    mask_path = _extract(archive, pair.mask, folder, "mask")
     read = read_pair(image_path, mask_path, image_file=image_file, mask_file=pair.mask)
     labels_path = None
     if read.mask.coding == "values":
@@ -136,25 +134,18 @@ def store_sample(sample: CheckedSample, files: PairFiles, prefix: str) -> None:
     sample.mask = storage.store_file(f"{prefix}/mask{_suffix(files.labels.name)}", files.labels)
 
 
+def _extract(archive: SafeArchive, name: str, folder: Path, what: str) -> Path:
+    """Write a member to a file called `what`, with the ending of its name, or of its content if that is no known one."""
+    target = folder / what
+    archive.extract(name, target)
+    with target.open("rb") as file:
+        suffix = suffix_by_content(name, file.read(HEAD_BYTES))
+    return target.rename(target.with_suffix(suffix or ".dcm"))
+
+
 def _suffix(name: str) -> str:
     """The ending for an object's key. It is that of a known format, because keys hold nothing that a user made up."""
     return suffix if (suffix := suffix_of(name)) in FORMATS else ".dcm"
-
-
-def _extract_series(pair: Pair, archive: SafeArchive, folder: Path) -> Path:
-    """Write all slices of a DICOM series into one ZIP, which ml_core.io reads as a volume."""
-    target = folder / "image.zip"
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as series:
-        for index, name in enumerate(pair.image):
-            part = folder / "slice"
-            archive.extract(name, part)
-            # The entry has no time of day, so that the same slices give the same bytes in a later version too.
-            entry = zipfile.ZipInfo(f"{index:05d}.dcm")
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with part.open("rb") as source, series.open(entry, "w") as out:
-                shutil.copyfileobj(source, out)
-            part.unlink()
-    return target
 
 
 def patient_group(image: Image, name: str) -> str:

@@ -171,9 +171,10 @@ def _certainty(row: InferenceResult) -> NDArray[np.uint8]:
 
 
 def _map_response(request: Request, row: InferenceResult, key: str, sha256: str, what: str) -> HttpResponseBase:
-    """A stored map as it is."""
+    """A stored map as it is. Its name is that of the image, with the folders of a batch."""
     kind = FORMATS[suffix_of(key)]
-    name = f"{stem(row.image_name)}_{what}{kind.suffix}"
+    folder, _, base = row.image_name.rpartition("/")
+    name = "_".join([*filter(None, folder.split("/")), stem(base), f"{what}{kind.suffix}"])
     return object_response(request, key, content_type=kind.mime, name=name, sha256=sha256, download=kind.is_volume)
 
 
@@ -223,7 +224,11 @@ class InferenceBatchViewSet(
         parameters=[PREFER],
     )
     def create(self, request: Request) -> Response:
-        """Segment every image of a ZIP."""
+        """Segment every image of a ZIP.
+
+        For a model of volumes the DICOM files of one series in one folder are one image, and so is a ZIP of one series.
+        `image_name` of each inference is the path in the ZIP.
+        """
         wanted = BatchCreateSerializer(data=request.data, context={"request": request})
         wanted.is_valid(raise_exception=True)
         make = services.create_batch_from_parts if "upload" in wanted.validated_data else services.create_batch
@@ -245,7 +250,7 @@ class InferenceBatchViewSet(
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
     @action(detail=True)
     def download(self, request: Request, pk: str) -> HttpResponseBase:
-        """A ZIP of all label maps with summary.json."""
+        """A ZIP of all label maps, in the folders of the ZIP that was sent, with summary.json."""
         batch = self.get_object()
         refuse_if(services.why_not_downloadable(batch))
         return batch_zip(batch)

@@ -13,7 +13,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
 from inference.models import InferenceBatch, InferenceResult
-from medseg_site.shared.base.text import clean_file_name, count_of
+from medseg_site.shared.base.text import clean_path, count_of
 from medseg_site.shared.catalogue import manifests
 from medseg_site.shared.jobs.claim import Claim
 from medseg_site.shared.jobs.endings import cancel_all_waiting, end_unclaimed
@@ -22,12 +22,17 @@ from medseg_site.shared.jobs.reaper import LOST_MESSAGE_SECONDS, is_message_lost
 from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
-from ml_core.io import formats
-from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
-from ml_core.io.formats import SUPPORTED_SUFFIXES, suffix_of
+from ml_core.dataset import findings
+from ml_core.dataset.findings import Issue
+from ml_core.dataset.images import ImageEntries, find_images
+from ml_core.io import formats, series
+from ml_core.io.containers import SPLIT, ArchiveError, ArchiveLimits, SafeArchive
+from ml_core.io.content import HEAD_BYTES, suffix_by_content
+from ml_core.io.parts import is_mostly_dicom
 from uploads.verification import UploadDamagedError, check_upload
 
 MAX_IMAGES = 10_000
+MAX_INNER_FILES = 100_000  # in all ZIPs that lie in the ZIP
 ACTIVE = ["queued", "running"]
 # On their way at once for all batches together: as many workers can be at them.
 MAX_MESSAGES = 128
@@ -101,15 +106,14 @@ def _expand(job: Claim[InferenceBatch], folder: Path, stored: list[str]) -> None
         with job.kept_alive():  # one large image over a slow line takes longer than a heartbeat may be silent
             rows, issues = _unpack(job, folder, known, stored)
     if not rows and not known:
-        raise ArchiveError(
-            "no_images",
-            "The ZIP holds no image that can be read.",
-            f"Zip {formats.NAMES} files.",
-        )
+        first = next((f"The first problem: {issue['file']}: {issue['detail']}" for issue in issues), "")
+        cure = first or f"Zip {formats.NAMES} files."
+        raise ArchiveError("no_images", "The ZIP holds no image that can be read.", cure)
     with transaction.atomic():
         InferenceResult.objects.bulk_create(rows, batch_size=500)
         # The batch goes on without a worker of its own: its inferences are jobs themselves.
-        job.log.add(f"{count_of(len(rows), 'image')}, left out: {count_of(len(issues), 'file')}")
+        left_out = sum(issue["severity"] == "error" for issue in issues)
+        job.log.add(f"{count_of(len(rows), 'image')}, left out: {count_of(left_out, 'file')}")
         job.log.detach()
         ended: dict[str, Any] = {"issues": issues[:1000], "progress": {}, "archive_key": "", "log": job.log.text()}
         job.update(claim_token=None, heartbeat_at=None, **ended)
@@ -125,30 +129,32 @@ def _expand(job: Claim[InferenceBatch], folder: Path, stored: list[str]) -> None
 def _unpack(
     job: Claim[InferenceBatch], folder: Path, known: set[uuid.UUID], stored: list[str]
 ) -> tuple[list[InferenceResult], list[dict[str, str]]]:
-    """The images that are not `known` yet, stored and as rows to be written, and what is no image. `stored` gets their prefixes."""
+    """The images that are not `known` yet, stored and as rows to be written, and what is said of files and folders.
+
+    `stored` gets the prefixes of the images.
+    """
     batch = job.row
-    rows, issues = [], []
+    rows: list[InferenceResult] = []
     archive_path = storage.fetch(batch.archive_key)
     check_upload(batch.uuid, archive_path)
-    with SafeArchive(archive_path, ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES)) as archive:
-        names = sorted(archive.sizes)
-        if len(names) > MAX_IMAGES:
-            raise ArchiveError("too_many", f"The ZIP holds {len(names)} files; {MAX_IMAGES} is the most.", "Split it.")
-        for position, name in enumerate(names):
-            share = position / len(names)
-            job.beat({"stage": "unpacking", "done": position, "total": len(names), "fraction": share})
-            suffix = suffix_of(name)
-            if suffix not in SUPPORTED_SUFFIXES:
-                text = f"It is no image that can be read. Use {formats.NAMES}."
-                issues.append({"severity": "warning", "code": "unsupported_type", "file": name[:500], "detail": text})
-                continue
-            owner = uuid.uuid5(batch.uuid, name)  # the same in a second attempt, which then leaves nothing behind
+    limits = ArchiveLimits(max_expanded_bytes=settings.MEDSEG_MAX_EXPANDED_BYTES, has_zips=True)
+    with SafeArchive(archive_path, limits) as archive:
+        images, issues = _images_of(archive, folder, _dimensions_of(batch))
+        if len(images) > MAX_IMAGES:
+            raise ArchiveError(
+                "too_many", f"The ZIP holds {len(images)} images; {MAX_IMAGES} is the most.", "Split it."
+            )
+        for position, image in enumerate(images):
+            share = position / len(images)
+            job.beat({"stage": "unpacking", "done": position, "total": len(images), "fraction": share})
+            owner = uuid.uuid5(
+                batch.uuid, image.entries[0]
+            )  # the same in a second attempt, which leaves nothing behind
             if owner in known:
                 continue
             prefix = storage.object_key("inferences", owner)
             stored.append(prefix)
-            archive.extract(name, folder / "image")
-            found = storage.store_file(f"{prefix}/input{suffix}", folder / "image")
+            found = _store_image(archive, image, prefix, folder)
             rows.append(
                 InferenceResult(
                     uuid=owner,
@@ -157,12 +163,60 @@ def _unpack(
                     model=batch.model,
                     batch=batch,
                     status=InferenceResult.WORDS.queued,
-                    image_name=clean_file_name(name),
+                    image_name=clean_path(image.name),
                     input_image_s3_key=found.key,
                     input_sha256=found.sha256,
                 )
             )
-    return rows, issues
+    return rows, [{**vars(issue), "file": issue.file[:500]} for issue in issues]
+
+
+def _dimensions_of(batch: InferenceBatch) -> int:
+    """2 for a model that was trained on pictures, 3 for one of volumes."""
+    model = batch.model
+    known = model and (model.plan.get("dimensions") or (model.dataset and model.dataset.dimensions))
+    return int(known or 2)
+
+
+def _images_of(archive: SafeArchive, folder: Path, dimensions: int) -> tuple[list[ImageEntries], list[Issue]]:
+    """The images of a batch. A ZIP in it is one image if it holds one DICOM series and no other image."""
+    zips = [name for name in sorted(archive.sizes) if name.lower().endswith(".zip")]
+    names = set(archive.sizes) - set(zips)
+    images, issues = find_images(names, dimensions, archive.head, archive.open_binary)
+    files = 0
+    for name in zips:
+        try:
+            archive.extract(name, folder / "inner.zip")
+            with SafeArchive(folder / "inner.zip", series.LIMITS) as inner:
+                files += len(inner.sizes)
+                is_bounded = files <= MAX_INNER_FILES
+                held = find_images(inner.sizes, 3, inner.head, inner.open_binary)[0] if is_bounded else []
+        except ArchiveError as error:
+            issues.append(Issue("error", error.code, name, str(error)))
+            continue
+        if files > MAX_INNER_FILES:
+            text = f"The ZIPs in the ZIP hold more than {MAX_INNER_FILES} files."
+            raise ArchiveError("too_many_files", text, SPLIT)
+        slices = [len(image.entries) for image in held if image.is_series]
+        if len(slices) == 1 and (len(held) == 1 or is_mostly_dicom(slices[0], len(held) - 1)):
+            images.append(ImageEntries(name, (name,), False))
+        else:
+            issues.append(findings.NESTED_ARCHIVE.issue(name, what=count_of(len(held), "image")))
+    (folder / "inner.zip").unlink(missing_ok=True)
+    return sorted(images, key=lambda image: image.name), issues
+
+
+def _store_image(archive: SafeArchive, image: ImageEntries, prefix: str, folder: Path) -> storage.StoredObject:
+    """Store one image of a batch: a file as it is, a DICOM series as a ZIP of its slices."""
+    path = folder / "image"
+    if image.is_series:
+        series.pack(archive, image.entries, path)
+        return storage.store_file(f"{prefix}/input.zip", path)
+    [name] = image.entries
+    archive.extract(name, path)
+    with path.open("rb") as file:
+        suffix = suffix_by_content(name, file.read(HEAD_BYTES)) or ".dcm"
+    return storage.store_file(f"{prefix}/input{suffix}", path)
 
 
 def _mend_manifests(pk: int, rows: list[InferenceResult]) -> None:

@@ -14,7 +14,10 @@ from ml_core.io.formats import stem, suffix_of
 
 
 def batch_zip(batch: InferenceBatch) -> HttpResponseBase:
-    """masks/ and certainty/<name>.png|.nii.gz for each image that could be segmented, and summary.json with the numbers of all."""
+    """masks/ and certainty/<folder>/<name>.png|.nii.gz for each image that could be segmented, and summary.json.
+
+    The folders are those of the ZIP that was sent. summary.json has the numbers of all images.
+    """
     facts = {"batch": batch.pk, "model": str(batch.model), "model_id": batch.model_id}
     return zip_response(
         _entries(facts, list(batch.inferences.order_by("id").defer("log", "timeline"))), name=f"batch-{batch.pk}.zip"
@@ -49,10 +52,15 @@ def _entries(facts: dict[str, Any], rows: list[InferenceResult]) -> Iterator[Zip
 
 
 def _free_name(row: InferenceResult, used: set[str]) -> str:
-    """Two images of the same name in two folders keep their own masks."""
-    own, suffix = stem(row.image_name), suffix_of(row.output_image_s3_key)
-    name = f"{own}{suffix}"
-    if name in used:
-        name = f"{own}_{row.pk}{suffix}"
-    used.add(name)
+    """The image's path without its ending; the whole path where that is taken, as scan.png and scan.tif would share it.
+
+    Names that differ in capitals only would overwrite one another on Windows and macOS.
+    """
+    folder, _, base = row.image_name.rpartition("/")
+    suffix = suffix_of(row.output_image_s3_key)
+    above = "/".join(part for part in folder.split("/") if part not in ("", ".", ".."))
+    short, whole = (f"{above}/{name}" if above else name for name in (stem(base), base))
+    candidates = (f"{name}{suffix}" for name in (short, whole, f"{whole}_{row.pk}"))
+    name = next(name for name in candidates if name.casefold() not in used)
+    used.add(name.casefold())
     return name

@@ -101,7 +101,7 @@ def _predict(job: Claim[InferenceResult], folder: Path) -> None:
         found = predictor.predict(image)
         job.beat()
         path = write_label_map(found.values, image, folder)
-        metrics = _score(row, image, found, predictor) if row.reference_key else None
+        metrics, remarks = _score(row, image, found, predictor) if row.reference_key else (None, [])
         certainty = _store_certainty(row, image, found, folder)
         stored = storage.store_file(storage.object_key("inferences", row.uuid, path.name), path)
         columns = {
@@ -115,7 +115,7 @@ def _predict(job: Claim[InferenceResult], folder: Path) -> None:
             "seconds": round(time.perf_counter() - started, 4),
             "classes": _class_rows(found.indices, row.model.classes, image),
             "metrics": metrics.to_json() if metrics else None,
-            "warnings": found.warnings,
+            "warnings": [*found.warnings, *remarks],
         }
         # A request waits, so the row is not read again.
         columns = manifests.store_done(row, columns | job.last_words(), is_fresh=True)
@@ -153,8 +153,10 @@ def _class_rows(indices: NDArray[np.uint8], classes: list[dict[str, Any]], image
     ]
 
 
-def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor) -> ImageMetrics:
-    """The scores of this image against its reference mask. Raises ImageError if the mask does not fit."""
+def _score(
+    row: InferenceResult, image: Image, found: Segmentation, predictor: Predictor
+) -> tuple[ImageMetrics, list[str]]:
+    """The scores of this image against its reference mask, and how that was read. Raises ImageError if it does not fit."""
     with naming(row.reference_name):
         mask = read_mask(storage.fetch(row.reference_key), like=image)
         check_pair(image, mask)
@@ -168,7 +170,8 @@ def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: P
     rows = case_metrics(reference, found.indices, len(predictor.plan.class_values), image.spacing)
     summary = summarise([rows])
     classes = zip(predictor.plan.class_values, predictor.plan.class_names, predictor.plan.class_colors, strict=True)
-    return ImageMetrics(
+    remarks = [f"{row.reference_name}: {notice.text}" for notice in mask.notices]
+    metrics = ImageMetrics(
         dice=summary.dice,
         iou=summary.iou,
         precision=summary.precision,
@@ -181,3 +184,4 @@ def _score(row: InferenceResult, image: Image, found: Segmentation, predictor: P
         ],
         unit="mm" if image.spacing else "px",
     )
+    return metrics, remarks

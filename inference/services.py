@@ -21,7 +21,8 @@ from medseg_site.shared.catalogue.declarations import objects_of
 from medseg_site.shared.jobs.messages import call_on_commit, send_on_commit
 from medseg_site.shared.jobs.requests import request_cancel, requeue, why_not_requeueable
 from medseg_site.shared.storage import objects as storage
-from ml_core.io.formats import SUPPORTED_SUFFIXES, suffix_of
+from ml_core.io.content import HEAD_BYTES, suffix_by_content
+from ml_core.io.formats import suffix_of
 from models_app.models import SegmentationModel
 from models_app.services import why_not_usable
 from uploads.services import find_upload, mark_used, place_upload
@@ -141,13 +142,21 @@ def _checked_suffix(upload: File[Any], field: str) -> str:
     if upload.size > settings.MEDSEG_MAX_IMAGE_UPLOAD_BYTES:
         limit = settings.MEDSEG_MAX_IMAGE_UPLOAD_BYTES // 2**20
         raise MedSegError("too_large", f"{name} is larger than {limit} MB.", attr=field, http_status=413)
-    suffix = suffix_of(name)
-    if suffix in SUPPORTED_SUFFIXES or suffix == ".zip":
+    suffix = suffix_by_content(name, _head_of(upload))
+    if suffix is not None:
         return suffix
-    if suffix and whole_number(suffix[1:]) is None and len(suffix) < 6:
-        text = f"{name}: files of the kind {suffix} cannot be read. Use PNG, JPG, TIFF, BMP, DICOM, NIfTI, or a ZIP of one DICOM series."
+    claimed = suffix_of(name)
+    if claimed and whole_number(claimed[1:]) is None and len(claimed) < 6:
+        text = f"{name}: files of the kind {claimed} cannot be read. Use PNG, JPG, TIFF, BMP, DICOM, NIfTI, or a ZIP of one DICOM series."
         raise MedSegError("unsupported_type", text, attr=field, http_status=415)
     return ".dcm"  # DICOM files often have no ending, or a number; the reader looks into the file
+
+
+def _head_of(upload: File[Any]) -> bytes:
+    upload.seek(0)
+    head: bytes = upload.read(HEAD_BYTES)
+    upload.seek(0)
+    return head
 
 
 def cancel_inference(*, user: Any, inference: InferenceResult) -> InferenceResult:

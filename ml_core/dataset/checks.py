@@ -238,12 +238,11 @@ class DatasetCheck:
             values, counts = self.classes.learn(pair.mask, pair.counts)
         if len(self.classes) > findings.MAX_CLASSES:
             raise findings.TOO_MANY_CLASSES.refusal(self.issues)
+        for file, notices in ((pair.image_file, pair.image.notices), (pair.mask_file, pair.mask.notices)):
+            self.issues.extend(Issue("warning", notice.code, file, notice.text) for notice in notices)
         if pair.mask.lossy:
             self.issues.append(findings.LOSSY_MASK.issue(pair.mask_file))
         self._look_at(pair, counts)
-        for dropped, file in ((pair.image.dropped_alpha, pair.image_file), (pair.mask.dropped_alpha, pair.mask_file)):
-            if dropped:
-                self.issues.append(findings.DROPPED_ALPHA.issue(file))
         self._builders[pair.image.dimensions].add(pair.image, values, counts)
         return values
 

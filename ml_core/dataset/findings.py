@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ml_core.errors import ImageError, MLError
+from ml_core.io.formats import NAMES
 
 MIN_PAIRS = 2
 MAX_CLASSES = 128
@@ -118,6 +119,34 @@ IMAGE_NAMED_TWICE = Finding("duplicate_image", "error", "It has the same name as
 MASK_NAMED_TWICE = Finding("duplicate_mask", "error", "It has the same name as {twin}.", "Keep one of them.")
 EXTRA_CHANNEL = Finding("extra_channel", "error", "{case} has several channels.", "Keep the one ending in _0000.")
 
+# Images without masks, such as those of a batch.
+
+NO_IMAGE_FILE = Finding("unsupported_type", "error", "It is no image that can be read.", f"Use {NAMES}.")
+NESTED_ARCHIVE = Finding(
+    "nested_archive",
+    "error",
+    "This ZIP in the ZIP holds {what}, and only one DICOM series is read from it.",
+    "Put the files of each series into a folder of its own, and zip the folders.",
+)
+SCOUT_LEFT_OUT = Finding(
+    "localizer",
+    "error",
+    "Its header says that it is a localizer of the series beside it.",
+    "Send it alone if it is to be segmented.",
+)
+SERIES_APART = Finding(
+    "several_series",
+    "warning",
+    "The {files} DICOM files of this folder are {count} images, which were segmented one by one.",
+    "",
+)
+SLICES_ALONE = Finding(
+    "slices_alone",
+    "warning",
+    "The model was trained on pictures, so each of the {count} DICOM files of this folder was segmented by itself.",
+    "Choose a model of volumes to get one result for a series.",
+)
+
 # One pair.
 
 TWO_TRANSFORMS = (
@@ -174,12 +203,6 @@ LOSSY_MASK = Finding(
     "Save masks as PNG.",
 )
 
-DROPPED_ALPHA = Finding(
-    "dropped_alpha",
-    "warning",
-    "The file has an alpha channel (transparency) that varies, and it is not used.",
-    "If it holds data, save it as a channel of its own.",
-)
 
 # A pair among the others.
 

@@ -18,7 +18,7 @@ from ml_core.dataset.checks import CheckedDataset, DatasetCheck, ReadPair, Undec
 from ml_core.dataset.classes import ClassTable, LabelClass
 from ml_core.dataset.findings import Issue
 from ml_core.dataset.fingerprint import Fingerprint
-from ml_core.dataset.pairing import SILENT, Folders, all_dicom, pair_folders
+from ml_core.dataset.pairing import SILENT, Folders, holds_series, pair_folders
 from ml_core.dataset.patients import group_of_name
 from ml_core.dataset.reading import Codes, Decision
 from ml_core.dataset.survey import MaskSurvey
@@ -26,6 +26,7 @@ from ml_core.errors import ImageError, MLError
 from ml_core.files import in_order, threads_for
 from ml_core.io import stem
 from ml_core.io.containers import CHUNK_BYTES, is_junk
+from ml_core.io.content import HEAD_BYTES
 
 # How nnU-Net ends the name of an image file with one channel.
 CHANNEL = "_0000"
@@ -57,13 +58,15 @@ def find_cases(images: Path, masks: Path, note: Note) -> list[Case]:
     no_folder if a folder does not exist.
     """
     listed = {"images": _listed(images, "images"), "masks": _listed(masks, "masks")}
-    pairing = pair_folders(listed["images"], listed["masks"], [], mask_folders=True)
     folders = {"images": images, "masks": masks}
 
     def path_of(name: str) -> Path:
         side, _, relative = name.partition("/")
         return folders[side] / relative
 
+    pairing = pair_folders(
+        listed["images"], listed["masks"], [], mask_folders=True, head_of=lambda name: _head(path_of(name))
+    )
     issues = [replace(issue, file=str(path_of(issue.file))) for issue in pairing.issues]
     for issue in issues:
         note(issue)
@@ -204,7 +207,8 @@ def find_images(paths: list[Path], dimensions: int) -> list[tuple[str, Path]]:
             continue
         for entries in _listed(path, "images").values():
             files = [path / entry.partition("/")[2] for entry in entries]
-            if dimensions == 3 and all_dicom(entries):
+            heads = dict(zip(entries, files, strict=True))
+            if dimensions == 3 and holds_series(entries, lambda entry, heads=heads: _head(heads[entry])):  # type: ignore[misc]
                 images.append((files[0].parent.name, files[0].parent))
                 continue
             names = [stem(file.name) for file in files]
@@ -228,6 +232,11 @@ def _listed(folder: Path, side: str) -> Folders:
         if path.is_file() and not junk:
             folders[(), tuple(part.casefold() for part in parts[:-1])].append("/".join((side, *parts)))
     return folders
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _state(path: Path) -> str:

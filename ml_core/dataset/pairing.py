@@ -13,10 +13,13 @@ from ml_core.dataset import findings
 from ml_core.dataset.findings import DatasetRefusedError, Issue
 from ml_core.errors import count_of
 from ml_core.io.containers import shown_name
+from ml_core.io.content import is_bare_dicom, kind_of
 from ml_core.io.formats import SUPPORTED_SUFFIXES, stem, suffixes_of
+from ml_core.io.parts import is_mostly_dicom
 
 SPLIT_FOLDER = re.compile(r"train|training|val|valid|validation|test|testing")
 DICOM_SUFFIXES = {"", *suffixes_of("dicom")}
+PLAIN_SUFFIXES = suffixes_of("raster", "nifti")
 SILENT = re.compile(
     r"(?i).*\.(json|txt|csv|tsv|md|rst|pdf|xml|ya?ml|toml|html?|xlsx?|docx?|log|py|ipynb|ini)"
     r"|dicomdir|readme|licen[cs]e|version|changes|lockfile|md5sums|checksums"
@@ -41,6 +44,8 @@ _bare = partial(MASK_WORDS_AND_CHANNEL.sub, "")
 Key = tuple[tuple[str, ...], tuple[str, ...]]
 # The files of each folder, by their whole names.
 Folders = defaultdict[Key, list[str]]
+# Gives the first HEAD_BYTES bytes (ml_core.io.content) of an entry, or fewer if the entry is shorter or damaged.
+HeadOf = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,20 @@ class _Group:
         return groups
 
 
-def find_pairs(names: Iterable[str]) -> Pairing:
+def no_head(name: str) -> bytes:
+    """The head of an entry whose content cannot be looked at; its name alone decides."""
+    return b""
+
+
+def find_pairs(names: Iterable[str], head_of: HeadOf = no_head) -> Pairing:
     """Find the folders of images and of masks among the `names` in an archive, and pair their files by name.
 
     The folders may have many names (such as images or imagesTr), in upper or lower case, and up to two folders around
     them. Subfolders of images/ are paired with the same subfolders of masks/. A subfolder of images/ with a DICOM
-    series is one image, whose mask is a file of the same name. Raises DatasetRefusedError if there are no such folders.
+    series is one image, whose mask is a file of the same name. The content tells what a file is whose ending does not,
+    and which folders hold a DICOM series. Raises DatasetRefusedError if there are no such folders.
     """
-    return pair_folders(*_find_folders(list(names)))
+    return pair_folders(*_find_folders(list(names)), head_of=head_of)
 
 
 def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
@@ -134,18 +145,26 @@ def _find_folders(names: list[str]) -> tuple[Folders, Folders, list[Issue]]:
     raise findings.NO_FOLDERS.refusal(found=listed)
 
 
-def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_folders: bool = False) -> Pairing:
+def pair_folders(
+    images: Folders,
+    masks: Folders,
+    issues: list[Issue],
+    *,
+    mask_folders: bool = False,
+    head_of: HeadOf = no_head,
+) -> Pairing:
     """Pair the files of image folders and mask folders by name. `issues` are those found before.
 
-    A subfolder with nothing but DICOM files is one series, whose mask is a file with the folder's name. With
-    `mask_folders` the mask may also be a folder of that name; `Pair.mask` is then the folder.
+    A subfolder of DICOM files is one series, whose mask is a file with the folder's name. With `mask_folders` the mask
+    may also be a folder of that name; `Pair.mask` is then the folder.
     """
     groups: dict[Key, _Group] = defaultdict(_Group)
     for key, entries in images.items():
         wrapper, folder = key
-        if not folder or not all_dicom(entries) or (key in masks and SPLIT_FOLDER.fullmatch(folder[-1])):
-            groups[key].images.extend(_items(entries, issues))
-        elif mask_folders and key in masks and all_dicom(masks[key]):
+        is_series = folder and (all_dicom(entries, head_of) if key in masks else holds_series(entries, head_of))
+        if not is_series or (key in masks and SPLIT_FOLDER.fullmatch(folder[-1])):
+            groups[key].images.extend(_items(entries, issues, head_of))
+        elif mask_folders and key in masks and all_dicom(masks[key], head_of):
             groups[wrapper, folder[:-1]].images.append(_series(entries))
             groups[wrapper, folder[:-1]].masks.append(_series(masks.pop(key)))
         elif masks.pop(key, None):
@@ -154,7 +173,7 @@ def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_f
         else:
             groups[wrapper, folder[:-1]].images.append(_series(entries))
     for key, entries in masks.items():
-        groups[key].masks.extend(_items(entries, issues))
+        groups[key].masks.extend(_items(entries, issues, head_of))
     several = len({wrapper for (wrapper, _), group in groups.items() if group.images and group.masks}) > 1
     pairs: dict[str, Pair] = {}
     for (wrapper, folder), group in groups.items():
@@ -167,9 +186,46 @@ def pair_folders(images: Folders, masks: Folders, issues: list[Issue], *, mask_f
     return Pairing(sorted(pairs.values(), key=lambda pair: natural(pair.name)), issues)
 
 
-def all_dicom(entries: list[str]) -> bool:
-    """Whether all files may be DICOM by their names. DICOM files often have no ending."""
-    return all(_split(entry)[1] in DICOM_SUFFIXES for entry in entries)
+def all_dicom(entries: list[str], head_of: HeadOf = no_head) -> bool:
+    """Whether all files are DICOM. A folder of pictures is known by its first file."""
+    return all(is_dicom_entry(entry, head_of) for entry in entries)
+
+
+def holds_series(entries: list[str], head_of: HeadOf = no_head) -> bool:
+    """Whether a folder holds a DICOM series: all of its files are DICOM, or most of them, as a preview may lie there.
+
+    The reader of a series leaves the others out by the same rule.
+    """
+    count = len(dicom_of(entries, head_of))
+    return count == len(entries) or is_mostly_dicom(count, len(entries) - count)
+
+
+def dicom_of(entries: list[str], head_of: HeadOf) -> list[str]:
+    """The DICOM files of one folder.
+
+    Of files with the ending of another format only the first one is looked at, because to look at each takes time.
+    """
+    found: list[str] = []
+    misnamed: dict[str, bool] = {}
+    for entry in entries:
+        suffix = _split(entry)[1]
+        if suffix in PLAIN_SUFFIXES and suffix not in misnamed:
+            misnamed[suffix] = is_dicom_entry(entry, head_of)
+        if misnamed.get(suffix, True) and is_dicom_entry(entry, head_of):
+            found.append(entry)
+    return found
+
+
+def is_dicom_entry(entry: str, head_of: HeadOf) -> bool:
+    """Whether a file is DICOM: by an ending of DICOM, else by its content. Names without ending decide if it says nothing."""
+    suffix = _split(entry)[1]
+    if suffix and suffix in DICOM_SUFFIXES:
+        return True
+    head = head_of(entry)
+    kind = kind_of(head)
+    if kind is not None:
+        return kind == "dicom"
+    return suffix in DICOM_SUFFIXES or (suffix not in SUPPORTED_SUFFIXES and is_bare_dicom(head))
 
 
 def _series(entries: list[str]) -> _Item:
@@ -178,14 +234,18 @@ def _series(entries: list[str]) -> _Item:
     return _Item(shown.rpartition("/")[2], shown, tuple(sorted(entries, key=natural)))
 
 
-def _items(entries: list[str], issues: list[Issue]) -> Iterator[_Item]:
+def _items(entries: list[str], issues: list[Issue], head_of: HeadOf) -> Iterator[_Item]:
     """Make one item of each file. A file of an unsupported format becomes an issue instead."""
     for entry in entries:
         base, suffix = _split(entry)
-        if suffix in SUPPORTED_SUFFIXES or suffix in DICOM_SUFFIXES:
+        if suffix in SUPPORTED_SUFFIXES or suffix in DICOM_SUFFIXES or _is_image(head_of(entry)):
             yield _Item(base, entry, (entry,))
         else:
             issues.append(findings.UNSUPPORTED_FORMAT.issue(entry, suffix=suffix))
+
+
+def _is_image(head: bytes) -> bool:
+    return kind_of(head) in ("raster", "nifti", "dicom") or is_bare_dicom(head)
 
 
 def _match(group: _Group, issues: list[Issue]) -> Iterator[tuple[_Item, _Item, str]]:

@@ -6,7 +6,7 @@ is wrong and what to do. The error does not name the file, because the caller kn
 
 from __future__ import annotations
 
-import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from ml_core.errors import ImageError
 from ml_core.io import dicom, nifti, raster, series
+from ml_core.io.content import HEAD_BYTES, is_bare_dicom, kind_of
 from ml_core.io.display import display_slice, display_volume, is_oriented, to_rgb, to_screen
-from ml_core.io.formats import FORMATS, SUPPORTED_SUFFIXES, Kind, stem, suffix_of, suffixes_of
+from ml_core.io.formats import FORMATS, SUPPORTED_SUFFIXES, Kind, stem, suffix_of
 from ml_core.io.grid import align
-from ml_core.io.image import GREY_OR_COLOUR, Coding, Grid, Image, Limits, Mask, decoding
+from ml_core.io.image import GREY_OR_COLOUR, Coding, Grid, Image, Limits, Mask, Notice, decoding
 
 __all__ = [
     "GREY_OR_COLOUR",
@@ -29,6 +30,7 @@ __all__ = [
     "ImageError",
     "Limits",
     "Mask",
+    "Notice",
     "display_slice",
     "display_volume",
     "is_oriented",
@@ -41,18 +43,15 @@ __all__ = [
     "write_label_map",
 ]
 
-_RASTER_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 _NAMES = {"raster": "a PNG, JPG, TIFF or BMP", "nifti": "a NIfTI", "dicom": "a DICOM", "series": "a ZIP"}
 
 
 def read_image(path: Path) -> Image:
     """Read a PNG, JPG, TIFF, BMP, NIfTI or DICOM file, or a folder or ZIP of one DICOM series. Raises ImageError."""
-    kind = _kind_of(path)
-    if kind == "raster":
-        return raster.read_image(path)
-    if kind == "nifti":
-        return nifti.read_image(path)
-    return dicom.read_image(path) if kind == "dicom" else series.read_image(path)
+    kind, misnamed = _kind_of(path)
+    readers = {"raster": raster, "nifti": nifti, "dicom": dicom, "series": series}
+    image: Image = readers[kind].read_image(path)
+    return replace(image, notices=(*misnamed, *image.notices)) if misnamed else image
 
 
 def read_mask(path: Path, like: Image | None = None) -> Mask:
@@ -63,13 +62,15 @@ def read_mask(path: Path, like: Image | None = None) -> Mask:
     to lie on the image's stored rows and columns, and the axes of NIfTI and DICOM are flipped or swapped to match.
     Nothing is resampled.
     """
-    kind = _kind_of(path)
+    kind, misnamed = _kind_of(path)
     if kind == "raster":
         mask = raster.read_mask(path)
     elif kind == "nifti":
         mask = nifti.read_mask(path, stored_axes=like is not None and like.affine is None)
     else:
         mask = dicom.read_mask(path) if kind == "dicom" else series.read_mask(path)
+    if misnamed:
+        mask = replace(mask, notices=(*misnamed, *mask.notices))
     return mask if like is None else align(mask, like)
 
 
@@ -93,39 +94,36 @@ def write_label_map(values: NDArray[Any], like: Image, folder: Path, coding: Cod
     return path
 
 
-def _kind_of(path: Path) -> Kind:
-    """Choose the reader by the content.
+def _kind_of(path: Path) -> tuple[Kind, tuple[Notice, ...]]:
+    """Choose the reader by the content. A name that says otherwise is a notice.
 
-    Raises ImageError wrong_extension if the extension names another kind of file.
+    Raises ImageError wrong_extension if the name is that of a known kind and the content is of none.
     """
     with decoding("file", "Check that it exists and was copied completely."):
         if path.is_dir():
-            return "series"
+            return "series", ()
         if not path.is_file():
             raise ImageError("not_found", "The file does not exist.", "Upload it again.")
         with path.open("rb") as file:
-            start = file.read(352)
+            start = file.read(HEAD_BYTES)
     if not start:
         raise ImageError("empty_file", "The file is empty (0 bytes).", "Export or copy it again.")
     name = path.name.lower()
     claimed = FORMATS[suffix].kind if (suffix := suffix_of(name)) in FORMATS else None
-    actual = _sniff(start)
+    actual = kind_of(start)
     if actual is not None and claimed not in (None, actual):
-        raise ImageError(
-            "wrong_extension",
-            f"The content is {_NAMES[actual]} file, and the extension says {_NAMES[claimed or actual]} file.",
-            f"Rename it to {' or '.join(suffixes_of(actual))}.",
-        )
+        text = f"The name says {_NAMES[claimed or actual]} file, and the content is {_NAMES[actual]} file. "
+        return actual, (Notice("wrong_extension", text + "It was read as what it is."),)
     if actual is not None:
-        return actual
-    if name.endswith((".hdr", ".img", ".hdr.gz", ".img.gz")):
+        return actual, ()
+    if name.endswith((".hdr", ".img", ".hdr.gz", ".img.gz")) and not is_bare_dicom(start):
         raise nifti.pair_of_files()
     # A DICOM file without preamble does not start with a signature, so only its reader can judge it.
-    if claimed == "dicom":
-        return "dicom"
+    if claimed == "dicom" or (claimed is None and is_bare_dicom(start)):
+        return "dicom", ()
     # A damaged or truncated NIfTI file goes to its reader, which says what is wrong with it.
-    if claimed == "nifti" and (start[:2] == b"\x1f\x8b" or len(start) < 352):
-        return "nifti"
+    if claimed == "nifti" and (start[:2] == b"\x1f\x8b" or len(start) < HEAD_BYTES):
+        return "nifti", ()
     if claimed is not None:
         raise ImageError(
             "wrong_extension",
@@ -137,28 +135,3 @@ def _kind_of(path: Path) -> Kind:
         "The format is not known.",
         f"Use {', '.join(suffix[1:] for suffix in SUPPORTED_SUFFIXES)}.",
     )
-
-
-def _sniff(start: bytes) -> Kind | None:
-    """Recognise the kind of a file by its first 352 bytes; None if they match no format."""
-    # DICOM is tested before TIFF, because a DICOM preamble may hold a TIFF header (such a file is both).
-    if start[128:132] == b"DICM":
-        return "dicom"
-    if start.startswith(_RASTER_STARTS):
-        return "raster"
-    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-        return "series"
-    if start[:2] == b"\x1f\x8b":
-        try:
-            start = zlib.decompressobj(31).decompress(start, 352)
-        except zlib.error:
-            return None
-        if len(start) < 348:
-            # 352 compressed bytes can expand to less than a whole header. Then the header's first field, its size
-            # (348 for NIfTI-1, 540 for NIfTI-2), identifies NIfTI.
-            return (
-                "nifti" if start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c") else None
-            )
-    if start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] in (b"n+2\0", b"ni2\0"):
-        return "nifti"
-    return None

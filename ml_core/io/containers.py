@@ -15,9 +15,10 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, BinaryIO, Self, cast
 
 from ml_core.errors import MLError
+from ml_core.io.content import HEAD_BYTES
 from ml_core.io.formats import FORMATS, suffix_of
 
 CHUNK_BYTES = 1 << 20
@@ -66,6 +67,8 @@ class ArchiveLimits:
 
     An empty mask is all zeros, so high ratios are common.
     """
+    has_zips: bool = False
+    """Whether a file may be a ZIP itself. Whoever opens that one checks it against limits of its own."""
     ratio_free_total_bytes: int = 10_000_000
     """Files whose total expanded size is at most this may have any ratio together."""
 
@@ -138,6 +141,18 @@ class SafeArchive:
         """Open member `name`. It is expanded while it is read, and never yields more bytes than `sizes` says."""
         return self._zip.open(self._members[name])
 
+    def open_binary(self, name: str) -> BinaryIO:
+        """The same as `open`, for readers that ask for a BinaryIO."""
+        return cast(BinaryIO, self.open(name))
+
+    def head(self, name: str) -> bytes:
+        """Return the first HEAD_BYTES bytes of member `name`; none of a damaged one, which `extract` refuses."""
+        try:
+            with self.open(name) as member:
+                return member.read(HEAD_BYTES)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError):
+            return b""
+
     def extract(self, name: str, target: Path) -> None:
         """Write member `name` to `target`, whose folder must exist, and check its CRC-32.
 
@@ -179,10 +194,11 @@ class SafeArchive:
             if is_file:
                 method, too_big = info.compress_type, f"has more than {max_bytes / 2**30:.1f} GiB"
                 ratio = self.limits.max_plain_ratio if _is_plain(clean) else self.limits.max_ratio
+                is_nested = is_archive(name) and not (self.limits.has_zips and name.lower().endswith(".zip"))
                 too_dense = info.file_size > max(free, ratio * info.compress_size)
                 rules += [
                     (clean in members, "duplicate_name", "is in the ZIP twice", ZIP_AGAIN),
-                    (is_archive(name), "nested_archive", "is an archive inside the ZIP", UNPACK),
+                    (is_nested, "nested_archive", "is an archive inside the ZIP", UNPACK),
                     (method not in METHODS, "compression_method", f"is packed with method {method}", DEFLATE),
                     (info.file_size > max_bytes, "file_too_large", too_big, "Leave it out, or split it."),
                     (too_dense, "ratio", f"expands to more than {ratio:g} times its size", COMPRESS),

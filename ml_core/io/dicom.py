@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from pydicom.uid import (
 
 from ml_core.errors import ImageError
 from ml_core.io.codecs import stored_pixels
+from ml_core.io.deflated import Inflated
 from ml_core.io.geometry import Plane, frame_planes, stack
 from ml_core.io.grid import oriented_grid, stored_slices, to_canonical
 from ml_core.io.image import (
@@ -34,6 +35,7 @@ from ml_core.io.image import (
     Grid,
     Image,
     Mask,
+    Notice,
     check_finite,
     check_size,
     decoding,
@@ -67,6 +69,8 @@ class Slices:
     """The header of the file; for a series, the header of one of its files."""
     source: DicomSource
     """The DICOM instance of each slice, in the order of `pixels`."""
+    notices: tuple[Notice, ...] = ()
+    """What was guessed or left out."""
 
 
 def read_image(path: Path) -> Image:
@@ -89,23 +93,17 @@ def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
     Without `pixels` only the header is read. Raises ImageError.
     """
     preamble = file.read(132)[128:] == b"DICM"
+    meta = Dataset()
     if preamble:
         meta = read_dataset(file, False, True, stop_when=_guard(lambda tag: tag >> 16 != 2))
-        # pydicom inflates such a file as a whole, and nothing tells beforehand how large it becomes.
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise ImageError(
-                "deflated",
-                "The DICOM file is stored deflated (compressed as a whole), which is not supported.",
-                "Convert it to Explicit VR Little Endian, for example with dcmconv +te.",
-            )
     else:
         file.seek(0)
-    # Group 0 holds command elements, which no image file has. A file of zeros would look like millions of them.
-    if file.read(2) == b"\0\0":
-        raise ImageError("unreadable", "The file is not DICOM, or it is damaged.", CURE)
-    file.seek(0)
-    guard = _guard(lambda tag: not pixels and tag in _PIXELS)
-    dataset = read_partial(file, stop_when=guard, force=not preamble)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        dataset = _open_deflated(file, meta, pixels=pixels)
+    else:
+        _check_start(file)
+        file.seek(0)
+        dataset = read_partial(file, stop_when=_header_guard(pixels=pixels), force=not preamble)
     if not preamble:
         implicit, little = dataset.original_encoding
         if "SOPClassUID" not in dataset and "Rows" not in dataset:
@@ -126,6 +124,43 @@ def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
     if pixels and not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise _no_pixels()
     return dataset
+
+
+def _check_start(file: BinaryIO) -> None:
+    """Refuse a file that goes on with group 0, which holds command elements and which no image file has.
+
+    A file of zeros would look like millions of them.
+    """
+    if file.read(2) == b"\0\0":
+        raise ImageError("unreadable", "The file is not DICOM, or it is damaged.", CURE)
+
+
+def _open_deflated(file: BinaryIO, meta: Dataset, *, pixels: bool) -> Dataset:
+    """Parse a file that is compressed from behind its meta information on. pydicom would expand all of it unbounded."""
+    length = meta.get("FileMetaInformationGroupLength")
+    if length is not None:
+        # The element of this length takes the 12 bytes behind the preamble.
+        file.seek(144 + int(length))
+    inflated = Inflated(file, LIMITS.deflated_header_bytes)
+    content = cast(BinaryIO, inflated)
+    _check_start(content)
+    content.seek(0)
+    dataset = read_dataset(content, False, True, stop_when=_header_guard(pixels=False))
+    if pixels and "Rows" in dataset and "Columns" in dataset:
+        # The header bounds the size of the pixels, and check_size bounds what a header may say.
+        frames, size = frame_count(dataset), (int(dataset.Rows), int(dataset.Columns))
+        check_size(size if frames == 1 else (frames, *size))
+        samples, bits = int(dataset.get("SamplesPerPixel") or 1), int(dataset.get("BitsAllocated") or 8)
+        inflated.max_bytes += min(frames * size[0] * size[1] * samples * bits // 8, LIMITS.volume_bytes)
+        content.seek(0)
+        dataset = read_dataset(content, False, True, stop_when=_header_guard(pixels=True))
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset
+
+
+def _header_guard(*, pixels: bool) -> Callable[[BaseTag, str | None, int], bool]:
+    return _guard(lambda tag: not pixels and tag in _PIXELS)
 
 
 def _guard(ends: Callable[[BaseTag], bool]) -> Callable[[BaseTag, str | None, int], bool]:
@@ -191,7 +226,8 @@ def to_image(slices: Slices) -> Image:
         order = slice(None, None, -1 if backwards else 1)
         source = replace(source, axis=axis, instances=source.instances[order], frames=source.frames[order])
     patient, modality = (_text(slices.header, name) or None for name in ("PatientID", "Modality"))
-    return Image(array, spacing, affine, "dicom", modality, patient, replace(grid, source=source))
+    grid = replace(grid, source=source)
+    return Image(array, spacing, affine, "dicom", modality, patient, grid, slices.notices)
 
 
 def to_mask(slices: Slices) -> Mask:
@@ -207,18 +243,28 @@ def to_mask(slices: Slices) -> Mask:
     if labels.ndim == 3 and affine is not None:
         grid, spacing, affine = oriented_grid(labels.shape[::-1], affine)
         labels = to_canonical(labels.transpose(), grid)
-    return Mask(labels, coding, None, lossy, spacing, affine)
+    return Mask(labels, coding, None, lossy, spacing, affine, slices.notices)
 
 
 def sorted_frames(dataset: Dataset, *, raw: bool) -> Slices:
     """Decode the frames of one file and sort them along their normal. Raises ImageError."""
     count = frame_count(dataset)
     planes = frame_planes(dataset, count)
-    order, spacing, affine = stack(planes, [f"frame {i + 1}" for i in range(count)])
+    found = stack(planes, [f"frame {i + 1}" for i in range(count)])
     pixels = decode(dataset, raw=raw)
-    if order != list(range(count)):
-        pixels = pixels[:, order]
-    return Slices(pixels, spacing, affine, dataset, source_of([dataset], [index + 1 for index in order]))
+    if found.order != list(range(count)):
+        pixels = pixels[:, found.order]
+    source = source_of([dataset], [index + 1 for index in found.order])
+    notices = (*burned_in([dataset]), *found.notices)
+    return Slices(pixels, found.spacing, found.affine, dataset, source, notices)
+
+
+def burned_in(headers: Sequence[Dataset]) -> list[Notice]:
+    """A notice if a header says that there is text in the pixels."""
+    if not any(_text(header, "BurnedInAnnotation").upper() == "YES" for header in headers):
+        return []
+    text = "The DICOM header says that text is burned into the pixels (BurnedInAnnotation). It may name the patient."
+    return [Notice("burned_in", text)]
 
 
 def source_of(headers: Sequence[Dataset], frames: Sequence[int]) -> DicomSource:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from ml_core.errors import ImageError
+from ml_core.io.image import Notice
 
 # Differences up to this are rounding, in mm (and in the components of a direction).
 _TOLERANCE = 1e-3
@@ -18,6 +19,11 @@ _TOLERANCE = 1e-3
 _GAP = 0.02
 # DICOM's axes point left, posterior and up; ours point right, anterior and up.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_ASSUMED_ORIENTATION = Notice(
+    "no_orientation",
+    "The slices have positions and no orientation (ImageOrientationPatient). They were put in the order of their "
+    "positions and taken as axial.",
+)
 
 
 @dataclass(frozen=True)
@@ -68,28 +74,53 @@ def frame_planes(dataset: Dataset, count: int) -> list[Plane]:
     return planes
 
 
-def stack(
-    planes: Sequence[Plane], names: Sequence[str]
-) -> tuple[list[int], tuple[float, ...] | None, NDArray[np.float64] | None]:
-    """Stack slices to a volume: return their order along the normal, the spacing, and the affine to RAS+ mm.
+@dataclass(frozen=True)
+class Stack:
+    """How slices make a volume."""
 
-    The order is a list of indices into `planes`. The spacing is in mm in array order: (D, H, W), or (H, W) for a single
-    plane. The affine is 4x4. Spacing and affine are None when unknown. Planes without any position keep their order.
-    Messages call the slices by their `names`. Raises ImageError with code mixed_spacing, mixed_orientation,
-    bad_geometry, no_position, duplicate_position or uneven_gaps.
+    order: list[int]
+    """The indices of the slices, along their normal."""
+    spacing: tuple[float, ...] | None
+    """mm in array order: (D, H, W), or (H, W) for a single plane; None when unknown."""
+    affine: NDArray[np.float64] | None
+    """4x4, stored voxel → RAS+ mm; None when unknown."""
+    notices: tuple[Notice, ...] = ()
+    """What was guessed."""
+
+
+def is_placed(planes: Sequence[Plane]) -> bool:
+    """Whether positions give the order of slices: all have one and, if they have no orientation, these differ."""
+    if any(plane.position is None for plane in planes):
+        return False
+    positions = np.array([plane.position for plane in planes], dtype=np.float64)
+    return planes[0].orientation is not None or bool(np.ptp(positions, axis=0).max() > _TOLERANCE)
+
+
+def stack(planes: Sequence[Plane], names: Sequence[str]) -> Stack:
+    """Stack slices to a volume. Messages call the slices by their `names`.
+
+    Slices are ordered along their normal. Without an orientation they are ordered along the direction in which their
+    positions are spread most, and assumed to lie straight. Planes without positions keep their order. Raises ImageError
+    with code mixed_spacing, mixed_orientation, bad_geometry, no_position, duplicate_position or uneven_gaps.
     """
     count, first = len(planes), planes[0]
     for plane, name in zip(planes, names, strict=True):
-        if not _same(plane.spacing, first.spacing):
+        if not same_numbers(plane.spacing, first.spacing):
             raise _mixed("mixed_spacing", f"{name} has another pixel spacing than {names[0]}")
-        if not _same(plane.orientation, first.orientation):
+        if not same_numbers(plane.orientation, first.orientation):
             raise _mixed("mixed_orientation", f"{name} has another orientation than {names[0]}")
     placed = [plane.position is not None for plane in planes]
+    if any(placed) and not all(placed):
+        raise _mixed("no_position", f"{names[placed.index(False)]} has no ImagePositionPatient")
     order, across = list(range(count)), first.step
     positions = normal = None
-    if first.orientation is not None and all(placed):
+    notices: tuple[Notice, ...] = ()
+    if is_placed(planes):
         positions = np.array([plane.position for plane in planes], dtype=np.float64)
-        normal = np.cross(first.orientation[:3], first.orientation[3:])
+        if first.orientation is None:
+            normal, notices = _main_direction(positions), (_ASSUMED_ORIENTATION,)
+        else:
+            normal = np.cross(first.orientation[:3], first.orientation[3:])
         if abs(float(np.linalg.norm(normal)) - 1) > 0.01:
             raise _mixed("bad_geometry", f"{names[0]} has an orientation whose axes are not perpendicular")
         order = [int(i) for i in np.argsort(positions @ normal, kind="stable")]
@@ -98,26 +129,32 @@ def stack(
         if count > 1:
             direction = _even_step(positions, normal, [names[i] for i in order])
             across = float(np.linalg.norm(direction))
-    elif any(placed) and not all(placed):
-        raise _mixed("no_position", f"{names[placed.index(False)]} has no ImagePositionPatient")
     if first.spacing is None:
-        return order, None, None
+        return Stack(order, None, None, notices)
     rows, columns = first.spacing
     spacing: tuple[float, ...] | None = (rows, columns)
     if count > 1:
         spacing = None if across is None else (abs(across), rows, columns)
     if positions is None or first.orientation is None:
         if count == 1 or spacing is None:
-            return order, spacing, None
+            return Stack(order, spacing, None, notices)
         # A volume of unknown orientation is assumed to lie straight, its x axis to the patient's left and its y axis to
         # the back. ITK assumes the same. The screen then shows the slices as they are stored.
-        return order, spacing, np.asarray(_LPS_TO_RAS @ np.diag([columns, rows, spacing[0], 1.0]), dtype=np.float64)
+        straight = _LPS_TO_RAS @ np.diag([columns, rows, spacing[0], 1.0])
+        return Stack(order, spacing, np.asarray(straight, dtype=np.float64), notices)
     affine = np.eye(4)
     affine[:3, 0] = np.multiply(first.orientation[:3], columns)
     affine[:3, 1] = np.multiply(first.orientation[3:], rows)
     affine[:3, 2] = direction
     affine[:3, 3] = positions[0]
-    return order, spacing, np.asarray(_LPS_TO_RAS @ affine, dtype=np.float64)
+    return Stack(order, spacing, np.asarray(_LPS_TO_RAS @ affine, dtype=np.float64), notices)
+
+
+def _main_direction(positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The unit vector (3,) along which positions (N, 3) are spread most. Its largest component is positive."""
+    _, _, axes = np.linalg.svd(positions - positions.mean(axis=0), full_matrices=False)
+    direction: NDArray[np.float64] = axes[0]
+    return direction if direction[np.abs(direction).argmax()] > 0 else -direction
 
 
 def _even_step(
@@ -174,7 +211,8 @@ def _numbers(item: Any, keyword: str, length: int) -> tuple[float, ...] | None:
     return numbers if len(numbers) == length and np.isfinite(numbers).all() else None
 
 
-def _same(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
+def same_numbers(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
+    """Whether two measures agree within rounding, or are both unknown."""
     if a is None or b is None:
         return a is b
     return bool(np.abs(np.subtract(a, b)).max() <= _TOLERANCE)

@@ -35,6 +35,8 @@ class Limits:
     """Channels of one image."""
     tiff_pages: int = 20_000
     """Pages of one TIFF, previews included. Each costs time and memory before anything is decoded."""
+    deflated_header_bytes: int = 16 * 1024**2
+    """Expanded bytes of the header of a deflated DICOM file, and of all that lies behind its pixels."""
     dicom_elements: int = 20_000
     """Elements at the top level of one DICOM file.
 
@@ -91,6 +93,15 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What a reader guessed, left out or found strange in a file that it could read."""
+
+    code: str
+    text: str
+    """Sentences for the user. They do not name the file itself, but name the files of a series."""
+
+
+@dataclass(frozen=True)
 class Image:
     """One 2D image or one volume.
 
@@ -113,8 +124,8 @@ class Image:
     """The raw DICOM PatientID; None for other formats. It serves to group images only: store its hash, never the ID."""
     grid: Grid
     """How the pixels lie in the file."""
-    dropped_alpha: bool = False
-    """The file has an alpha channel (transparency) that varies, which is not in `array`."""
+    notices: tuple[Notice, ...] = ()
+    """What the user should know of how the file was read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,8 +161,8 @@ class Mask:
     """4x4, voxel (x along W, y along H, z along D) → RAS+ mm; None when unknown."""
     has_two_transforms: bool = False
     """The sform and the qform of its NIfTI header differ; `affine` is the sform."""
-    dropped_alpha: bool = False
-    """The file has an alpha channel (transparency) that varies, which is not in `values`."""
+    notices: tuple[Notice, ...] = ()
+    """What the user should know of how the file was read."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from PIL import ImageOps
 
 from ml_core.errors import ImageError
 from ml_core.io import tiff
-from ml_core.io.image import LIMITS, Coding, Grid, Image, Mask, check_finite, check_size, decoding, supported
+from ml_core.io.image import LIMITS, Coding, Grid, Image, Mask, Notice, check_finite, check_size, decoding, supported
 from ml_core.io.masks import as_labels, from_rgb, snap
 from ml_core.io.pixels import CURE, WHAT, Pixels, hex_colours, jpeg_frame, varies
 
@@ -30,6 +30,14 @@ _TURNS = {
 }
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
+_ALPHA = (
+    Notice(
+        "dropped_alpha",
+        "The file has an alpha channel (transparency) that varies, and it is not used. "
+        "If it holds data, save it as a channel of its own.",
+    ),
+)
+
 # Pillow would warn above 89 megapixels. With our limit in its place, check_size decides, which gives a better message;
 # Pillow itself refuses only above twice the limit.
 PIL.Image.MAX_IMAGE_PIXELS = LIMITS.pixels_2d
@@ -45,7 +53,7 @@ def read_image(path: Path) -> Image:
     array = supported(pixels.array)
     check_finite(array)
     grid = Grid(tuple(array.shape[1:]))
-    return Image(array, None, None, "raster", None, None, grid, dropped_alpha=pixels.has_alpha)
+    return Image(array, None, None, "raster", None, None, grid, notices=_ALPHA if pixels.has_alpha else ())
 
 
 def read_mask(path: Path) -> Mask:
@@ -71,7 +79,7 @@ def read_mask(path: Path) -> Mask:
         colours = {value: pixels.palette[value] for value in present if value < len(pixels.palette)}
         # A palette in which index i is grey i makes the file a plain grey one, so its colours mean nothing.
         palette = None if all(c == f"#{v:02x}{v:02x}{v:02x}" for v, c in colours.items()) else colours
-    return Mask(labels, coding, palette, pixels.lossy, None, None, dropped_alpha=pixels.has_alpha)
+    return Mask(labels, coding, palette, pixels.lossy, None, None, notices=_ALPHA if pixels.has_alpha else ())
 
 
 def write_labels(values: NDArray[Any], path: Path, coding: Coding) -> None:

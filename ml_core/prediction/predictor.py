@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ml_core.cases.patches import with_neighbours
 from ml_core.cases.preprocessing import labels_to_slices, preprocess, slices_to_labels
-from ml_core.dataset.findings import DROPPED_ALPHA
 from ml_core.dataset.fingerprint import guess_modality
 from ml_core.io import Image
 from ml_core.networks.catalogue import build
@@ -54,7 +53,7 @@ class Segmentation:
     seconds: float
     """The time of the prediction, without reading the file."""
     warnings: list[str] = field(default_factory=list)
-    """Sentences about how the image differs from those of the training."""
+    """Sentences about how the image was read, and how it differs from those of the training."""
 
 
 class Predictor:
@@ -249,8 +248,8 @@ def _pad(images: Tensor, missing: list[int]) -> Tensor:
 
 
 def input_warnings(image: Image, plan: Plan) -> list[str]:
-    """Sentences about how the image differs from the training images, the worst first; empty if it does not differ."""
-    seen, warnings = plan.fingerprint, []
+    """Sentences about how the image was read, and how it differs from the training images; empty if all is as usual."""
+    seen, warnings = plan.fingerprint, [notice.text for notice in image.notices]
     if image.modality and seen.modality and image.modality != seen.modality:
         warnings.append(f"The image is {image.modality}; the model was trained on {seen.modality}.")
     if image.dimensions != plan.dimensions:
@@ -261,8 +260,6 @@ def input_warnings(image: Image, plan: Plan) -> list[str]:
         kinds = {1: "greyscale", 3: "colour"}
         usual_kind = kinds[plan.preprocessing.channels]
         warnings.append(f"The image is {kinds[image.channels]}; the model was trained on {usual_kind} images.")
-    if image.dropped_alpha:
-        warnings.append(f"{DROPPED_ALPHA.reason} {DROPPED_ALPHA.cure}")
     if image.spacing and seen.spacing and image.dimensions == plan.dimensions:
         usual = seen.spacing.median
         if any(

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from PIL import Image as PILImage
+from pydicom.uid import UID
 
 from datasets.check import check
 from datasets.models import Dataset
-from datasets.services import create_dataset_from_upload
+from datasets.services import create_dataset_from_upload, create_version
 from ml_core.dataset import findings
 from ml_core.dataset.classes import label_values
 from ml_core.dataset.findings import DatasetRefusedError, Issue
@@ -25,6 +26,7 @@ from tests.synthetic import (
     draw_pair,
     draw_volume,
     write_dicom_series,
+    write_dicom_slice,
     write_jpg,
     write_nifti,
     write_palette,
@@ -59,6 +61,50 @@ def series(at: Path) -> None:
         tags: dict[str, Any] = {"PatientID": f"patient-{index}"}
         write_dicom_series(at / f"images/p{index}", (image - image.min()).astype(np.uint16), **tags)
         write_nifti(at / f"masks/p{index}.nii.gz", labels.transpose(), np.diag([-0.75, -0.5, 2.0, 1.0]))
+
+
+def series_with_scouts(at: Path) -> None:
+    series(at)
+    for index in range(2):
+        tags: dict[str, Any] = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": UID("1.2.3")}
+        write_dicom_slice(at / f"images/p{index}/0 Übersicht.x", np.zeros((9, 9), np.uint16), **tags)
+
+
+def series_with_previews(at: Path) -> None:
+    series(at)
+    for index in range(2):
+        write_jpg(at / f"images/p{index}/preview.jpg", np.zeros((9, 9), np.uint8))
+
+
+def series_under_other_endings(at: Path) -> None:
+    series(at)
+    for index, suffix in enumerate((".img", ".bin")):
+        for number, path in enumerate(sorted((at / f"images/p{index}").iterdir())):
+            path.rename(path.with_name(f"slice {number}{suffix}"))
+
+
+def two_echoes(at: Path) -> None:
+    """A third case whose folder holds two volumes of one series."""
+    series(at)
+    (at / "images/p2").mkdir()
+    image, labels = draw_volume(np.random.default_rng(5), (6, 12, 10))
+    for echo in (5, 9):
+        for path in write_dicom_series(at.parent / "echo", image.astype(np.uint16), EchoTime=echo).iterdir():
+            path.rename(at / f"images/p2/echo{echo} {path.name}")
+    write_nifti(at / "masks/p2.nii.gz", labels.transpose(), np.diag([-0.75, -0.5, 2.0, 1.0]))
+
+
+def names_that_say_nothing(at: Path) -> None:
+    pictures(at, write_png, 5)
+    for index, name in enumerate(("c0", "c1.bin", "c2.dat", "c3.img")):
+        (at / f"images/c{index}.png").rename(at / "images" / name)
+    (at / "masks/c1.png").rename(at / "masks/c1")
+
+
+def names_that_lie(at: Path) -> None:
+    pictures(at, write_png, 4)
+    (at / "images/c0.png").rename(at / "images/c0.dcm")
+    (at / "masks/c1.png").rename(at / "masks/c1.nii.gz")
 
 
 def colours_in_another_order(at: Path) -> None:
@@ -146,6 +192,12 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "volumes": (volumes, []),
     "volumes among pictures": (volumes_among_pictures, ["mixed_dimensions"] * 2),
     "DICOM series": (series, []),
+    "DICOM series with scouts": (series_with_scouts, ["localizer"] * 2),
+    "DICOM series with previews": (series_with_previews, ["not_dicom"] * 2),
+    "DICOM series under other endings": (series_under_other_endings, []),
+    "a series of two echoes": (two_echoes, ["several_volumes"]),
+    "names that say nothing": (names_that_say_nothing, []),
+    "names that lie": (names_that_lie, ["wrong_extension"] * 2),
     "copies": (copies, ["duplicate_image", "near_duplicate"]),
     "bad files": (
         bad_files,
@@ -261,3 +313,28 @@ def test_a_stored_mask_shows_the_colours_as_numbers(user: Any, at: Path, own_med
     _, labels = draw_pair(np.random.default_rng(0), 48, classes=3)
     stored = np.asarray(PILImage.open(own_media / first.mask_key))
     assert np.array_equal(stored, np.array([0, 2, 1])[labels])  # green's number is smaller than red's
+
+
+def test_a_sentence_about_a_series_has_the_user_s_names(user: Any, at: Path) -> None:
+    series_with_scouts(at)
+    [first, _] = upload(user, at).issues
+    assert first["file"] == "images/p0"
+    assert "0 Übersicht.x was left out" in first["detail"]
+    two_echoes(at)
+    [error, *_] = upload(user, at).issues
+    assert (error["severity"], error["file"], error["code"]) == ("error", "images/p2", "several_volumes")
+    assert "6 files such as echo5 IM000_3 (5.0); 6 files such as echo9 IM000_3 (9.0)" in error["detail"]
+
+
+def test_a_later_version_keeps_a_series_with_its_scout(user: Any, at: Path) -> None:
+    series_with_scouts(at)
+    first = upload(user, at)
+    image, _ = draw_volume(np.random.default_rng(8), (6, 12, 10))
+    write_dicom_series(at / "images/p1", image.astype(np.uint16), PatientID="patient-1")
+    archive = SimpleUploadedFile("set.zip", zip_folder(at, at.parent / "set.zip").read_bytes())
+    second = create_version(user=user, base=first, archive=archive)
+    check(second.pk)
+    second.refresh_from_db()
+    assert (second.status, second.error) == ("ready", None)
+    assert second.changes == {"kept": 1, "added": 0, "replaced": 1, "left_out": 0}
+    assert [row["code"] for row in second.issues] == ["localizer"] * 2

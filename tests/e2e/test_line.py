@@ -173,12 +173,12 @@ def test_a_batch_comes_back_as_one_zip(platform: Platform, model: Json) -> None:
     assert [issue["file"] for issue in batch["issues"]] == ["more/notes.txt"]
     content = platform.request("GET", f"inference-batches/{batch['id']}/download/").content
     with zipfile.ZipFile(io.BytesIO(content)) as found:
-        expected = {f"{folder}/{name}" for folder in ("masks", "certainty") for name in sizes}
+        expected = {f"{folder}/more/{name}" for folder in ("masks", "certainty") for name in sizes}
         assert set(found.namelist()) == {*expected, "summary.json"}
         summary = json.loads(found.read("summary.json"))["images"]
         for row in summary:
             labels = np.asarray(PILImage.open(io.BytesIO(found.read(row["mask"]))))
-            side = sizes[row["mask"].removeprefix("masks/")]
+            side = sizes[row["mask"].removeprefix("masks/more/")]
             assert labels.shape == (side, side)
             assert 0 <= row["confidence"] <= 1
             assert row["classes"][1]["pixels"] == (labels == 255).sum() > 0

@@ -116,7 +116,7 @@ def filled(transactional_db: None, user: Any, media: str, package: Any, tmp_path
         create_inference(user=user, model=completed, image=SimpleUploadedFile("no.png", b"no picture")).pk
     )
     batch = create_batch(
-        user=user, model=completed, archive=zipped({"a.png": png(cell(1)[0]), "b.png": png(cell(2)[0])})
+        user=user, model=completed, archive=zipped({"1/a.png": png(cell(1)[0]), "2/ü.png": png(cell(2)[0])})
     )
     assert batches.expand(batch.pk)
     for pk in batch.inferences.values_list("pk", flat=True):

@@ -27,6 +27,13 @@ def clean_file_name(name: str | None) -> str:
     return cleaned[-200:] or "unnamed"
 
 
+def clean_path(name: str, *, maximum: int = 300) -> str:
+    """The path of a file inside an archive, fit to be shown and stored in a column. A long one loses its beginning."""
+    parts = ["".join(char for char in part if unicodedata.category(char)[0] != "C") for part in name.split("/")]
+    path = "/".join(part for part in parts if part.strip() not in ("", ".", "..")) or "unnamed"
+    return path if len(path) <= maximum else "…" + path[1 - maximum :]
+
+
 def whole_number(text: str, *, minimum: int = 0, maximum: int = MAX_WHOLE_NUMBER) -> int | None:
     """The number that ASCII digits say; None for every other text, and for a number outside of the limits.
 

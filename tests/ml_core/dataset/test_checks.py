@@ -21,7 +21,7 @@ from ml_core.dataset.survey import MaskFacts, MaskSurvey
 from ml_core.errors import ImageError, TrainingError
 from ml_core.front.progress import MAX_WARNINGS, ProgressBar
 from ml_core.io import Image, Mask
-from ml_core.io.image import Grid
+from ml_core.io.image import Grid, Notice
 from ml_core.planning.plan import Machine
 from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
@@ -199,10 +199,10 @@ def test_a_terminal_shows_all_errors_and_some_warnings(capsys: pytest.CaptureFix
     assert lines.count("Further warnings of this kind are not shown.") == 1
 
 
-def pair_with(channels: int, name: str, *, dropped_alpha: bool = False) -> ReadPair:
+def pair_with(channels: int, name: str, *, notices: tuple[Notice, ...] = ()) -> ReadPair:
     labels = np.eye(8, dtype=np.uint8)
     array = np.random.default_rng(channels).integers(0, 255, (channels, 8, 8)).astype(np.uint8)
-    image = Image(array, None, None, "raster", None, None, Grid((8, 8)), dropped_alpha=dropped_alpha)
+    image = Image(array, None, None, "raster", None, None, Grid((8, 8)), notices=notices)
     mask = Mask(labels, "values", None, False, None, None)
     return ReadPair.of(image, mask, name, f"masks/{name}")
 
@@ -229,5 +229,5 @@ def test_grey_and_colour_mix() -> None:
 
 def test_alpha_that_is_not_used_is_told() -> None:
     check = DatasetCheck()
-    check.add(pair_with(3, "a.png", dropped_alpha=True))
+    check.add(pair_with(3, "a.png", notices=(Notice("dropped_alpha", "Alpha is not read."),)))
     assert [(issue.code, issue.file) for issue in check.issues] == [("dropped_alpha", "a.png")]

@@ -164,6 +164,49 @@ def test_series_whose_mask_is_a_folder_is_refused() -> None:
     assert "P1.nii.gz" in found.issues[0].detail
 
 
+DICOM_HEAD = bytes(128) + b"DICM"
+PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+
+
+def test_content_tells_what_unknown_endings_do_not() -> None:
+    heads = {"images/P1/1.bin": DICOM_HEAD, "images/P1/2.bin": DICOM_HEAD, "images/a.old": PNG_HEAD}
+    names = [*heads, "images/x.heic", "masks/P1.nii.gz", "masks/a.png"]
+    found = find_pairs(names, lambda name: heads.get(name, b""))
+    assert [(pair.name, len(pair.image), pair.is_series) for pair in found.pairs] == [("a", 1, False), ("P1", 2, True)]
+    assert codes(found) == [("unsupported_format", "images/x.heic")]
+
+
+def test_pictures_without_ending_are_no_series() -> None:
+    names = ["images/P1/1", "images/P1/2", "masks/P1/1.png", "masks/P1/2.png"]
+    assert [pair.name for pair in find_pairs(names, lambda name: PNG_HEAD).pairs] == ["P1/1", "P1/2"]
+
+
+def test_a_preview_among_slices_leaves_the_folder_a_series() -> None:
+    names = ["images/P1/1.dcm", "images/P1/2.dcm", "images/P1/3", "images/P1/preview.jpg", "masks/P1.nii.gz"]
+    found = find_pairs(names, lambda name: DICOM_HEAD if name.endswith("3") else b"\xff\xd8\xff")
+    assert [(pair.name, pair.image) for pair in found.pairs] == [("P1", tuple(names[:4]))]
+    assert codes(found) == []
+
+
+def test_little_is_looked_into() -> None:
+    looked = list[str]()
+
+    def head_of(name: str) -> bytes:
+        looked.append(name)
+        return b""
+
+    names = [f"{side}/{number}.png" for side in ("images", "masks") for number in range(50)]
+    names += [f"{side}/sub/{number}.png" for side in ("images", "masks") for number in range(50)]
+    names += [f"images/P1/{number}.dcm" for number in range(50)] + ["masks/P1.nii.gz"]
+    assert len(find_pairs(names, head_of).pairs) == 101
+    assert looked == ["images/sub/0.png"]
+
+
+def test_a_folder_of_pictures_without_masks_stays_what_it_is() -> None:
+    names = ["images/P1/1.dcm", "images/P1/2.png", "images/P1/3.png", "images/a.png", "masks/a.png"]
+    assert codes(find_pairs(names)) == [("no_masks_folder", "images/P1/")]
+
+
 def test_the_work_grows_with_the_number_of_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
     parted = Mock(side_effect=stem)
     monkeypatch.setattr(pairing, "stem", parted)

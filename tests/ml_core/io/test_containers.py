@@ -298,3 +298,24 @@ def test_names_tell_junk_and_archives() -> None:
         False
     ] * 2
     assert [is_archive(name) for name in ("a.ZIP", "a.tar.gz", "a.nii.gz", "zip/a.png")] == [True, True, False, False]
+
+
+def test_a_zip_in_the_zip_is_a_file_where_it_is_allowed(path: Path) -> None:
+    make_zip(path, {"a/b.zip": b"PK", "c.png": b"x"})
+    with SafeArchive(path, ArchiveLimits(has_zips=True)) as archive:
+        assert sorted(archive.sizes) == ["a/b.zip", "c.png"]
+    assert refused(path).code == "nested_archive"
+    make_zip(path, {"a.tar.gz": b"x"})
+    assert refused(path, has_zips=True).code == "nested_archive"
+
+
+def test_the_head_of_a_member_is_its_first_bytes_and_none_of_a_damaged_one(path: Path) -> None:
+    make_zip(path, {"a.png": bytes(range(256)) * 4, "b.png": b"short"})
+    with SafeArchive(path) as archive:
+        assert archive.head("a.png") == (bytes(range(256)) * 2)[:352]
+        assert archive.head("b.png") == b"short"
+    whole = bytearray(path.read_bytes())
+    whole[36:41] = b"\xff" * 5
+    path.write_bytes(whole)
+    with SafeArchive(path) as archive:
+        assert archive.head("a.png") == b""

@@ -139,9 +139,6 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     assert code_of(write_dicom_slice(tmp_path / "e.dcm", WORDS, PhotometricInterpretation="CMYK")) == (
         "unsupported_pixels"
     )
-    deflated = dicom_dataset(WORDS)
-    deflated.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1.99")
-    assert code_of(save_dicom(deflated, tmp_path / "f.dcm")) == "deflated"
     assert code_of(write_dicom_slice(tmp_path / "g.dcm", WORDS, Rows=40000, Columns=40000)) == "too_many_pixels"
     whole = write_dicom_slice(tmp_path / "h.dcm", WORDS).read_bytes()
     (tmp_path / "h.dcm").write_bytes(whole[:-500])
@@ -259,7 +256,7 @@ def test_a_slice_that_does_not_fit_is_named(tmp_path: Path, tags: dict[str, Any]
     with pytest.raises(ImageError) as caught:
         read_image(folder)
     assert caught.value.code == code
-    assert code == "several_series" or odd.name in caught.value.reason
+    assert odd.name in caught.value.reason
     assert caught.value.cure
 
 
@@ -333,8 +330,6 @@ def test_archives_of_a_series_are_guarded(tmp_path: Path, monkeypatch: pytest.Mo
     path = zip_folder(folder, tmp_path / "a.zip")
     for name, content, code in (
         ("inner.zip", b"PK\x03\x04", "nested_archive"),
-        ("photo.png", b"\x89PNG", "not_dicom"),
-        ("scan.nii.gz", b"\x1f\x8b", "not_dicom"),
         ("../slice.dcm", b"x", "unsafe_path"),
         ("zeros.dcm", bytes(300 * 2**20), "ratio"),
         ("readme.txt", b"hello", None),

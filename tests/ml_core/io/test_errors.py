@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,33 @@ def test_foreign_content_is_refused_under_every_extension(tmp_path: Path, suffix
 @pytest.mark.parametrize(
     ("content", "claimed"), [("a.png", "a.dcm"), ("a.dcm", "a.png"), ("a.nii.gz", "a.jpg"), ("a.zip", "a.nii.gz")]
 )
-def test_content_of_another_family_names_both(tmp_path: Path, content: str, claimed: str) -> None:
-    path = WRITERS[content](tmp_path / content).rename(tmp_path / ("x" + claimed))
-    with pytest.raises(ImageError, match=r"The content is .* and the extension says .* Rename it to") as caught:
-        read_image(path)
-    assert caught.value.code == "wrong_extension"
+def test_content_of_another_family_is_read_and_said(tmp_path: Path, content: str, claimed: str) -> None:
+    right = WRITERS[content](tmp_path / content)
+    wrong = tmp_path / ("x" + claimed)
+    wrong.write_bytes(right.read_bytes())
+    found = read_image(wrong)
+    assert np.array_equal(found.array, read_image(right).array)
+    (notice,) = found.notices
+    assert notice.code == "wrong_extension"
+    assert re.match(r"The name says an? .* file, and the content is an? .* file\.", notice.text)
+    assert read_image(right).notices == ()
+
+
+@pytest.mark.parametrize("name", ["scan", "scan.bin", "1.2.840.113619.5", "scan.img", "scan.old"])
+@pytest.mark.parametrize("content", ["a.png", "a.jpg", "a.tif", "a.bmp", "a.nii", "a.nii.gz", "a.dcm", "a.zip"])
+def test_content_decides_where_the_name_says_nothing(tmp_path: Path, content: str, name: str) -> None:
+    right = WRITERS[content](tmp_path / content)
+    (tmp_path / name).write_bytes(right.read_bytes())
+    found = read_image(tmp_path / name)
+    assert np.array_equal(found.array, read_image(right).array)
+    assert found.notices == ()
+    assert read_mask(tmp_path / name).notices == () if content == "a.png" else True
+
+
+def test_a_mask_under_a_wrong_name_is_said(tmp_path: Path) -> None:
+    mask = read_mask(write_png(tmp_path / "m.nii", LABELS))
+    assert np.array_equal(mask.values, LABELS)
+    assert [notice.code for notice in mask.notices] == ["wrong_extension"]
 
 
 def test_within_the_raster_family_the_content_decides(tmp_path: Path) -> None:

@@ -71,13 +71,13 @@ def test_a_png_of_16_bits_keeps_them(tmp_path: Path, channels: int) -> None:
     colours = deep[..., : 1 if channels == 2 else 3]
     assert found.array.dtype == np.uint16
     assert np.array_equal(found.array, colours.transpose(2, 0, 1))
-    assert found.dropped_alpha == (channels in (2, 4))
+    assert bool(found.notices) == (channels in (2, 4))
     deep[..., 0], deep[..., -1] = LABELS.astype(np.uint16) * 300, 65535
     (tmp_path / "b.png").write_bytes(imagecodecs.png_encode(deep))
     if channels == 2:
         mask = read_mask(tmp_path / "b.png")
         assert np.array_equal(mask.values, LABELS.astype(int) * 300)
-        assert not mask.dropped_alpha
+        assert not bool(mask.notices)
     else:
         assert code_of(tmp_path / "b.png", mask=True) == "unsupported_pixels"
 
@@ -105,8 +105,8 @@ def test_a_jpeg_of_12_bits_is_refused_as_what_it_is(tmp_path: Path) -> None:
 def test_alpha_that_varies_is_told(tmp_path: Path) -> None:
     for alpha, told in ((IMAGE, True), (np.full_like(IMAGE, 7), False)):
         path = write_png(tmp_path / "a.png", np.dstack([RGB, alpha]))
-        assert read_image(path).dropped_alpha == told
-        assert read_mask(write_png(tmp_path / "b.png", np.dstack([LABELS, alpha]))).dropped_alpha == told
+        assert bool(read_image(path).notices) == told
+        assert bool(read_mask(write_png(tmp_path / "b.png", np.dstack([LABELS, alpha]))).notices) == told
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("LA", 1), ("RGBA", 3), ("L", 1)])

@@ -162,17 +162,17 @@ def test_a_fourth_sample_of_rgb_is_a_channel_unless_it_is_alpha_or_padding(tmp_p
     assert read_image(write(tmp_path / "a.tif", four, photometric="rgb", extrasamples=["unspecified"])).channels == 4
     for kind in ("unassalpha", "assocalpha"):
         found = read_image(write(tmp_path / "b.tif", four, photometric="rgb", extrasamples=[kind]))
-        assert (found.channels, found.dropped_alpha) == (3, True)
+        assert (found.channels, bool(found.notices)) == (3, True)
         assert np.array_equal(found.array, CHANNELS[:3])
     four[..., 3] = 255
     for kind in ("unspecified", "unassalpha"):
         found = read_image(write(tmp_path / "c.tif", four, photometric="rgb", extrasamples=[kind]))
-        assert (found.channels, found.dropped_alpha) == (3, False)
+        assert (found.channels, bool(found.notices)) == (3, False)
     grey = write(
         tmp_path / "d.tif", CHANNELS[:2].transpose(1, 2, 0), photometric="minisblack", extrasamples=["unassalpha"]
     )
-    assert (read_image(grey).channels, read_image(grey).dropped_alpha) == (1, True)
-    assert read_mask(grey).dropped_alpha
+    assert (read_image(grey).channels, bool(read_image(grey).notices)) == (1, True)
+    assert bool(read_mask(grey).notices)
 
 
 @pytest.mark.parametrize("axes", ["ZYX", "QYX", "IYX", None])
