@@ -227,7 +227,7 @@ def to_image(slices: Slices) -> Image:
         source = replace(source, axis=axis, instances=source.instances[order], frames=source.frames[order])
     patient, modality = (_text(slices.header, name) or None for name in ("PatientID", "Modality"))
     grid = replace(grid, source=source)
-    return Image(array, spacing, affine, "dicom", modality, patient, grid, slices.notices)
+    return Image(array, spacing, affine, "dicom", modality, patient, grid, notices=slices.notices)
 
 
 def to_mask(slices: Slices) -> Mask:
@@ -243,7 +243,7 @@ def to_mask(slices: Slices) -> Mask:
     if labels.ndim == 3 and affine is not None:
         grid, spacing, affine = oriented_grid(labels.shape[::-1], affine)
         labels = to_canonical(labels.transpose(), grid)
-    return Mask(labels, coding, None, lossy, spacing, affine, slices.notices)
+    return Mask(labels, coding, None, lossy, spacing, affine, notices=slices.notices)
 
 
 def sorted_frames(dataset: Dataset, *, raw: bool) -> Slices:
