@@ -88,6 +88,8 @@ def check_pair(image: Image, mask: Mask) -> None:
     """
     ours, theirs = image.shape, tuple(mask.values.shape)
     if ours != theirs:
+        if image.family == "raster" and ours[1:] == theirs:
+            raise findings.PAGES_MISMATCH.error(pages=ours[0], mask=_text(theirs))
         turned = " They are turned by 90 degrees against each other." if ours == theirs[::-1] else ""
         raise findings.SHAPE_MISMATCH.error(image=_text(ours), mask=_text(theirs), turned=turned)
     if image.affine is None and mask.affine is not None:

@@ -185,6 +185,14 @@ def test_pages_are_slices_if_their_axis_says_so_or_has_no_name(tmp_path: Path, a
     check_pair(found, mask)
 
 
+def test_pages_that_may_be_channels_are_named_where_the_mask_is_one_page(tmp_path: Path) -> None:
+    found = read_image(write(tmp_path / "a.tif", CHANNELS[:2], photometric="minisblack", metadata=None))
+    mask = read_mask(write(tmp_path / "b.tif", LABELS), like=found)
+    with pytest.raises(ImageError, match=r"read as 2 slices.*If the pages are channels.*axis C") as caught:
+        check_pair(found, mask)
+    assert caught.value.code == "shape_mismatch"
+
+
 @pytest.mark.parametrize("kind", ["imagej", "ome"])
 def test_channels_and_slices_are_told_apart(tmp_path: Path, kind: str) -> None:
     zcyx = RNG.integers(0, 60000, (4, 3, 30, 40)).astype(np.uint16)
