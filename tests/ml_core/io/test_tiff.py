@@ -76,6 +76,14 @@ def test_jpeg_inside_tiff_is_lossy_and_in_colours(tmp_path: Path) -> None:
     assert set(np.unique(mask.values)) == {0, 255}
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
+def test_other_colour_spaces_become_rgb(tmp_path: Path, mode: str) -> None:
+    other = PIL.Image.fromarray(RGB).convert(mode)
+    other.save(tmp_path / "a.tif", compression="tiff_lzw")
+    expected = np.asarray(other.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(read_image(tmp_path / "a.tif").array, expected)
+
+
 @pytest.mark.parametrize("compression", ["group3", "group4", None])
 def test_one_bit_is_black_and_white_and_0_1_as_mask(tmp_path: Path, compression: str | None) -> None:
     PIL.Image.fromarray(LABELS > 0).save(tmp_path / "a.tif", compression=compression)
