@@ -192,7 +192,14 @@ def images() -> list[Case]:
     cases += [
         Case("image", "ZIP of a series: method LZMA", _segment("series.zip", lzma), (201,), "failed", "Deflate"),
         Case("image", "CMYK JPG (allowed)", _segment("a.jpg", make.cmyk_jpeg()), (201,), "completed", ""),
-        Case("image", "TIFF whose page points at itself", _segment("a.tif", make.tiff_loop()), (201,), "failed", "decoded"),
+        Case(
+            "image",
+            "TIFF whose page points at itself",
+            _segment("a.tif", make.tiff_loop()),
+            (201,),
+            "failed",
+            "decoded",
+        ),
         Case("image", "GIF", _segment("a.gif", make.animated_gif()), (415,), "", ".gif"),
         Case("image", "program with the ending .exe", _segment("a.exe", b"MZ" * 99), (415,), "", ".exe"),
         Case("image", "file name of 5,000 characters", _segment("x" * 5000 + ".png", b"junk"), (400,), "", "header"),
