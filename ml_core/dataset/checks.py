@@ -120,6 +120,8 @@ def check_pair(image: Image, mask: Mask) -> None:
     """
     image_shape, mask_shape = image.shape, tuple(mask.values.shape)
     if image_shape != mask_shape:
+        if image.family == "raster" and image_shape[1:] == mask_shape:
+            raise findings.PAGES_MISMATCH.error(pages=image_shape[0], mask=_text(mask_shape))
         turned = " They are turned by 90 degrees against each other." if image_shape == mask_shape[::-1] else ""
         raise findings.SHAPE_MISMATCH.error(image=_text(image_shape), mask=_text(mask_shape), turned=turned)
     if image.affine is None and mask.affine is not None:

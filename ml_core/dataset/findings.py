@@ -160,6 +160,12 @@ SHAPE_MISMATCH = Finding(
     "The image is {image} and its mask is {mask}.{turned}",
     "Export the mask on the grid of its image.",
 )
+PAGES_MISMATCH = Finding(
+    "shape_mismatch",
+    "error",
+    "The image is read as {pages} slices, because its pages have no names, and its mask is one of {mask}.",
+    "If the pages are channels, save the image as an ImageJ TIFF or OME-TIFF with the axis C; if not, give a mask for all.",
+)
 IMAGE_WITHOUT_GEOMETRY = Finding(
     "no_geometry",
     "error",

@@ -68,12 +68,14 @@ def suffix_of(name: str) -> str:
 
 
 def stem(name: str) -> str:
-    """Return a file's name without its folders and its ending. ".nii.gz" counts as one ending.
+    """Return a file's name without its folders and its ending. ".nii.gz" and ".ome.tif" count as one ending.
 
     Only an ending in FORMATS is removed: a DICOM file called "1.2.840.5" keeps its ".5".
     """
     base, suffix = _base(name), suffix_of(name)
-    return base[: -len(suffix)] if suffix in FORMATS else base
+    name = base[: -len(suffix)] if suffix in FORMATS else base
+    is_ome = suffix in (".tif", ".tiff") and name.lower().endswith(".ome") and len(name) > len(".ome")
+    return name[: -len(".ome")] if is_ome else name
 
 
 def _base(name: str) -> str:

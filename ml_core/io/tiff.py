@@ -154,9 +154,9 @@ class _Planes:
             colours: NDArray[Any] = np.moveaxis(self._table[samples[0]], -1, 0)
             self.is_rgb = bool((self._table[:, :1] != self._table).any())
             return colours if self.is_rgb else colours[:1]
-        if page.photometric == _CMYK:
-            inks = PIL.Image.frombytes("CMYK", samples.shape[:0:-1], np.moveaxis(samples, 0, -1).tobytes())
-            colours = np.moveaxis(np.asarray(inks.convert("RGB")), -1, 0)
+        if (space := _space(page)) is not None:
+            picture = PIL.Image.frombytes(space, samples.shape[:0:-1], np.moveaxis(samples, 0, -1).tobytes())
+            colours = np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
             return colours
         if kind == "b":
             return samples.astype(np.uint8) * np.uint8(255 if self._expand else 1)
@@ -208,8 +208,8 @@ def _checked(page: Any, index: int) -> Any:
     name = getattr(page.photometric, "name", str(page.photometric))
     plain = page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
     is_jpeg_colour = page.photometric == _YCBCR and page.compression in _JPEG
-    is_inks = page.photometric == _CMYK and page.dtype == np.uint8 and samples - len(page.extrasamples) == 4
-    if not (plain or (page.photometric == _PALETTE and samples == 1) or is_jpeg_colour or is_inks):
+    is_palette = page.photometric == _PALETTE and samples == 1
+    if not (plain or is_palette or is_jpeg_colour or _space(page) is not None):
         raise ImageError(
             "unsupported_pixels", f"The TIFF colour type {name} is not supported.", "Save it as grey or RGB."
         )
@@ -233,6 +233,21 @@ def _checked(page: Any, index: int) -> Any:
     if page.compression != 1:
         _check_segments(page)
     return page
+
+
+def _space(page: Any) -> str | None:
+    """Pillow's name of a colour space of 8 bits that becomes RGB after decoding; None for others.
+
+    The decoder turns the YCbCr of a JPEG to RGB. Other YCbCr may have fewer colours than pixels, which is not read.
+    """
+    is_bytes, count = page.dtype == np.uint8, page.samplesperpixel - len(page.extrasamples)
+    if page.photometric == _CMYK and is_bytes and count == 4:
+        return "CMYK"
+    subsampling = page.tags.get(530)
+    is_whole = subsampling is not None and tuple(subsampling.value) == (1, 1)
+    if page.photometric == _YCBCR and page.compression not in _JPEG and is_bytes and count == 3 and is_whole:
+        return "YCbCr"
+    return None
 
 
 def _check_segments(page: Any) -> None:

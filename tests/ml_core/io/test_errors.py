@@ -150,6 +150,8 @@ def test_missing_file(tmp_path: Path) -> None:
         ("C:\\x\\scan.DCM", "scan", ".dcm"),
         ("1.2.840.5", "1.2.840.5", ".5"),
         ("x.jpeg", "x", ".jpeg"),
+        ("a/cell.1.OME.tif", "cell.1", ".tif"),
+        (".ome.tif", ".ome", ".tif"),
         ("x.tar.gz", "x.tar.gz", ".gz"),
         (".png", ".png", ""),
         ("series/", "series", ""),

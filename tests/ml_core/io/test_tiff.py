@@ -76,6 +76,14 @@ def test_jpeg_inside_tiff_is_lossy_and_in_colours(tmp_path: Path) -> None:
     assert set(np.unique(mask.values)) == {0, 255}
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
+def test_other_colour_spaces_become_rgb(tmp_path: Path, mode: str) -> None:
+    other = PIL.Image.fromarray(RGB).convert(mode)
+    other.save(tmp_path / "a.tif", compression="tiff_lzw")
+    expected = np.asarray(other.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(read_image(tmp_path / "a.tif").array, expected)
+
+
 @pytest.mark.parametrize("compression", ["group3", "group4", None])
 def test_one_bit_is_black_and_white_and_0_1_as_mask(tmp_path: Path, compression: str | None) -> None:
     PIL.Image.fromarray(LABELS > 0).save(tmp_path / "a.tif", compression=compression)
@@ -183,6 +191,14 @@ def test_pages_are_slices_if_their_axis_says_so_or_has_no_name(tmp_path: Path, a
     assert np.array_equal(found.array[0], STACK)
     mask = read_mask(write(tmp_path / "b.tif", (STACK > 90).astype(np.uint8), photometric="minisblack"), like=found)
     check_pair(found, mask)
+
+
+def test_pages_that_may_be_channels_are_named_where_the_mask_is_one_page(tmp_path: Path) -> None:
+    found = read_image(write(tmp_path / "a.tif", CHANNELS[:2], photometric="minisblack", metadata=None))
+    mask = read_mask(write(tmp_path / "b.tif", LABELS), like=found)
+    with pytest.raises(ImageError, match=r"read as 2 slices.*If the pages are channels.*axis C") as caught:
+        check_pair(found, mask)
+    assert caught.value.code == "shape_mismatch"
 
 
 @pytest.mark.parametrize("kind", ["imagej", "ome"])

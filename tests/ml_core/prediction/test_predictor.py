@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 from PIL import Image as PILImage
 
 from ml_core.dataset.fingerprint import FingerprintBuilder
-from ml_core.errors import ConfigError
+from ml_core.errors import ConfigError, ImageError
 from ml_core.io import Image, read_image
 from ml_core.io.image import Grid
 from ml_core.planning.plan import Machine
 from ml_core.planning.request import TrainingRequest
 from ml_core.planning.rules import make_plan
 from ml_core.prediction.package import read_package
-from ml_core.prediction.predictor import Predictor, input_warnings
+from ml_core.prediction.predictor import Predictor, input_warnings, network_of
+from ml_core.prediction.runtimes import TorchForward
 from tests.ml_core.training.test_trainer import CLASSES, draw, package_of, plan_for, train
 
 
@@ -70,3 +72,32 @@ def test_an_image_in_other_units_is_told(tmp_path: Path) -> None:
         assert "Hounsfield" in text
     [text] = input_warnings(volume(0, 255, None), plan)
     assert "values run from" in text
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_every_channel_reaches_the_network_and_other_numbers_of_them_are_refused(channels: int) -> None:
+    rng = np.random.default_rng(0)
+
+    def drawn(count: int) -> Image:
+        array = rng.integers(0, 4096, (count, 64, 64)).astype(np.uint16)
+        return Image(array, None, None, "raster", None, None, Grid((64, 64)))
+
+    builder, values = FingerprintBuilder(), np.zeros((64, 64), np.uint8)
+    values[20:40, 20:40] = 1
+    image = drawn(channels)
+    for _ in range(3):
+        builder.add(image, values, {0: 3696, 1: 400})
+    wanted = TrainingRequest.from_json({"architecture": "unet", "encoder": "mobilenet_v2", "encoder_weights": "none"})
+    plan = make_plan(wanted, builder.result(), CLASSES, Machine(False, 2, False))
+    assert (plan.in_channels, plan.fingerprint.modality) == (channels, "multichannel")
+    predictor = Predictor([TorchForward(network_of(plan), "fp32")], plan)
+    before = predictor.predict(image)
+    assert before.warnings == []
+    for channel in range(channels):
+        array = image.array.copy()
+        array[channel] = np.roll(array[channel], 20)
+        changed = predictor.predict(replace(image, array=array))
+        assert not np.array_equal(changed.certainty, before.certainty), channel
+    for other in (1, 3, channels + 1):
+        with pytest.raises(ImageError, match=f"has {other} channels, and the model was trained on {channels}"):
+            predictor.predict(drawn(other))
