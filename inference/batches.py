@@ -147,9 +147,8 @@ def _unpack(
         for position, image in enumerate(images):
             share = position / len(images)
             job.beat({"stage": "unpacking", "done": position, "total": len(images), "fraction": share})
-            owner = uuid.uuid5(
-                batch.uuid, image.entries[0]
-            )  # the same in a second attempt, which leaves nothing behind
+            # The same in a second attempt, which then leaves nothing behind.
+            owner = uuid.uuid5(batch.uuid, image.entries[0])
             if owner in known:
                 continue
             prefix = storage.object_key("inferences", owner)

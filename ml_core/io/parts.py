@@ -19,6 +19,8 @@ ONE_VOLUME = "Give only the files of one volume."
 MANY_MORE = 8
 # Messages list so many files, and so many groups of files.
 MAX_LISTED = 5
+# So many kinds of files are told apart, because every file is compared with all of them.
+MAX_KINDS = 20
 # What tells the volumes of one series apart that lie at the same positions, with the words for it.
 TELLING: tuple[tuple[str | tuple[int, int], str], ...] = (
     ("EchoTime", "echo time"),
@@ -69,12 +71,13 @@ def choose_volume(parts: Sequence[Part]) -> tuple[list[Part], list[Notice]]:
     """
     kept, notices = list(parts), list[Notice]()
     scouts = [part for part in kept if is_localizer(part.header)]
-    if scouts and len(scouts) < len(kept):
+    # Localizers that outnumber the rest may be what the user means.
+    if scouts and len(scouts) <= len(kept) - len(scouts):
         kept = [part for part in kept if part not in scouts]
         notices.append(Notice("localizer", f"{_left_out(scouts)} (ImageType says localizer)."))
     groups = sorted(_alike(kept), key=len, reverse=True)
     odd = [part for group in groups[1:] for part in group]
-    if odd and len(groups[0]) >= MANY_MORE * len(odd):
+    if odd and len(groups) < MAX_KINDS and len(groups[0]) >= MANY_MORE * len(odd):
         what = _difference(groups[0][0], odd[0])[1]
         notices.append(Notice("odd_slices", f"{_left_out(odd)}: {what} differs from the other {len(groups[0])} files."))
         kept, groups = groups[0], groups[:1]
@@ -83,7 +86,8 @@ def choose_volume(parts: Sequence[Part]) -> tuple[list[Part], list[Notice]]:
         code, what = _difference(groups[0][0], groups[1][0])
         sizes = [f"{group[0].header.Rows} x {group[0].header.Columns}" for group in groups] if what == "size" else []
         listed = _listed(groups, sizes)
-        reason = f"The series holds files of {len(groups)} kinds, which differ in their {what}: {listed}."
+        kinds = f"{len(groups)}{' or more' if len(groups) == MAX_KINDS else ''}"
+        reason = f"The series holds files of {kinds} kinds, which differ in their {what}: {listed}."
         raise ImageError(code, reason, ONE_VOLUME)
     if len(kept) > 1 and kept[0].frames > 1:
         reason = f"The series has {len(kept)} files and {kept[0].name} alone is a volume."
@@ -122,14 +126,16 @@ def is_localizer(header: Dataset) -> bool:
 
 
 def _alike(parts: Iterable[Part]) -> list[list[Part]]:
-    """Group files by all that the slices of a volume share."""
+    """Group files by all that the slices of a volume share. The last of MAX_KINDS groups takes what fits into no other."""
     groups: list[list[Part]] = []
     for part in parts:
         group = next((group for group in groups if not _difference(group[0], part)[0]), None)
-        if group is None:
+        if group is not None:
+            group.append(part)
+        elif len(groups) < MAX_KINDS:
             groups.append([part])
         else:
-            group.append(part)
+            groups[-1].append(part)
     return groups
 
 

@@ -172,6 +172,21 @@ def test_an_odd_file_among_few_is_no_scout(tmp_path: Path) -> None:
     assert "1 file, odd" in error.reason
 
 
+def test_localizers_that_outnumber_the_rest_are_not_left_out(tmp_path: Path) -> None:
+    folder = write(tmp_path / "s", VOLUME[:3], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_dicom_slice(folder / "other", VOLUME[0], ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    assert refusal(folder).code == "mixed_orientation"
+
+
+def test_many_kinds_are_told_apart_in_little_time(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for index, angle in enumerate(np.linspace(0, 3, 60)):
+        along = [float(np.cos(angle)), float(np.sin(angle)), 0, 0, 0, -1]
+        write_dicom_slice(folder / f"{index:03}", VOLUME[0], ImageOrientationPatient=along)
+    assert "files of 20 or more kinds" in refusal(folder).reason
+
+
 def test_reports_in_the_folder_are_left_out(tmp_path: Path) -> None:
     folder = write(tmp_path / "s")
     report = dicom_dataset(VOLUME[0], Rows=None, Columns=None, PixelData=None)
