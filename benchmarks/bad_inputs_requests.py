@@ -116,9 +116,9 @@ def hyperparameters() -> list[Case]:
         ({"\ud800": 1}, "printable"),
         ({"x" * 5000: 1}, "at most 50"),
         ({f"name{n}": n for n in range(20_000)}, "at most 50"),
-        ([1, 2], "dictionary"),
-        ("unet", "dictionary"),
-        (7, "dictionary"),
+        ([1, 2], "JSON object"),
+        ("unet", "JSON object"),
+        (7, "JSON object"),
     ]
     cases = []
     for values, says in bad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
@@ -51,6 +51,8 @@ class HyperparametersField(serializers.DictField):
     A form sends it as JSON text in one field, or as one field for each name (`hyperparameters.epochs`).
     """
 
+    default_error_messages: ClassVar = {"not_a_dict": 'This is not a JSON object. Send one, such as {{"epochs": 20}}.'}
+
     def get_value(self, dictionary: Mapping[str, Any]) -> Any:
         if not html.is_html_input(dictionary):
             return super().get_value(dictionary)
@@ -63,8 +65,6 @@ class HyperparametersField(serializers.DictField):
     def to_internal_value(self, data: Any) -> dict[str, object]:
         if isinstance(data, str):
             data = _json_value(data)
-            if not isinstance(data, dict):
-                raise serializers.ValidationError('This is not a JSON object. Send one, such as {"epochs": 20}.')
         values: dict[str, object] = super().to_internal_value(data)
         # The answer repeats every unknown name, so the names must be few, short and printable.
         if len(values) > MAX_NAMES or any(len(name) > 100 or not name.isprintable() for name in values):

@@ -119,8 +119,9 @@ class MaskSurvey:
         self._facts.append(facts)
 
     def decide(self) -> Decision:
-        in_colours = any(facts.is_rgb for facts in self._facts)
-        read = [facts for facts in self._facts if not in_colours or facts.is_rgb or self._is_grey_of_colours(facts)]
+        in_colours = self._are_in_colours()
+        fitting = [facts for facts in self._facts if facts.is_rgb or self._is_grey_of_colours(facts)]
+        read = fitting if in_colours else [facts for facts in self._facts if not facts.is_rgb]
         keys = [facts.colour_keys if in_colours else facts.keys for facts in read]
         masks = [dict(zip(names, facts.counts, strict=True)) for names, facts in zip(keys, read, strict=True)]
         borders = [dict(zip(names, facts.border, strict=True)) for names, facts in zip(keys, read, strict=True)]
@@ -140,6 +141,12 @@ class MaskSurvey:
         background = self._background(pixels, at_border, in_colours, issues)
         reading = Reading(_value(background), ignore, merge, objects=False)
         return _decision(reading, pixels, in_colours, issues)
+
+    def _are_in_colours(self) -> bool:
+        """Whether masks in colours are as many as those in numbers, which then do not belong to the dataset."""
+        coloured = sum(facts.is_rgb for facts in self._facts)
+        numbered = [facts for facts in self._facts if not facts.is_rgb and len(facts.keys) > 1]
+        return coloured > 0 and coloured >= sum(not self._is_grey_of_colours(facts) for facts in numbered)
 
     def _is_grey_of_colours(self, facts: MaskFacts) -> bool:
         """Whether a mask of greys is one of a dataset in colours: each grey is in a mask with colours, too."""
