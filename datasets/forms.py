@@ -8,13 +8,32 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 
 from datasets import services
-from datasets.models import DatasetClass
+from datasets.models import Dataset, DatasetClass
 from medseg_site.shared.base.errors import MedSegError
 
 if TYPE_CHECKING:
     ClassModelForm = forms.ModelForm[DatasetClass]
 else:
     ClassModelForm = forms.ModelForm
+
+
+class ReadingForm(forms.Form):
+    """How the masks of a dataset are read: which value is the background, and which ones nobody labelled."""
+
+    background = forms.TypedChoiceField(coerce=int)
+    ignore = forms.TypedMultipleChoiceField(coerce=int, required=False)
+
+    def __init__(self, dataset: Dataset, data: Any) -> None:
+        super().__init__(data)
+        values = [*(item.value for item in dataset.classes.all()), *dataset.fingerprint.get("ignored", [])]
+        for name in ("background", "ignore"):
+            self.fields[name].choices = [(value, value) for value in values]  # type: ignore[attr-defined]  # of choices
+
+    def clean(self) -> dict[str, Any]:
+        values: dict[str, Any] = self.cleaned_data
+        if values.get("background") in values.get("ignore", []):
+            raise forms.ValidationError("The background cannot be ignored.")
+        return values
 
 
 class ClassForm(ClassModelForm):

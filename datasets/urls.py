@@ -12,6 +12,7 @@ urlpatterns = [
     path("<int:pk>/live/", views.dataset_live, name="live"),
     path("<int:pk>/recheck/", views.dataset_recheck, name="recheck"),
     path("<int:pk>/cancel/", views.dataset_cancel, name="cancel"),
+    path("<int:pk>/reading/", views.dataset_reading, name="reading"),
     path("<int:pk>/delete/", views.dataset_delete, name="delete"),
     path("<int:pk>/classes/<int:class_pk>/", views.class_edit, name="class"),
     path("<int:pk>/samples/<int:sample_pk>/", views.sample_detail, name="sample"),

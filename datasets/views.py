@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
+from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
@@ -14,7 +15,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
 
 from datasets import services
-from datasets.forms import ClassForm
+from datasets.forms import ClassForm, ReadingForm
 from datasets.models import Dataset, DatasetClass, Sample
 from medseg_site.shared.base.text import whole_number
 from medseg_site.shared.web.pages import end_live_part, end_text, is_live, page_of, tell, to_page
@@ -92,6 +93,7 @@ def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
     context = {
         "dataset": dataset,
         "classes": dataset.classes.all(),
+        "ignored": dataset.fingerprint.get("ignored", []),
         "samples": page_of(request, dataset.all_samples(), SAMPLES_PER_PAGE),
         "issues": dataset.issues if show_all else dataset.issues[:ISSUES_SHOWN],
         "hidden_issues": 0 if show_all else max(0, len(dataset.issues) - ISSUES_SHOWN),
@@ -149,6 +151,24 @@ def dataset_delete(request: HttpRequest, pk: int) -> HttpResponse:
         lambda: services.delete_dataset(user=request.user, dataset=dataset),
     )
     return to_page("datasets:list" if done else dataset)
+
+
+@login_required
+@require_POST
+def dataset_reading(request: HttpRequest, pk: int) -> HttpResponse:
+    """Make a version whose masks are read otherwise: with another background, or with other values that are ignored."""
+    dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
+    form = ReadingForm(dataset, request.POST)
+    if not form.is_valid():
+        messages.error(request, "Choose one value as the background, and ignore others only. Nothing was changed.")
+        return to_page(dataset)
+    made: list[Dataset] = []
+    done = tell(
+        request,
+        "A new version is being made, whose masks are read so.",
+        lambda: made.append(services.create_version(user=request.user, base=dataset, reading=form.cleaned_data)),
+    )
+    return to_page(made[0] if done else dataset)
 
 
 @login_required

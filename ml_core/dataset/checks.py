@@ -257,6 +257,7 @@ class DatasetCheck:
         # The numbers of objects were stored as they are, everything else in label values.
         if self.classes.decision.reading.objects:
             values, counts = self.classes.learn(pair.mask, pair.counts)
+        self.classes.know(counts)
         self._builders[pair.image.dimensions].add(pair.image, values, counts)
         return values
 

@@ -82,6 +82,12 @@ class ClassTable:
                 self._colors.setdefault(label, own or _next_color(len(self._colors)))
         return relabelled(mask.values, present, labels), by_label
 
+    def know(self, labels: Iterable[int]) -> None:
+        """Give a colour to each label value of a stored mask that has none, such as one that is ignored no longer."""
+        for label in labels:
+            if label not in self.decision.ignored and label not in self._colors:
+                self._colors[label] = _next_color(len(self._colors))
+
     def _add_colours(self, mask: Mask, keys: list[str]) -> None:
         unknown = [key for key in keys if key not in self._codes]
         # Numbers that are no grey of the coloured masks: somebody has coded this mask otherwise.

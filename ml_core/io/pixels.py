@@ -26,6 +26,8 @@ class Pixels:
     """The pixels were compressed with loss (JPEG)."""
     has_alpha: bool
     """The file has an alpha channel that is not the same everywhere. It is not in `array`."""
+    is_alpha: bool = False
+    """`array` is the alpha channel of a mask whose colour is the same everywhere."""
 
 
 def varies(channel: NDArray[Any]) -> bool:

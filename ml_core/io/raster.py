@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ _ALPHA = (
         "dropped_alpha",
         "The file has an alpha channel (transparency) that varies, and it is not used. "
         "If it holds data, save it as a channel of its own.",
+    ),
+)
+_DRAWN_IN_ALPHA = (
+    Notice(
+        "alpha_mask",
+        "The mask has one colour everywhere and is drawn in its alpha channel (transparency), so that was read.",
     ),
 )
 
@@ -79,7 +86,8 @@ def read_mask(path: Path) -> Mask:
         colours = {value: pixels.palette[value] for value in present if value < len(pixels.palette)}
         # A palette in which index i is grey i makes the file a plain grey one, so its colours mean nothing.
         palette = None if all(c == f"#{v:02x}{v:02x}{v:02x}" for v, c in colours.items()) else colours
-    return Mask(labels, coding, palette, pixels.lossy, None, None, notices=_ALPHA if pixels.has_alpha else ())
+    notices = _DRAWN_IN_ALPHA if pixels.is_alpha else _ALPHA if pixels.has_alpha else ()
+    return Mask(labels, coding, palette, pixels.lossy, None, None, notices=notices)
 
 
 def write_labels(values: NDArray[Any], path: Path, coding: Coding) -> None:
@@ -142,9 +150,14 @@ def _pixels(picture: PIL.Image.Image, path: Path, *, expand: bool) -> Pixels:
     if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I", "I;16", "I;16B", "I;16L"):
         raise ImageError("unsupported_pixels", f"The colour mode {mode} is not supported.", "Save it as grey or RGB.")
     array = np.asarray(picture) if deep is None else deep
-    has_alpha = False
+    has_alpha = is_alpha = False
     if kind in (4, 6) or mode in ("LA", "PA", "RGBA"):
-        has_alpha, array = varies(array[..., -1]), array[..., :-1]
+        alpha, array = array[..., -1], array[..., :-1]
+        has_alpha = varies(alpha)
+        # A mask that was saved from a layer of one colour is drawn in its transparency.
+        is_alpha = has_alpha and not expand and not any(varies(channel) for channel in np.moveaxis(array, -1, 0))
+        if is_alpha:
+            array, palette = alpha, None
     elif mode == "RGBX":
         array = array[..., :3]
     if mode == "1":
@@ -154,7 +167,8 @@ def _pixels(picture: PIL.Image.Image, path: Path, *, expand: bool) -> Pixels:
     # Pillow spreads grey of 2 or 4 bits over 0..255. A mask needs the stored values back.
     if not expand and kind == 0 and depth in (2, 4):
         array = array // np.uint8(255 // (2**depth - 1))
-    return _channels(array, palette, lossy=lossy, has_alpha=has_alpha)
+    pixels = _channels(array, palette, lossy=lossy, has_alpha=has_alpha)
+    return replace(pixels, is_alpha=is_alpha)
 
 
 def _check_jpeg(path: Path) -> None:

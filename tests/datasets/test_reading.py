@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.test import Client
 from PIL import Image as PILImage
 from rest_framework.test import APIClient
 
@@ -151,3 +152,32 @@ def test_a_later_version_has_another_background(api: APIClient, own_media: Path)
     check(answer.json()["id"])
     third = Dataset.objects.get(pk=answer.json()["id"])
     assert (third.status, third.class_dicts()[0]["value"]) == ("ready", 1), third.error
+
+
+def test_the_page_changes_the_background_and_what_is_ignored(api: APIClient, client: Client, own_media: Path) -> None:
+    masks = [labels(index) for index in range(3)]
+    for mask in masks:
+        mask[12:15] = 255
+    first = upload(api, *masks)
+    page = client.get(f"/datasets/{first.pk}/").content.decode()
+    assert "Not labelled: neither learnt from nor scored" in page
+    answer = client.post(f"/datasets/{first.pk}/reading/", {"background": 0, "ignore": [1]})
+    second = Dataset.objects.exclude(pk=first.pk).get()
+    assert answer["Location"] == f"/datasets/{second.pk}/"
+    check(second.pk)
+    second.refresh_from_db()
+    assert second.status == "ready", second.error
+    # 255 is a class now, and 1 is none any more.
+    assert [item["value"] for item in second.class_dicts()] == [0, 2, 255]
+    assert second.fingerprint["ignored"] == [1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"background": "x"}, {"background": 7}, {"background": 0, "ignore": [0]}, {"background": 0, "ignore": [9]}],
+)
+def test_the_page_refuses_what_is_no_reading(api: APIClient, client: Client, own_media: Path, fields: Any) -> None:
+    first = upload(api, *(labels(index) for index in range(2)))
+    answer = client.post(f"/datasets/{first.pk}/reading/", fields, follow=True)
+    assert "Choose one value as the background" in answer.content.decode()
+    assert Dataset.objects.count() == 1

@@ -243,3 +243,14 @@ def test_channels_that_are_no_colours_are_shown_in_windows_of_their_own() -> Non
         assert (shown[-1, -1, 0], shown[0, 0, 1], shown[0, 0, 0]) == (255, 255, 0)
         assert shown[..., 2].max() == (0 if count == 2 else 255)
         assert np.array_equal(display_volume(found)[0], shown)
+
+
+@pytest.mark.parametrize("colour", [[], [0], [200], [0, 0, 0], [255, 0, 0]])
+def test_a_mask_that_is_drawn_in_its_transparency_is_read_there(tmp_path: Path, colour: list[int]) -> None:
+    alpha = np.where(LABELS > 0, 255, 0).astype(np.uint8)
+    layers = [np.full(LABELS.shape, level, np.uint8) for level in colour]
+    mask = read_mask(write_png(tmp_path / "a.png", np.dstack([*layers, alpha]) if layers else alpha))
+    assert np.array_equal(mask.values, alpha)
+    assert [notice.code for notice in mask.notices] == (["alpha_mask"] if layers else [])
+    if len(layers) == 3:
+        assert read_image(tmp_path / "a.png").channels == 3
