@@ -20,7 +20,7 @@ from ml_core.dataset.pairing import Pair
 from ml_core.dataset.patients import group_of_name
 from ml_core.io import Image, display_slice, is_oriented, series, to_screen, write_label_map
 from ml_core.io.containers import SafeArchive
-from ml_core.io.content import HEAD_BYTES, suffix_by_content
+from ml_core.io.content import suffix_by_content
 from ml_core.io.formats import FORMATS, suffix_of
 
 THUMBNAIL_SIDE = 256
@@ -136,11 +136,9 @@ def store_sample(sample: CheckedSample, files: PairFiles, prefix: str) -> None:
 
 def _extract(archive: SafeArchive, name: str, folder: Path, what: str) -> Path:
     """Write a member to a file called `what`, with the ending of its name, or of its content if that is no known one."""
-    target = folder / what
-    archive.extract(name, target)
-    with target.open("rb") as file:
-        suffix = suffix_by_content(name, file.read(HEAD_BYTES))
-    return target.rename(target.with_suffix(suffix or ".dcm"))
+    target = folder / f"{what}{_suffix(name)}"
+    suffix = suffix_by_content(name, archive.extract(name, target)) or ".dcm"
+    return target if target.name == f"{what}{suffix}" else target.rename(folder / f"{what}{suffix}")
 
 
 def _suffix(name: str) -> str:

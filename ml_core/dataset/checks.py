@@ -40,6 +40,8 @@ class ReadPair:
     """Number of pixels per stored value (or packed colour) of the mask, ascending by value."""
     facts: MaskFacts
     """What the mask tells about how the dataset's masks are coded."""
+    is_flat: bool
+    """Whether each channel of the image has one value everywhere."""
     signature: NDArray[np.float16]
     """The image's fine structure, by which `ml_core.dataset.near_duplicates` compares images."""
     image_file: str
@@ -52,12 +54,19 @@ class ReadPair:
         """Count the values of the mask, and compute the signature of the image."""
         present, numbers = count_values(mask.values)
         counts = dict(zip(present.tolist(), numbers.tolist(), strict=True))
-        return cls(image, mask, counts, MaskFacts.of(mask, counts), signature(image), image_file, mask_file)
+        facts = MaskFacts.of(mask, counts)
+        return cls(image, mask, counts, facts, _is_flat(image), signature(image), image_file, mask_file)
 
     @property
     def both(self) -> str:
         """Both file names, for a message about the pair."""
         return f"{self.image_file} and {self.mask_file}"
+
+
+def _is_flat(image: Image) -> bool:
+    pixels = image.array.reshape(image.channels, -1)
+    # One value in the first thousand pixels is common; only then the whole image is looked at.
+    return bool((pixels[:, :1000] == pixels[:, :1]).all() and (pixels == pixels[:, :1]).all())
 
 
 def read_pair(image_path: Path, mask_path: Path, *, image_file: str, mask_file: str) -> ReadPair:
@@ -265,10 +274,9 @@ class DatasetCheck:
         self._count += 1
         if len(set(counts) - set(self.classes.decision.ignored)) < 2:
             self._empty.append(pair.mask_file)
-        pixels = pair.image.array.reshape(pair.image.channels, -1)
-        # One value in the first thousand pixels is common; only then the whole image is looked at.
-        if (pixels[:, :1000] == pixels[:, :1]).all() and (pixels == pixels[:, :1]).all():
-            self.issues.append(findings.FLAT_IMAGE.issue(pair.image_file, value=f"{pixels[0, 0]:g}"))
+        if pair.is_flat:
+            value = f"{pair.image.array.flat[0]:g}"
+            self.issues.append(findings.FLAT_IMAGE.issue(pair.image_file, value=value))
 
     def _check_channels(self, image: Image) -> None:
         """Refuse an image whose channels differ from those before it. Grey and colour mix: a network is fed with either."""

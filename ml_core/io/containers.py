@@ -153,26 +153,28 @@ class SafeArchive:
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError):
             return b""
 
-    def extract(self, name: str, target: Path) -> None:
-        """Write member `name` to `target`, whose folder must exist, and check its CRC-32.
+    def extract(self, name: str, target: Path) -> bytes:
+        """Write member `name` to `target`, whose folder must exist, check its CRC-32, and return its first HEAD_BYTES.
 
         Raises ArchiveError damaged_file if the member is damaged, and OSError if the disk is full, since a full disk is
         no fault of the ZIP. No partial file is left behind. The written size is bounded: zipfile never yields more than
         the declared size, and the declared size was checked against the limits on entering.
         """
-        part = target.with_name(target.name + ".part")
+        head = b""
         try:
-            with self.open(name) as source, part.open("wb") as sink:
+            with self.open(name) as source, target.open("wb") as sink:
                 while chunk := source.read(CHUNK_BYTES):
+                    head = head or chunk[:HEAD_BYTES]
                     sink.write(chunk)
                 if sink.tell() != self.sizes[name]:
                     raise EOFError
-            part.replace(target)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-            reason = f"{shown_name(name)} is damaged inside the ZIP."
-            raise ArchiveError("damaged_file", reason, ZIP_AGAIN) from error
-        finally:
-            part.unlink(missing_ok=True)
+        except BaseException as error:
+            target.unlink(missing_ok=True)
+            if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError | RuntimeError | ValueError):
+                reason = f"{shown_name(name)} is damaged inside the ZIP."
+                raise ArchiveError("damaged_file", reason, ZIP_AGAIN) from error
+            raise
+        return head
 
     def _check_members(self) -> dict[str, zipfile.ZipInfo]:
         members: dict[str, zipfile.ZipInfo] = {}

@@ -29,6 +29,8 @@ _TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
+# The first bytes of a file: enough for the signature of each format, and for the header of a PNG.
+_HEAD = 26
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _ALPHA = (
@@ -113,10 +115,11 @@ def write_labels(values: NDArray[Any], path: Path, coding: Coding) -> None:
 def _load(path: Path, *, expand: bool) -> Pixels:
     with decoding(WHAT, CURE):
         with path.open("rb") as file:
-            is_tiff = file.read(4) in _TIFF
-        if is_tiff:
+            head = file.read(_HEAD)
+        if head[:4] in _TIFF:
             return tiff.load(path, expand=expand)
-        _check_jpeg(path)
+        if head[:2] == b"\xff\xd8":
+            _check_jpeg(path)
         try:
             picture = PIL.Image.open(path, formats=_FORMATS)
         except PIL.Image.DecompressionBombError as error:
@@ -128,12 +131,13 @@ def _load(path: Path, *, expand: bool) -> Pixels:
         with picture:
             check_size((picture.height, picture.width))
             # Of an animated PNG or a phone's multi-picture JPEG, the first picture is read.
-            return _pixels(picture, path, expand=expand)
+            return _pixels(picture, path, head, expand=expand)
 
 
-def _pixels(picture: PIL.Image.Image, path: Path, *, expand: bool) -> Pixels:
+def _pixels(picture: PIL.Image.Image, path: Path, head: bytes, *, expand: bool) -> Pixels:
     lossy = picture.format in ("JPEG", "MPO")
-    depth, kind = _png_header(path) if picture.format == "PNG" else (8, 0)
+    # The bit depth and colour type of a PNG, because Pillow's modes do not tell them.
+    depth, kind = (head[24], head[25]) if picture.format == "PNG" else (8, 0)
     palette, mode = None, picture.mode
     # Pillow reduces 16-bit colours and 16-bit grey with alpha to 8 bits, which turns 12-bit data black.
     deep = _deep_png(picture, path) if depth == 16 and kind in (2, 4, 6) else None
@@ -174,8 +178,8 @@ def _pixels(picture: PIL.Image.Image, path: Path, *, expand: bool) -> Pixels:
 def _check_jpeg(path: Path) -> None:
     """Refuse a JPEG that Pillow would call damaged because it has more than 8 bits per channel."""
     with path.open("rb") as file:
-        head = file.read(1 << 16) if file.read(2) == b"\xff\xd8" else b""
-    if head and (frame := jpeg_frame(b"\xff\xd8" + head)) is not None and frame.bits > 8:
+        frame = jpeg_frame(file.read(1 << 16))
+    if frame is not None and frame.bits > 8:
         raise ImageError(
             "unsupported_pixels",
             f"The JPEG has {frame.bits} bits per channel, and 8 are read.",
@@ -204,10 +208,3 @@ def _deep_png(picture: PIL.Image.Image, path: Path) -> NDArray[np.uint16]:
     places = PIL.Image.fromarray(np.arange(pixels.shape[0] * pixels.shape[1], dtype=np.int32).reshape(pixels.shape[:2]))
     turned: NDArray[np.uint16] = pixels.reshape(-1, pixels.shape[2])[np.asarray(places.transpose(turn))]
     return turned
-
-
-def _png_header(path: Path) -> tuple[int, int]:
-    """Read the bit depth and colour type of a PNG from its header, because Pillow's modes do not tell them."""
-    with path.open("rb") as file:
-        header = file.read(26)
-    return header[24], header[25]
