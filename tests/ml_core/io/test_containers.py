@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import stat
@@ -12,7 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
@@ -269,8 +269,12 @@ def test_header_that_lies_about_the_size_cannot_fill_the_disk(path: Path) -> Non
 
 
 def test_full_disk_is_no_fault_of_the_archive(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullFile(io.FileIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
     with SafeArchive(make_zip(path)) as archive:
-        monkeypatch.setattr(Path, "replace", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        monkeypatch.setattr(Path, "open", lambda self, mode: FullFile(self, mode))
         with pytest.raises(OSError, match="No space") as caught:
             archive.extract("images/a.png", path.parent / "out")
     assert outages.reason_of(caught.value)
