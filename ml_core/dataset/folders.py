@@ -20,7 +20,7 @@ from ml_core.dataset.findings import Issue
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.pairing import SILENT, Folders, holds_series, pair_folders
 from ml_core.dataset.patients import group_of_name
-from ml_core.dataset.reading import Codes, Decision
+from ml_core.dataset.reading import Codes, Decision, Reading
 from ml_core.dataset.survey import MaskSurvey
 from ml_core.errors import ImageError, MLError
 from ml_core.files import in_order, threads_for
@@ -145,9 +145,14 @@ def _read_pair(case: Case) -> tuple[ReadPair, str] | ImageError:
 
 
 def describe(
-    cases: list[Case], note: Note, on_case: Callable[[int, int], None], names: dict[int, str] | None = None
+    cases: list[Case],
+    note: Note,
+    on_case: Callable[[int, int], None],
+    names: dict[int, str] | None = None,
+    reading: Reading | None = None,
 ) -> Described:
-    """Read and check the cases as one dataset. `names` maps label values to class names. Raises DatasetRefusedError.
+    """Read and check the cases as one dataset. `names` maps label values to class names, and `reading` says how masks
+    are read, as far as it is known. Raises DatasetRefusedError.
 
     `note` receives each issue once, as soon as it is dataset. `on_case(done, total)` is called after each case.
     """
@@ -159,9 +164,9 @@ def describe(
             note(issue)
 
     try:
-        dataset = _checked(cases, DatasetCheck(names=names), note_once, on_case)
+        dataset = _checked(cases, DatasetCheck(names=names, reading=reading), note_once, on_case)
     except UndecidedError as error:
-        decision = error.decision or _survey(cases)
+        decision = error.decision or _survey(cases, reading)
         dataset = _checked(cases, DatasetCheck(ClassTable(decision=decision, names=names)), note_once, on_case)
     kept = [replace(item.case, group=item.group, codes=dataset.codes) for item in dataset.cases]
     signatures = {item.case.id: item.signature for item in dataset.cases if item.signature.size}
@@ -183,9 +188,9 @@ def _checked(
             note(issue)
 
 
-def _survey(cases: list[Case]) -> Decision:
+def _survey(cases: list[Case], reading: Reading | None) -> Decision:
     """Look at all masks, and decide how they are read."""
-    survey = MaskSurvey()
+    survey = MaskSurvey(reading)
     for facts in in_order(read_facts, [case.mask for case in cases], threads_for(case.mask for case in cases)):
         if facts:
             survey.add(facts)

@@ -18,17 +18,21 @@ from PIL import Image as PILImage
 
 from ml_core.dataset.case import Case
 from ml_core.dataset.folders import Described, make_case
+from ml_core.dataset.reading import Reading
 from ml_core.dataset.splits import PARTS, Fold, Name, StoredSplit
 from ml_core.errors import MLError
 from ml_core.io import GREY_OR_COLOUR, Image, read_image, read_mask
+from ml_core.measures.metrics import IGNORED
 
 
 class NnunetError(MLError):
     """A raw dataset or a file of splits that cannot be used, or cannot be written."""
 
 
-def read_raw(folder: Path, channel: int | None = None) -> tuple[list[Case], dict[int, str]]:
-    """Return the training cases of a raw dataset, and the name of each label value.
+def read_raw(folder: Path, channel: int | None = None) -> tuple[list[Case], dict[int, str], Reading]:
+    """Return the training cases of a raw dataset, the name of each label value, and how its masks are read.
+
+    Nothing is guessed of the masks: the document names the labels, and the one that is ignored.
 
     If cases have several files (_0000, _0001, …), `channel` chooses the one to use, because an image here is one file:
     of one channel, or of three in colour. Raises NnunetError.
@@ -47,12 +51,9 @@ def read_raw(folder: Path, channel: int | None = None) -> tuple[list[Case], dict
         raise NnunetError(
             "regions", "The labels are regions that overlap.", "Give each label one number, and train on these labels."
         )
-    if "ignore" in labels:
-        raise NnunetError(
-            "ignore_label",
-            "The dataset has an ignore label, which is not supported.",
-            "Train it with nnU-Net, or give the ignored pixels a class.",
-        )
+    ignored = [value for value, name in names.items() if name == "ignore"]
+    names = {value: name for value, name in names.items() if value not in ignored}
+    reading = Reading(background=0, ignore=list(ignored), merge=[], objects=False)
     cases: list[Case] = []
     for mask in sorted((folder / "labelsTr").glob(f"*{ending}")):
         name = mask.name.removesuffix(ending)
@@ -71,7 +72,7 @@ def read_raw(folder: Path, channel: int | None = None) -> tuple[list[Case], dict
         cases.append(make_case(len(cases) + 1, name, image, mask))
     if not cases:
         raise NnunetError("no_cases", f"{folder / 'labelsTr'} has no files *{ending}.", "Check file_ending.")
-    return cases, names
+    return cases, names, reading
 
 
 def export_raw(described: Described, out: Path, on_case: Callable[[int, int], None]) -> None:
@@ -96,7 +97,8 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
         if image.channels not in GREY_OR_COLOUR:
             reason = f"{case.name} has {image.channels} channels; nnU-Net's layout is written for grey and colour."
             raise NnunetError("several_channels", reason, "Save one channel of each image, and export those.")
-        labels = case.indices(read_mask(case.mask, like=image), values)
+        labels = case.indices(read_mask(case.mask, like=image), values, fingerprint.ignored)
+        labels[labels == IGNORED] = len(values)
         image_path = out / "imagesTr" / f"{case.name}_0000{ending}"
         label_path = out / "labelsTr" / f"{case.name}{ending}"
         if pictures:
@@ -110,12 +112,15 @@ def export_raw(described: Described, out: Path, on_case: Callable[[int, int], No
         on_case(position + 1, len(described.cases))
     channels = ["R", "G", "B"] if fingerprint.channels == 3 else [fingerprint.modality]
     names = ["background", *(item["name"] for item in described.classes[1:])]
-    document = {
+    document: dict[str, Any] = {
         "channel_names": {str(index): name for index, name in enumerate(channels)},
         "labels": {name: index for index, name in enumerate(names)},
         "numTraining": len(described.cases),
         "file_ending": ending,
     }
+    # nnU-Net's last label may be one that it ignores.
+    if fingerprint.ignored:
+        document["labels"]["ignore"] = len(values)
     (out / "dataset.json").write_text(json.dumps(document, indent=1))
 
 

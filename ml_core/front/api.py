@@ -258,15 +258,15 @@ def read_cases(
     channel: int | None = None,
 ) -> Described:
     """Read the cases of two folders or of a raw dataset. Raises MLError if not exactly one of these is given."""
-    names = None
+    names, reading = None, None
     if nnunet_raw is not None and images is None and masks is None:
-        cases, names = read_raw(Path(nnunet_raw), channel)
+        cases, names, reading = read_raw(Path(nnunet_raw), channel)
     elif nnunet_raw is None and images is not None and masks is not None:
         cases = find_cases(Path(images), Path(masks), bar.issue)
     else:
         reason = "A folder is missing, or too many are given."
         raise MLError("no_folders", reason, "Give either images and masks, or nnunet_raw.")
-    return describe(cases, bar.issue, lambda done, total: bar.count("reading", done, total), names)
+    return describe(cases, bar.issue, lambda done, total: bar.count("reading", done, total), names, reading)
 
 
 def _read_tests(bar: ProgressBar, images: Path, masks: Path, described: Described) -> list[Case]:

@@ -13,7 +13,9 @@ from PIL import Image as PILImage
 
 import ml_core
 from ml_core.dataset.case import Case
-from ml_core.dataset.nnunet import NnunetError, read_raw, read_splits, write_splits
+from ml_core.dataset.folders import describe
+from ml_core.dataset.nnunet import NnunetError, export_raw, read_raw, read_splits, write_splits
+from ml_core.dataset.reading import Reading
 from ml_core.dataset.splits import StoredSplit
 from ml_core.front.command_line import main
 from tests.ml_core.front.test_command_line import folders
@@ -58,9 +60,10 @@ def test_pictures_go_out_as_png_with_consecutive_labels_and_come_in_again(tmp_pa
             PILImage.open(path) for path in (images / f"case{number}.png", out / f"imagesTr/case{number}_0000.png")
         )
         assert np.array_equal(np.asarray(source), np.asarray(copy))
-    cases, names = read_raw(out)
+    cases, names, reading = read_raw(out)
     assert [case.name for case in cases] == ["case1", "case2", "case3"]
     assert names == {0: "background", 1: "class 255"}
+    assert reading == Reading(0, [], [], objects=False)
     assert export(tmp_path, out) == 2  # not empty
     assert export(tmp_path, tmp_path / "Discs") == 2  # no name for nnU-Net
 
@@ -94,11 +97,30 @@ def test_volumes_go_out_as_nifti_where_they_were_in_space(tmp_path: Path) -> Non
         assert np.allclose(turned.affine, after.affine)  # type: ignore[attr-defined]  # nibabel types the image loosely
 
 
+def test_an_ignored_label_is_read_and_written(tmp_path: Path) -> None:
+    folder = raw(tmp_path / "raw", labels={"background": 0, "line": 1, "ignore": 2})
+    for path in (folder / "labelsTr").iterdir():
+        mask = np.array(PILImage.open(path))
+        mask[:2] = 2
+        PILImage.fromarray(mask).save(path)
+    cases, names, reading = read_raw(folder)
+    assert (names, reading.ignore) == ({0: "background", 1: "line"}, [2])
+    described = describe(cases, lambda issue: None, lambda done, total: None, names, reading)
+    assert ([item["name"] for item in described.classes], described.fingerprint.ignored) == (
+        ["background", "line"],
+        [2],
+    )
+    export_raw(described, tmp_path / "Dataset001_Again", lambda done, total: None)
+    again = json.loads((tmp_path / "Dataset001_Again/dataset.json").read_text())
+    assert again["labels"] == {"background": 0, "line": 1, "ignore": 2}
+    written = np.array(PILImage.open(tmp_path / f"Dataset001_Again/labelsTr/{cases[0].name}.png"))
+    assert np.array_equal(written, np.array(PILImage.open(cases[0].mask)))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions"),
-        ({"labels": {"background": 0, "line": 1, "ignore": 2}}, "ignore"),
         ({"labels": [0, 1]}, "not of the right form"),
         ({"file_ending": ".nii.gz"}, "no files"),
     ],
