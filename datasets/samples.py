@@ -47,7 +47,7 @@ class CheckedSample:
 
     @property
     def content(self) -> str:
-        """Equal for two images with the same bytes. It is empty until the image is stored."""
+        """The SHA-256 of the image file, or "" until it is stored. Images with the same bytes have the same one."""
         return self.image.sha256
 
 
@@ -135,21 +135,28 @@ def store_sample(sample: CheckedSample, files: PairFiles, prefix: str) -> None:
 
 
 def _extract(archive: SafeArchive, name: str, folder: Path, what: str) -> Path:
-    """Write a member to a file called `what`, with the ending of its name, or of its content if that is no known one."""
+    """Extract a member of the archive to a file called `what`. Returns the path of the file.
+
+    The file gets the ending of the member's name if that is a known format, else that of its content, else ".dcm".
+    """
     target = folder / f"{what}{_suffix(name)}"
     suffix = suffix_by_content(name, archive.extract(name, target)) or ".dcm"
     return target if target.name == f"{what}{suffix}" else target.rename(folder / f"{what}{suffix}")
 
 
 def _suffix(name: str) -> str:
-    """The ending for an object's key. It is that of a known format, because keys hold nothing that a user made up."""
+    """Return the ending to store a file under: that of its name if it is a known format, else ".dcm".
+
+    An object's key thus never contains text that a user chose.
+    """
     return suffix if (suffix := suffix_of(name)) in FORMATS else ".dcm"
 
 
 def patient_group(image: Image, name: str) -> str:
-    """The group of samples that must stay in one part of the split.
+    """Return the name of the sample's group. A group of samples must stay in one part of the split.
 
-    It is a salted hash of the DICOM PatientID, which itself is stored nowhere, or else the `sub-X` in the name.
+    The name is a salted hash of the DICOM PatientID, which itself is stored nowhere, or else the `sub-X` in the name of
+    the sample.
     """
     if image.patient:
         return "p-" + salted_hmac("datasets.patient", image.patient, algorithm="sha256").hexdigest()[:24]
@@ -157,7 +164,7 @@ def patient_group(image: Image, name: str) -> str:
 
 
 def thumbnail_jpeg(image: Image, values: NDArray[Any], classes: ClassTable) -> bytes:
-    """A JPEG of the image with its mask over it. A volume shows the slice with the most foreground.
+    """Make a JPEG of the image with its mask over it. A volume shows the slice with the most foreground.
 
     `values` are label values in the shape of the image. Ignored pixels look like background. No side of the JPEG is
     longer than THUMBNAIL_SIDE pixels.

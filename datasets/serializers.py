@@ -91,7 +91,7 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
     }
 )
 class ReadingField(serializers.JSONField):
-    """How masks are read: a value is a number, or a colour as "#rrggbb". What is left out is decided from the masks."""
+    """How masks are read. A value is a number, or a colour as "#rrggbb". The masks decide omitted settings."""
 
     def to_internal_value(self, data: Any) -> dict[str, Any]:
         try:
@@ -106,7 +106,7 @@ class ReadingField(serializers.JSONField):
 
 
 class DatasetCreateSerializer(serializers.Serializer[Any]):
-    """A new dataset from exactly one of `archive` (multipart), `source_url` or `upload` (JSON)."""
+    """Input for a new dataset. Its pairs come in exactly one way: `archive` (multipart), `source_url` or `upload`."""
 
     name = serializers.CharField(max_length=200)
     description = serializers.CharField(required=False, allow_blank=True, default="", max_length=10_000)
@@ -143,7 +143,10 @@ class NamesField(serializers.ListField):
 
 
 class VersionCreateSerializer(serializers.Serializer[Any]):
-    """A new version from at most one of `archive` (multipart), `source_url`, `upload` (JSON), and from `leave_out`."""
+    """Input for a new version of a dataset: new pairs, names of samples to leave out, another reading of the masks.
+
+    At least one of these is needed. New pairs come in at most one way: `archive` (multipart), `source_url` or `upload`.
+    """
 
     archive = serializers.FileField(required=False, allow_empty_file=True)
     source_url = serializers.CharField(required=False, max_length=2_000)

@@ -1,4 +1,4 @@
-"""What can be asked of inferences and batches."""
+"""Creates, cancels, retries and deletes inferences and batches for users."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ from models_app.models import SegmentationModel
 from models_app.services import why_not_usable
 from uploads.services import find_upload, mark_used, place_upload
 
-MANY_IMAGES = 50  # of a batch: a worker removes them, so that the request need not wait
+# If a batch has more images, a worker removes their objects, so that the request need not wait.
+MANY_IMAGES = 50
 
 
 def create_inference(
     *, user: Any, model: SegmentationModel, image: File[Any], mask: File[Any] | None = None
 ) -> InferenceResult:
-    """Store the image (and the reference mask) and queue its segmentation, in the model's project."""
+    """Store an image, and its reference mask if there is one, and queue its segmentation in the model's project.
+
+    Raises MedSegError when a file cannot be used, and WrongStateError when the model cannot be used.
+    """
     require(user, "change", model)
     _check_usable(model)
     owner = uuid.uuid4()
@@ -67,7 +71,10 @@ def create_inference(
 
 
 def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> InferenceBatch:
-    """Store a ZIP of images; a worker makes one inference of each. All are in the model's project."""
+    """Store a ZIP of images in the model's project. A worker then makes an inference for each image.
+
+    Raises MedSegError when the file is not a ZIP, and WrongStateError when the model cannot be used.
+    """
     require(user, "change", model)
     _check_usable(model)
     if not archive.size or not storage.is_zip(archive):
@@ -97,12 +104,13 @@ def create_batch(*, user: Any, model: SegmentationModel, archive: File[Any]) -> 
 
 
 def create_batch_from_parts(*, user: Any, model: SegmentationModel, upload: uuid.UUID) -> InferenceBatch:
-    """The same of a ZIP that came in parts. Asking twice gives the same batch."""
+    """Create a batch from a ZIP that was uploaded in parts. A second call returns the same batch."""
     require(user, "change", model)
     found = find_upload(user=user, upload=upload, purpose="batch")
     made: InferenceBatch | None = InferenceBatch.objects.visible_to(user).filter(uuid=found.uuid).first()
     if made:
-        return made  # the answer to the first request was lost
+        # The request is repeated if the answer to the first one was lost.
+        return made
     _check_usable(model)
     place_upload(found)
     with transaction.atomic():
@@ -129,13 +137,20 @@ def _check_usable(model: SegmentationModel) -> None:
 
 
 def _lock_usable(model: SegmentationModel) -> None:
-    """Asked again in the transaction: while its image was stored, the model may have been deleted."""
+    """Lock the model's row until the transaction ends. Raises WrongStateError if the model was deleted meanwhile.
+
+    `_check_usable` ran before the files were stored, which can take long.
+    """
     if not SegmentationModel.objects.select_for_update().filter(pk=model.pk).exclude(s3_key="").exists():
         raise WrongStateError("The model was deleted meanwhile. Choose another one.")
 
 
 def _checked_suffix(upload: File[Any], field: str) -> str:
-    """The ending to store a file under, one of a known list: the user's own name never becomes part of a key."""
+    """Return the ending to store a file under: that of its name if it is known, else that of its content, else ".dcm".
+
+    An object's key thus never contains text that a user chose. Raises MedSegError if the file is empty, too large or of
+    an unsupported kind.
+    """
     name = clean_file_name(upload.name)
     if not upload.size:
         raise MedSegError("empty", f"{name} is empty. Choose another file.", attr=field)
@@ -149,7 +164,8 @@ def _checked_suffix(upload: File[Any], field: str) -> str:
     if claimed and whole_number(claimed[1:]) is None and len(claimed) < 6:
         text = f"{name}: files of the kind {claimed} cannot be read. Use PNG, JPG, TIFF, BMP, DICOM, NIfTI, or a ZIP of one DICOM series."
         raise MedSegError("unsupported_type", text, attr=field, http_status=415)
-    return ".dcm"  # DICOM files often have no ending, or a number; the reader looks into the file
+    # The names of DICOM files often have no ending, or end in a number. The reader looks into the file.
+    return ".dcm"
 
 
 def _head_of(upload: File[Any]) -> bytes:
@@ -168,9 +184,9 @@ def cancel_inference(*, user: Any, inference: InferenceResult) -> InferenceResul
 
 
 def cancel_batch(*, user: Any, batch: InferenceBatch) -> InferenceBatch:
-    """Stop a batch: what waits is cancelled at once, what runs ends soon; masks that are made stay.
+    """Cancel a batch. Its waiting images end at once, and its running images soon. Finished masks are kept.
 
-    The batch itself ends when a worker has told the manifests of its images.
+    A running batch ends when its images have ended and the manifests of the cancelled ones are written.
     """
     require(user, "change", batch)
     with transaction.atomic():
@@ -178,9 +194,11 @@ def cancel_batch(*, user: Any, batch: InferenceBatch) -> InferenceBatch:
         audit.record(user, "cancel", batch)
         cancel_images(batch.pk)
         note_call(batch.pk)
-        manifests.keep_up(batch)  # so that a rebuilt catalogue goes on cancelling
+        # A database that is rebuilt from the manifests then goes on cancelling.
+        manifests.keep_up(batch)
         call_on_commit(NOTE_CANCELLED, batch.pk)
-    if batch.status == batch.WORDS.cancelled:  # it was queued: at most some images wait that were tried again by hand
+    # The batch was queued then, so the only images that can wait are those that were started again by hand.
+    if batch.status == batch.WORDS.cancelled:
         note_cancelled_images(batch.pk)
     close_batch_if_done(batch.pk)
     batch.refresh_from_db()
@@ -188,7 +206,7 @@ def cancel_batch(*, user: Any, batch: InferenceBatch) -> InferenceBatch:
 
 
 def why_not_retryable(inference: InferenceResult) -> str | None:
-    """Why an inference cannot be started again now; None where it can."""
+    """Return the reason why an inference cannot be started again now; None if it can."""
     if inference.model is None:
         return "Its model was deleted."
     batch = inference.batch
@@ -205,13 +223,13 @@ def retry_inference(*, user: Any, inference: InferenceResult) -> InferenceResult
         requeue(inference)
         audit.record(user, "resume", inference)
         if batch and batch.status in (batch.WORDS.failed, batch.WORDS.cancelled):
-            # It ends with the last of its images again, and may then have a result.
+            # The batch ends again with the last of its images, and may then have a result.
             requeue(batch)
     return inference
 
 
 def why_not_downloadable(batch: InferenceBatch) -> str | None:
-    """Why the masks of a batch cannot be downloaded now; None where they can."""
+    """Return the reason why the masks of a batch cannot be downloaded now; None if they can."""
     if batch.is_active:
         return f"This batch is {batch.status}. Its masks can be downloaded when the last image is done."
     if not batch.inferences.filter(status="completed").exists():
@@ -220,13 +238,13 @@ def why_not_downloadable(batch: InferenceBatch) -> str | None:
 
 
 def delete_inference(*, user: Any, inference: InferenceResult) -> None:
-    """Remove the row and its files. A worker that is at it finds the row gone and throws its result away."""
+    """Delete an inference and its files. A worker that is working on it finds its row gone and discards the result."""
     require(user, "delete", inference)
     prefix = storage.object_key("inferences", inference.uuid)
     checksums = [checksum for _, checksum in objects_of(inference) if checksum]
     owners = [inference.uuid]
     with removal.deletion({InferenceResult: owners}):
-        # Somebody else may have deleted it meanwhile.
+        # Somebody else may have deleted the inference meanwhile.
         if InferenceResult.objects.select_for_update().filter(pk=inference.pk).first():
             audit.record(user, "delete", inference)
         inference.delete()
@@ -246,7 +264,8 @@ def delete_batch(*, user: Any, batch: InferenceBatch) -> None:
     with removal.deletion({InferenceBatch: [owner], InferenceResult: list(images)}):
         if InferenceBatch.objects.select_for_update().filter(pk=batch.pk).first():
             audit.record(user, "delete", batch)
-        images[:] = batch.inferences.values_list("uuid", flat=True)  # again: a worker may have been unpacking it
+        # The images are read again, because a worker may have unpacked some meanwhile.
+        images[:] = batch.inferences.values_list("uuid", flat=True)
         checksums = [item for row in batch.inferences.values_list(*columns) for item in row if item]
         batch.delete()
         own = partial(storage.delete_prefix, storage.object_key("batches", owner))

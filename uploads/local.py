@@ -31,13 +31,13 @@ def _path(upload: Upload) -> Path:
 
 
 def disk_full() -> MedSegError:
-    """The error (507) of a disk that is full."""
+    """Return the error (507) for a full disk."""
     text = "The server's disk is full. Free some space there; the upload then goes on where it stopped."
     return MedSegError("disk_full", text, http_status=507)
 
 
 class LocalParts:
-    """The local folder as a store of parts (see uploads.backends.Parts)."""
+    """Keeps the parts of uploads in the local folder. It has the methods of uploads.backends.Parts, and `write`."""
 
     def begin(self, upload: Upload) -> str:
         path = _path(upload)
@@ -49,11 +49,14 @@ class LocalParts:
         return ""
 
     def sign(self, upload: Upload, numbers: list[int]) -> dict[int, str]:
-        """Addresses on the platform itself, without its host. The login protects them like every other address."""
+        """Return the addresses to PUT parts to, by number. They are paths on the platform itself.
+
+        The login protects them like every other address.
+        """
         return {number: reverse("upload-part", args=[str(upload.uuid), number]) for number in numbers}
 
     def stored(self, upload: Upload) -> dict[int, tuple[int, str]]:
-        """Size in bytes and ETag (the SHA-256) of each part that has arrived."""
+        """Return the size in bytes and the ETag (the SHA-256) of each part that has arrived, by number."""
         rows = upload.parts.filter(is_stored=True).values_list("number", "sha256")
         return {number: (upload.bytes_of(number), sha256) for number, sha256 in rows}
 

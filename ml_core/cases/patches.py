@@ -37,7 +37,7 @@ class _MappedCases:
 
 
 def _mapped_bytes(arrays: _Arrays) -> int:
-    """The weight of a case in the cache.
+    """Return the weight of a case in the cache.
 
     A small case weighs enough that at most MAPPED_CASES are kept. A huge case weighs at most the whole cache, so that
     it can be kept at all.
@@ -70,7 +70,7 @@ class PatchSampler:
         self._chances = weights / weights.sum()
 
     def units(self) -> int:
-        """The number of patches that together have about as many pixels as all cases."""
+        """Return the number of patches that together have about as many pixels as all cases."""
         return sum(
             max(1, round(math.prod(case.shape) / math.prod(self.patch)))
             if len(self.patch) == 3
@@ -79,7 +79,7 @@ class PatchSampler:
         )
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of one step: images float32 (B, C, *patch) and class positions uint8 (B, *patch)."""
+        """Draw the batch of one step: images float32 (B, C, *patch) and class positions uint8 (B, *patch)."""
         rng = np.random.default_rng([self.plan.seed, step])
         drawn = [self.draw(rng) for _ in range(self.plan.batch_size)]
         images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*drawn, strict=True))
@@ -123,10 +123,10 @@ class PatchSampler:
 
 
 def with_neighbours(images: NDArray[Any], index: int, context: int, window: tuple[slice, ...] = ()) -> NDArray[Any]:
-    """Stack slice `index` of (N, C, …) and `context` neighbours on each side as channels.
+    """Join slice `index` of (N, C, …) with the `context` slices before and after it, as channels.
 
-    Returns ((2 * context + 1) * C, …). The first and the last slice stand in for neighbours beyond the ends. `window`
-    cuts the spatial axes.
+    Returns ((2 * context + 1) * C, …). Past either end of the volume its outermost slice is repeated. window: the part
+    to cut from each spatial axis; all of it if empty.
     """
     cut = (slice(None), *window)
     if not context:

@@ -135,10 +135,10 @@ def thumbnail(array: NDArray[np.generic], side: int) -> NDArray[np.float32]:
 
 
 def _averaged(array: NDArray[np.float32], side: int, axis: int) -> NDArray[np.float32]:
-    """Average an array by area to `side` parts along one axis.
+    """Resize one axis to length `side`: each new entry is the mean of an equally long stretch of the old axis.
 
-    The averages come from running sums. A matrix product would be as short, but on a busy machine it waits for all of
-    BLAS's threads.
+    An old entry on the border of two stretches counts in both, by its share. The means are differences of a cumulative
+    sum. A matrix product would be as short, but BLAS runs it in many threads, which wait for each other on a busy CPU.
     """
     pixels = np.moveaxis(array, axis, 0)
     sums = np.zeros((len(pixels) + 1, *pixels.shape[1:]))

@@ -127,16 +127,19 @@ def open_dataset(file: BinaryIO, *, pixels: bool) -> Dataset:
 
 
 def _check_start(file: BinaryIO) -> None:
-    """Refuse a file that goes on with group 0, which holds command elements and which no image file has.
+    """Refuse a file that continues with group 0. That group holds commands, which no image file contains.
 
-    A file of zeros would look like millions of them.
+    A file of zeros would look like millions of commands.
     """
     if file.read(2) == b"\0\0":
         raise ImageError("unreadable", "The file is not DICOM, or it is damaged.", CURE)
 
 
 def _open_deflated(file: BinaryIO, meta: Dataset, *, pixels: bool) -> Dataset:
-    """Parse a file that is compressed from behind its meta information on. pydicom would expand all of it unbounded."""
+    """Parse a file in which all that follows the meta information is compressed.
+
+    pydicom would expand all of it, without a limit.
+    """
     length = meta.get("FileMetaInformationGroupLength")
     if length is not None:
         # The element of this length takes the 12 bytes behind the preamble.
@@ -181,7 +184,7 @@ def _guard(ends: Callable[[BaseTag], bool]) -> Callable[[BaseTag, str | None, in
 
 
 def frame_count(dataset: Dataset) -> int:
-    """Number of frames in a file; 1 if the header gives no number."""
+    """Return the number of frames in a file; 1 if the header gives no number."""
     return max(1, int(dataset.get("NumberOfFrames") or 1))
 
 
@@ -260,7 +263,7 @@ def sorted_frames(dataset: Dataset, *, raw: bool) -> Slices:
 
 
 def burned_in(headers: Sequence[Dataset]) -> list[Notice]:
-    """A notice if a header says that there is text in the pixels."""
+    """Return a notice if a header says that there is text in the pixels."""
     if not any(_text(header, "BurnedInAnnotation").upper() == "YES" for header in headers):
         return []
     text = "The DICOM header says that text is burned into the pixels (BurnedInAnnotation). It may name the patient."
@@ -285,7 +288,7 @@ def _text(dataset: Dataset, keyword: str) -> str:
 
 
 def single_plane(dataset: Dataset) -> Plane:
-    """The plane of a series file with one frame, be it classic or enhanced DICOM."""
+    """Return the position, orientation and spacing of the first frame in a file of classic or enhanced DICOM."""
     return frame_planes(dataset, 1)[0]
 
 
@@ -309,7 +312,10 @@ def _modality_values(array: NDArray[Any], dataset: Dataset, *, inverted: bool) -
 
 
 def _scale(dataset: Dataset, index: int) -> tuple[float, float]:
-    """Rescale slope and intercept of one frame. Enhanced files keep them in functional groups, others in the header."""
+    """Return the rescale slope and intercept of one frame.
+
+    Enhanced files keep them in functional groups, other files at the top level of the header.
+    """
     for group, place in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
         items = dataset.get(group) or []
         inner = items[place].get("PixelValueTransformationSequence") if len(items) > place else None

@@ -49,12 +49,12 @@ class Postprocessing:
         return any(cleaning != Cleaning() for cleaning in self.classes.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: class position as text → the fields of its Cleaning."""
+        """Return a dict for JSON: class position → fields of its Cleaning, such as {"1": {"fill_holes": True, …}}."""
         return {str(index): asdict(cleaning) for index, cleaning in sorted(self.classes.items())}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Postprocessing:
-        """The inverse of `to_dict`. Raises ConfigError (code postprocessing) for values that it cannot have written."""
+        """Read a dict that `to_dict` returned. Raises ConfigError (code postprocessing) if the dict cannot be one."""
         try:
             classes = {int(index): Cleaning(**fields) for index, fields in values.items()}
         except (TypeError, ValueError, AttributeError) as error:
@@ -66,8 +66,8 @@ class Postprocessing:
 class Candidate(Document):
     """One step that was tried on one class.
 
-    Dice is the mean over the cases where it is defined. A miss, a case with the class in which nothing of it was found,
-    counts as 0.
+    Dice is the mean over the cases where it is defined. A miss is a case that has the class and in which nothing of it
+    was found. It counts as 0.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Candidate(Document):
     misses: int
     """The number of misses with the step."""
     used: bool
-    """Whether the step helped, and the model uses it."""
+    """Whether the model uses the step."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,10 @@ def _score(
 
 
 def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-    """Number the components of a mask; also returns the pixels of each number. Number 0, the outside, has size 0."""
+    """Number the connected components of a mask. Returns (number of each pixel, count of pixels for each number).
+
+    Pixels outside the mask have number 0. Its count is set to 0, so that it is never the largest component.
+    """
     numbers, _ = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     sizes = np.bincount(numbers.ravel())
     sizes[0] = 0
@@ -225,9 +228,9 @@ def _keep(
 
 
 def _holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels that ndimage.binary_fill_holes would add.
+    """Return a mask of the pixels that ndimage.binary_fill_holes would add.
 
-    That function grows the outside pixel by pixel and needs many passes; numbering the outside components needs one.
+    That function grows the outside pixel by pixel, which takes many passes. Numbering the components takes one pass.
     """
     holes = np.zeros_like(mask)
     if mask.any():

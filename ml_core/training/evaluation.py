@@ -35,12 +35,11 @@ def evaluate(
     on_case: Callable[[int, int], None] = lambda done, total: None,
     deadline: Deadline = NO_DEADLINE,
 ) -> Metrics:
-    """Measure metrics per class and per case (rules: ml_core.measures.metrics) and calibration, and draw a picture per
-    case.
+    """Measure the metrics of each class and case (rules: ml_core.measures.metrics) and the calibration; draw pictures.
 
-    predictors: the predictor of each case. pictures: a folder for <case id>.png, or None. deadline: one case is always
-    evaluated, and another only if it is expected to end in time; the evaluated cases are spread evenly over all, whose
-    number is `Metrics.held_out`.
+    predictors: the predictor of each case. pictures: the folder for <case id>.png of the first MAX_PICTURES evaluated
+    cases; None for no pictures. deadline: one case is always evaluated, and another only if it is expected to end in
+    time. The evaluated cases are spread evenly over all cases. `Metrics.held_out` is the number of all cases.
     Distances are in mm if the first case has a spacing, otherwise in pixels. A later case without a spacing is measured
     with that of the first. Raises ImageError for a file that cannot be read, or a mask that does not fit its image.
     """
@@ -82,7 +81,7 @@ class _ScoredCase:
     pictured: bool
 
     def metrics(self, means: Scores, plan: Plan) -> CaseMetrics:
-        """The row of this case. `means`: its scores averaged over the foreground classes."""
+        """Return the metrics of this case. `means`: its scores averaged over the foreground classes."""
         per_class = [
             ClassScores(**vars(row), value=value) for row, value in zip(self.scores, plan.class_values, strict=True)
         ]
@@ -105,7 +104,7 @@ def _predict_and_score(
     on_case: Callable[[int, int], None],
     deadline: Deadline,
 ) -> list[_ScoredCase]:
-    """Evaluate as many cases as there is time for; the result is in the order of `cases`.
+    """Evaluate as many cases as there is time for. Returns them in the order of `cases`.
 
     usual: the spacing in mm for a case that has none of its own; None to measure all cases in pixels.
     """
@@ -136,7 +135,10 @@ def _predict_and_score(
 
 
 def caveats(metrics: Metrics, *, grouping: str, folds: int) -> list[str]:
-    """Sentences that a reader of the metrics must know. grouping: the split's (ml_core.dataset.splits.Split)."""
+    """Return the warnings that a reader of the metrics needs, one or two sentences each.
+
+    grouping: `Split.grouping` of ml_core.dataset.splits. folds: the number of cross-validation folds; 1 without them.
+    """
     sentences = []
     if metrics.n_cases < metrics.held_out:
         sentences.append(
@@ -156,7 +158,10 @@ def caveats(metrics: Metrics, *, grouping: str, folds: int) -> list[str]:
 
 
 def _read(case: Case, plan: Plan) -> tuple[Image, NDArray[np.uint8]]:
-    """Read the image, and its reference as class positions. Raises ImageError, naming the case, if they do not fit."""
+    """Read the image of a case, and its mask as class positions.
+
+    Raises ImageError, with `file` set, if a file cannot be read or the mask does not fit the image.
+    """
     with naming(case.name):
         image = read_image(case.image)
         mask = read_mask(case.mask, like=image)

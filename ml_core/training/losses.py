@@ -41,12 +41,12 @@ class SegmentationLoss(nn.Module):
     the one before (Isensee 2021).
 
     The overlap is computed over the whole batch for each class, and averaged over the classes that the batch contains.
-    A class that it lacks has no overlap that could improve; its false positives are punished by the cross-entropy.
+    A class that the batch lacks has no overlap that could improve. The cross-entropy punishes its false positives.
 
     overlap, entropy: the weights of the two terms. false_positives, misses: the costs of either mistake in the overlap.
     kind: how the cross-entropy weighs pixels. "plain" weighs all alike, "focal" confident ones less (Lin 2017, gamma
-    2), "border" those near a border between classes more (after the weight map of Ronneberger 2015). class_weights:
-    those of the cross-entropy, in the order of the network's outputs.
+    2), "border" those near a border between classes more (after the weight map of Ronneberger 2015). class_weights and
+    ignores: see `make_loss`.
     """
 
     class_weights: Tensor | None
@@ -130,7 +130,7 @@ def counted_by_place(values: Tensor, labels: Tensor, classes: int) -> tuple[Tens
 
 
 def counted_by_masks(values: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The same result as `counted_by_place`, in the quickest way on a GPU: with a mask for each class.
+    """Return the same as `counted_by_place`, in the quickest way on a GPU: with a mask for each class.
 
     Scattering on a GPU would make millions of pixels queue up for a few places, in another order each time, and
     `bincount` would make the program wait for the largest label.
@@ -146,7 +146,7 @@ def near_border(labels: Tensor, reach: int = BORDER_REACH) -> Tensor:
 
 
 def _spread(values: Tensor, extreme: Callable[[Tensor, Tensor], Tensor], reach: int) -> Tensor:
-    """The extreme (maximum or minimum) of each pixel's neighbours within `reach`, computed axis by axis.
+    """Return the extreme (maximum or minimum) of each pixel's neighbourhood within `reach`, computed axis by axis.
 
     On bytes this is far quicker than max pooling, which needs floats.
     """
@@ -161,10 +161,10 @@ def _spread(values: Tensor, extreme: Callable[[Tensor, Tensor], Tensor], reach: 
 
 
 def make_loss(name: str, *, class_weights: Sequence[float] | None = None, ignores: bool = False) -> SegmentationLoss:
-    """Make a loss by its name in ml_core.planning.hyperparameters.LOSSES. Raises ConfigError for an unknown name.
+    """Make the loss of this name in ml_core.planning.hyperparameters.LOSSES. Raises ConfigError if there is none.
 
-    class_weights: those of the cross-entropy, in the order of the network's outputs; None for equal ones. ignores:
-    whether labels hold IGNORED, which costs a selection of pixels.
+    class_weights: the classes' weights in the cross-entropy, in the order of the network's outputs; None: all equal.
+    ignores: True if labels may hold IGNORED. Such pixels are then left out of the loss, which takes some time.
     """
     if name not in _CHOICES:
         raise ConfigError("loss", f"There is no loss {name!r}.", f"Choose one of: {', '.join(_CHOICES)}.")

@@ -1,11 +1,11 @@
-"""A worker's hold on one row, from the moment it takes the row until the row has ended or is queued again.
+"""A worker's claim on one row. It lasts until the row has ended or is queued again.
 
-The one life of every long piece of work is: queued → working → done | failed | cancelled. The row *is* the job.
+Every job row has the same life: queued → working → done | failed | cancelled. The row *is* the job.
 
 - `claim` is a conditional UPDATE that sets a token, so two workers can never both have a row.
-- Every later write of the worker carries the token. A worker that lost its claim stops and writes nothing.
-- While it works, the worker beats. The reaper gives rows without a heartbeat back to the queue.
-- `finish`, `fail`, `cancel`, `end_attempt` and `retry_later` give the row out of the worker's hands.
+- Every later write of the worker checks the token. A worker that lost its claim stops and writes nothing.
+- A worker sends heartbeats while it works. The reaper ends the attempt of a row whose heartbeats have stopped.
+- `finish`, `fail`, `cancel`, `end_attempt` and `retry_later` end the claim.
 """
 
 from __future__ import annotations
@@ -33,20 +33,24 @@ J = TypeVar("J", bound=Job)
 
 BEAT_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 5.0, 120.0
-# After so many outages the job fails. The pauses between them add up to ten minutes.
+# The job fails at the outage that follows so many pauses. These add up to almost nine minutes.
 MAX_INTERRUPTIONS = 8
 
 
 class ClaimLostError(Exception):
-    """The row was deleted or given to another worker: stop, and write nothing."""
+    """The row was deleted, or it is not this worker's any more. The worker must stop and write nothing."""
 
 
 class CancelledError(Exception):
-    """The user asked for the job to stop."""
+    """The user asked to stop the job."""
 
 
 def claim(model: type[J], pk: int) -> Claim[J] | None:
-    """Take a queued row. None when another worker has it, it ended, or it waits for the end of an outage."""
+    """Take a queued row and return the claim on it.
+
+    Returns None when another worker has the row, when it has ended or was deleted, or when it waits for the end of an
+    outage.
+    """
     words, token, now = model.WORDS, uuid.uuid4(), timezone.now()
     with transaction.atomic():
         taken = model.objects.takeable().filter(pk=pk).update(
@@ -69,7 +73,7 @@ def claim(model: type[J], pk: int) -> Claim[J] | None:
 
 
 class Claim(Generic[J]):
-    """A worker's hold on one row."""
+    """A worker's claim on one row."""
 
     def __init__(self, row: J) -> None:
         self.row = row
@@ -87,9 +91,9 @@ class Claim(Generic[J]):
 
     # --- While it works ---------------------------------------------------------------------------------------------
     def beat(self, progress: dict[str, Any] | None = None, *, force: bool = False) -> None:
-        """Say that the work goes on. At most one beat a second reaches the database.
+        """Record that the work goes on, and its progress. Without `force`, at most one beat a second is recorded.
 
-        Raises CancelledError when the user wants the job to stop, ClaimLostError when the row is no longer ours.
+        Raises CancelledError when the user asked to stop the job, and ClaimLostError when the claim is lost.
         """
         if not force and time.monotonic() - self._beaten < BEAT_SECONDS:
             return
@@ -107,7 +111,10 @@ class Claim(Generic[J]):
 
     @contextmanager
     def kept_alive(self, seconds: float = 5.0) -> Iterator[None]:
-        """Beat from a thread around one long call that cannot beat itself. Its task's time limit bounds it."""
+        """Send heartbeats from a thread, every `seconds`, during one long call that cannot call `beat` itself.
+
+        If the call hangs, the time limit of its Celery task ends it.
+        """
         stop = threading.Event()
 
         def pulse() -> None:
@@ -116,7 +123,7 @@ class Claim(Generic[J]):
                     self._mine.update(heartbeat_at=timezone.now())
                 except Exception:
                     log.exception("heartbeat of %s %s", self.row.KIND, self.row.pk)
-                    # A broken connection would be used again.
+                    # Without this, the next heartbeat would use a broken connection again.
                     connection.close()
             connection.close()
 
@@ -129,30 +136,36 @@ class Claim(Generic[J]):
             thread.join()
 
     def update(self, **columns: Any) -> None:
-        """Write columns of the row while it is ours. Raises ClaimLostError."""
+        """Write columns of the row. Raises ClaimLostError when the claim is lost."""
         if not self._mine.update(**columns):
             self.log.detach()
             raise ClaimLostError(f"{self.row.KIND} {self.row.pk}")
 
     def note(self, event: str, detail: str = "") -> None:
-        """Tell the reader of the timeline about something."""
+        """Add an event to the row's timeline. Raises ClaimLostError when the claim is lost."""
         with transaction.atomic():
             self.update(heartbeat_at=timezone.now())
             add_to_timeline(self._mine, event, detail=detail, attempt=self.row.attempt)
 
     # --- At its end -------------------------------------------------------------------------------------------------
     def finish(self, **columns: Any) -> None:
-        """Done. Call it in the transaction that writes the results: if the claim is lost, all of it rolls back."""
+        """End the row as done. Raises ClaimLostError when the claim is lost.
+
+        Call it in the transaction that writes the results, so that the error rolls them back.
+        """
         self._end({"status": self.row.WORDS.done, "error": None, **columns})
 
     def last_words(self) -> dict[str, Any]:
-        """Timeline and log as `finish` will write them. The manifest, which is stored before the row is done, needs them."""
+        """Return the timeline and the log that the row will have after `finish`, as columns to pass to it.
+
+        The row's manifest needs them earlier, because it is stored before `finish` is called.
+        """
         timeline = self._mine.values_list("timeline", flat=True).first() or []
         end = timeline_entry(self.row.WORDS.done, attempt=self.row.attempt)
         return {"timeline": [*timeline, end][-MAX_EVENTS:], "log": self.log.text()}
 
     def fail(self, reason: str, **columns: Any) -> None:
-        """Failed, with the reason. A row that was deleted or given to another worker meanwhile is left as it is."""
+        """End the row as failed, with the reason. If the claim is lost, the row is left as it is."""
         reason = reason.strip() or "The work failed without a reason."
         try:
             self._end({"status": self.row.WORDS.failed, "error": reason, **columns})
@@ -160,7 +173,7 @@ class Claim(Generic[J]):
             log.info("%s is not ours any more; the failure is not recorded: %s", lost, reason)
 
     def cancel(self, **columns: Any) -> None:
-        """Ended, since its user wished that. Raises ClaimLostError."""
+        """End the row because its user asked for that. Raises ClaimLostError when the claim is lost."""
         self._end({**cancelled_columns(self.row), "progress": {}, **columns})
 
     def _end(self, columns: dict[str, Any]) -> None:
@@ -175,19 +188,23 @@ class Claim(Generic[J]):
 
     # --- When it has to be tried again ------------------------------------------------------------------------------
     def end_attempt(self, reason: str) -> None:
-        """The process that did the work was killed: queue the row for another attempt, or fail it after the last one."""
+        """Queue the row for another attempt, because the process that did the work was killed.
+
+        After the last attempt the row ends as failed. If its user asked to stop the job, it ends as cancelled.
+        """
         self.log.add(reason, "ERROR")
         self.log.detach()
         self._mine.update(log=self.log.text())
         end_attempt(self.row, self._mine, reason, reason)
 
     def retry_later(self, reason: str) -> None:
-        """Something that the work needs does not answer: queue the row again after a pause. The reaper sends its message then.
+        """Queue the row again because of an outage. The reaper sends its message after a pause.
 
-        It costs no attempt. Each pause is twice as long as the one before; after MAX_INTERRUPTIONS of them the row fails.
+        The interrupted attempt does not count. Each pause is twice as long as the one before, up to MAX_PAUSE_SECONDS.
+        The row fails at the outage that follows MAX_INTERRUPTIONS pauses.
         """
         self.log.add(reason, "WARNING")
-        # The database may be what is away.
+        # The outage may be one of the database.
         outages.patiently(lambda: self._queue_after_pause(reason))
 
     def _queue_after_pause(self, reason: str) -> None:
@@ -212,14 +229,17 @@ class Claim(Generic[J]):
                 detail = f"{reason} It goes on in {pause:.0f} s."
                 add_to_timeline(self._row, "interrupted", detail=detail, attempt=self.row.attempt)
         if not is_queued:
-            # The wish came after the look above, or the row is not ours any more.
+            # The user asked to stop the job after the check above, or the claim is lost.
             self._cancelled_where_wished()
             return
         self.log.detach()
         announce(self.row, self.row.WORDS.queued)
 
     def _cancelled_where_wished(self) -> bool:
-        """End the row where its user wished that. What is away may have kept the worker from noticing."""
+        """End the row if its user asked for that. Returns whether the user did.
+
+        The outage may have kept the worker from noticing it.
+        """
         if not self._mine.filter(cancel_requested=True).exists():
             return False
         with suppress(ClaimLostError):

@@ -1,4 +1,4 @@
-"""How a row leaves a worker's hands: it is queued again, or it ends. Each change is written once, with its timeline entry."""
+"""Status changes that workers, the reaper and users' requests share: a row ends, or is queued again."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ MAX_ATTEMPTS = 3
 
 
 def announce(row: Job, status: str) -> None:
-    """Tell pages, WebSockets and waiting requests of a row's new status, once the change is committed."""
+    """Tell pages and waiting requests of a row's new status, and write its manifest, once the change is committed.
+
+    Waiting requests are told only when the row has ended.
+    """
     kind, pk, words = row.KIND, row.pk, row.WORDS
     transaction.on_commit(lambda: events.publish(kind, pk, {"type": "status", "status": status}))
     if status not in {words.queued, words.working}:
         transaction.on_commit(lambda: events.wake_waiting(kind, pk))
-    # A claim changes nothing that a manifest says: of a row at work it says that the row is queued.
+    # A claim does not change the manifest, which calls a row queued while a worker has it.
     if status != words.working or row.claim_token is None:
         manifests.keep_up(row)
 
 
 def cancelled_columns(row: Job | type[Job]) -> dict[str, Any]:
-    """The columns of a row of this table that ends because a person wished that."""
+    """Return the columns that end a row of this table because a person asked for that.
+
+    A table without a word for cancelled uses its word for failed, with the error CANCELLED.
+    """
     now = timezone.now()
     ended = {"finished_at": now, "cancelled_at": now, "claim_token": None}
     if row.WORDS.cancelled:
@@ -38,7 +44,7 @@ def cancelled_columns(row: Job | type[Job]) -> dict[str, Any]:
 
 
 def end_unclaimed(rows: models.QuerySet[Any], row: Job, status: str, *, error: str | None = None) -> bool:
-    """End a row that no worker holds and that `rows` still selects. False where it does not select the row any more."""
+    """End a row that no worker has and that `rows` still selects. Returns False if there is no such row any more."""
     columns: dict[str, Any] = {"status": status, "error": error, "finished_at": timezone.now()}
     if status == row.WORDS.cancelled:
         columns = cancelled_columns(row)
@@ -52,16 +58,19 @@ def end_unclaimed(rows: models.QuerySet[Any], row: Job, status: str, *, error: s
 
 
 def cancel_all_waiting(rows: models.QuerySet[Any], **columns: Any) -> int:
-    """End all rows of a set that wait in the queue, in one UPDATE. How many; nobody is told of any of them."""
+    """Cancel all queued rows of a set in one UPDATE, which also writes `columns`. Returns the number of rows.
+
+    The caller must update their timelines and manifests. Pages and waiting requests are not told.
+    """
     waiting = rows.filter(status=rows.model.WORDS.queued, claim_token=None)
     return waiting.update(**cancelled_columns(rows.model), cancel_requested=True, **columns)
 
 
 def end_attempt(row: Job, mine: models.QuerySet[Any], reason: str, last_reason: str) -> str | None:
-    """After a worker's death: give the row that `mine` still selects back to the queue, or end it.
+    """Queue a row again after its worker died, or end it. `reason` goes into the timeline.
 
-    It ends where its user wished that, and after the last attempt, with `last_reason` as the error.
-    Returns the new status, or None where the row is somebody else's by now.
+    The row ends as cancelled if its user asked for that. After the last attempt it ends as failed, and `last_reason` is
+    the error. Returns the new status, or None if `mine` does not select the row any more.
     """
     words, now = row.WORDS, timezone.now()
     rows = type(row)._default_manager.filter(pk=row.pk)

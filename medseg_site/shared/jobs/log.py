@@ -1,4 +1,4 @@
-"""What a job tells people: the timeline of its row, and the last lines that its workers logged. No code reads either."""
+"""The timeline of a job, and the last lines that its workers logged. Both are for people; no code decides by them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from django.utils import timezone
 
 MAX_EVENTS = 100
 MAX_LINES = 1_000
-MAX_CHARACTERS = 500  # of a line
-# Loggers of libraries, whose lines are no help to a user.
+# A longer line is cut.
+MAX_CHARACTERS = 500
+# Loggers of libraries. Their lines do not help a user.
 NOT_OURS = ("amqp", "asyncio", "botocore", "celery", "channels", "django", "kombu", "redis", "s3transfer", "urllib3")
 
 
 def worker_name() -> str:
-    """The machine and the process that do the work."""
+    """Return the name of this machine and the number of this process."""
     return f"{socket.gethostname()} ({os.getpid()})"
 
 
@@ -33,7 +34,10 @@ def first_timeline() -> list[dict[str, Any]]:
 
 
 def add_to_timeline(rows: QuerySet[Any], event: str, **facts: Any) -> None:
-    """Append to the timeline of one row. Call it in a transaction that has written the row, and so holds its lock."""
+    """Append an event to the timeline of one row.
+
+    Call it in a transaction that has written the row. The transaction then holds the row's lock, so no event is lost.
+    """
     timeline = rows.values_list("timeline", flat=True).first()
     if timeline is not None:
         rows.update(timeline=[*timeline, timeline_entry(event, **facts)][-MAX_EVENTS:])
@@ -50,7 +54,7 @@ class JobLog(logging.Handler):
     def attach(self) -> None:
         root = logging.getLogger()
         for handler in root.handlers[:]:
-            # It is left from a row whose claim was lost.
+            # The handler is left from a row whose claim was lost.
             if isinstance(handler, JobLog):
                 root.removeHandler(handler)
         root.addHandler(self)

@@ -1,4 +1,7 @@
-"""A row's message: the Celery task of its table with the row's number. It may come twice; the claim makes that harmless."""
+"""Sends the message of a row, which is the Celery task of its table with the row's number.
+
+A message may arrive twice. The claim makes that harmless.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def send_on_commit(row: Job) -> None:
-    """Send the message of a row that was just queued, once that is committed."""
+    """Send the message of a row that was just queued, once the transaction is committed."""
     call_on_commit(row.TASK, row.pk)
 
 
 def call_on_commit(task: str, pk: int) -> None:
-    """Send a message about a row to the Celery task of this dotted path, once the present change is committed.
+    """Send a row's number to the Celery task of this dotted path, once the transaction is committed.
 
-    A broker that does not answer is no error: the reaper sends the message again.
+    No error is raised if the broker does not answer, because the reaper will send the message.
     """
     transaction.on_commit(partial(_try_to_call, task, pk))
 
@@ -38,7 +41,7 @@ def _try_to_call(task: str, pk: int) -> None:
 
 
 def call(task: str, pk: int) -> None:
-    """Send the message now."""
-    # An import, so that the work is also done where tasks run at once instead of being sent.
+    """Send a row's number to the Celery task of this dotted path now. Raises an error if the broker does not answer."""
+    # The task is imported, so that it also runs where tasks are run at once instead of being sent.
     found: Any = import_string(task)
     found.apply_async(args=[pk], retry=False)

@@ -1,7 +1,7 @@
 """Database triggers that refuse every illegal change of a status, whoever makes it.
 
-They are made after every `migrate`, not by a migration: SQLite drops the triggers of a table when a later migration
-rebuilds it.
+They are created after every `migrate`, not by a migration, because SQLite drops the triggers of a table when a later
+migration rebuilds that table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from medseg_site.shared.jobs.row import Job, JobWords
 
 
 def moves(words: JobWords) -> set[tuple[str, str]]:
-    """(from, to) of every legal change. A row that is done stays done."""
+    """Return (from, to) of every legal change of the status. A row that is done stays done."""
     ended = [word for word in (words.failed, words.cancelled) if word]
     found = {(words.queued, words.working), (words.working, words.queued), (words.working, words.done)}
     found |= {(words.working, word) for word in ended} | {(word, words.queued) for word in ended}
@@ -25,7 +25,7 @@ def moves(words: JobWords) -> set[tuple[str, str]]:
 
 
 def install(using: str = "default", **kwargs: Any) -> None:
-    """For Django's post_migrate."""
+    """Create the triggers of all job tables. Django calls it after `migrate`, by the signal post_migrate."""
     connection = connections[using]
     make = {"sqlite": _sqlite, "postgresql": _postgresql}.get(connection.vendor)
     if make is None:

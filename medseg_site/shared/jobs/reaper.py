@@ -1,4 +1,7 @@
-"""The reaper: it gives rows whose worker died back to the queue, and sends the messages that are due. Nothing else sends one again."""
+"""The reaper queues the rows again whose worker died, and sends the messages that are due.
+
+No other code repeats a row's lost message.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,17 @@ log = logging.getLogger(__name__)
 STALE_SECONDS = settings.MEDSEG_STALE_SECONDS
 LOST_MESSAGE_SECONDS = 2 * STALE_SECONDS
 MAX_RESEND_SECONDS = 3600.0
-MAX_RESENT = 500  # rows a pass
-# A time so far in the future was written before a clock was put back.
+# Messages that one pass over a table sends.
+MAX_RESENT = 500
+# A time that lies further in the future was written before a clock was set back.
 FAR_SECONDS = 10 * STALE_SECONDS
 
 
 def reap(model: type[Job], waiting: Q | None = None) -> None:
-    """One pass over a table. At most MAX_RESENT messages are sent, of the rows that were sent the longest ago.
+    """End the attempts whose worker died, and send the due messages of a table.
 
-    `waiting`: which queued rows have a message of their own that can be lost; all without it.
+    At most MAX_RESENT messages are sent, first those that were never sent, then those that were sent longest ago.
+    waiting: selects the queued rows that have a message of their own; None if all have one.
     """
     _end_lost_attempts(model)
     _send_due_messages(model, waiting or Q())
@@ -41,7 +46,7 @@ def _end_lost_attempts(model: type[Job]) -> None:
     )
     stale = Q(status=words.working, claim_token__isnull=False) & silent_heart
     for row in model._default_manager.filter(stale):
-        # The UPDATE repeats the condition: the worker may have come back to life in between.
+        # The UPDATE repeats the condition, because the worker may have sent a heartbeat in between.
         mine = model._default_manager.filter(stale, pk=row.pk, claim_token=row.claim_token)
         silence = f"The worker was not heard of for {STALE_SECONDS} s: it died, or its machine did."
         last = (
@@ -63,7 +68,7 @@ def _send_due_messages(model: type[Job], waiting: Q) -> None:
     due = (row for row in rows if _is_due(row[1], row[2], far))
     for pk, due_at, sent_at in list(islice(due, MAX_RESENT)):
         mine = queued.filter(pk=pk, sent_at=sent_at)
-        # What a wrong clock wrote is put right, so that the gaps between messages count from now.
+        # A due time that a wrong clock wrote is replaced, so that the gaps between messages count from now.
         columns = {"sent_at": now, **({"due_at": now} if due_at > far else {})}
         if mine.update(**columns):
             if sent_at is None:
@@ -76,9 +81,10 @@ def _is_due(due_at: datetime, sent_at: datetime | None, far: datetime) -> bool:
 
 
 def is_message_lost(sent_at: datetime, since: datetime) -> bool:
-    """Whether the last message has to be taken as lost, for a row that nobody has taken `since` then.
+    """Whether the last message of a row counts as lost. `since`: the time from which on no worker has taken the row.
 
-    The gaps double, up to an hour: a row without a worker has lost no message, and more of them only fill the broker.
+    The gaps between messages double, up to MAX_RESEND_SECONDS. A row often waits because no worker is free: its message
+    is not lost, and more messages would only fill the broker.
     """
     gap = min(MAX_RESEND_SECONDS, max(LOST_MESSAGE_SECONDS, (sent_at - since).total_seconds()))
     return (timezone.now() - sent_at).total_seconds() > gap

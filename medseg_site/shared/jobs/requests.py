@@ -1,4 +1,4 @@
-"""What people ask of a job: to stop it, or to start it again."""
+"""Stops a job or starts it again when a person asks for that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from medseg_site.shared.jobs.row import Job
 
 
 def request_cancel(row: Job) -> None:
-    """Cancel a queued row at once; ask the worker of a working one to stop. Raises WrongStateError when it has ended."""
+    """Cancel a queued row at once, or ask the worker of a working row to stop.
+
+    Raises WrongStateError when the row has ended.
+    """
     words = row.WORDS
     columns = cancelled_columns(row)
     mine = type(row)._default_manager.filter(pk=row.pk)
@@ -32,7 +35,7 @@ def request_cancel(row: Job) -> None:
 
 
 def why_not_requeueable(row: Job) -> str | None:
-    """Why a row cannot be started again now; None where it can."""
+    """Return the reason why a row cannot be started again now; None if it can."""
     ended = _ended_without_result(row)
     return None if row.status in ended else f"It is {row.status}. Only {' or '.join(ended)} ones can be started again."
 
@@ -42,7 +45,10 @@ def _ended_without_result(row: Job) -> list[str]:
 
 
 def requeue(row: Job, **columns: Any) -> None:
-    """Put an ended row (failed or cancelled) back into the queue, and send its message on commit. Raises WrongStateError."""
+    """Queue a failed or cancelled row again, write `columns` to it, and send its message on commit.
+
+    Raises WrongStateError when the row is neither failed nor cancelled.
+    """
     words, now = row.WORDS, timezone.now()
     fresh = {
         "status": words.queued,

@@ -1,4 +1,4 @@
-"""The columns that every job row has, and the CHECK constraints that hold them together."""
+"""The columns that every job row has, and the CHECK constraints that keep them consistent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from medseg_site.shared.jobs.log import first_timeline
 
 @dataclass(frozen=True)
 class JobWords:
-    """What one table calls the states. Queued and working may share a word; the claim tells them apart."""
+    """The words of one table for the states of its rows.
+
+    `queued` and `working` may be the same word: the claim tells these states apart. `cancelled` is None in a table that
+    has no word for it.
+    """
 
     queued: str
     working: str
@@ -31,10 +35,10 @@ class JobWords:
 
 class JobQuerySet(models.QuerySet[Any]):
     def takeable(self) -> Self:
-        """Queued rows that a worker may claim now.
+        """Return the queued rows that a worker may claim now.
 
-        A row that waits for the end of an outage has no message until the reaper sends it. Once it is sent, the pause is
-        over, whatever the clock of the worker says.
+        The reaper sends the message of a row that waits for the end of an outage when its pause is over. So a row whose
+        message was sent may be claimed, whatever the clock of the worker says.
         """
         words = self.model.WORDS
         may_begin = Q(sent_at__isnull=False) | Q(due_at__lte=timezone.now())
@@ -42,22 +46,25 @@ class JobQuerySet(models.QuerySet[Any]):
 
 
 class Job(models.Model):
-    """A row that is also a job. Subclasses set WORDS, KIND and TASK, and CANCELLED where WORDS has no word for that.
+    """A row that is also a job.
 
-    They have an index that begins with `project` and ends with the order of their lists.
+    A subclass sets WORDS, KIND and TASK. It sets CANCELLED too if its WORDS have no word for cancelled. It has an index
+    that begins with `project` and ends with the columns by which its lists are ordered.
     """
 
     WORDS: ClassVar[JobWords]
     KIND: ClassVar[str]
-    TASK: ClassVar[str]  # dotted path of the Celery task that takes the row's number
-    CANCELLED: ClassVar[str | None] = None  # the error of a row that was cancelled and is therefore failed
+    # The dotted path of the Celery task that takes the row's number.
+    TASK: ClassVar[str]
+    # The error of a row that was cancelled, in a table that calls such a row failed.
+    CANCELLED: ClassVar[str | None] = None
 
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
-    # Whose it is. Not CASCADE: a row goes by its service only, which takes its objects in storage along.
+    # The project that the row belongs to. Not CASCADE, because only a service deletes a row together with its objects.
     project = models.ForeignKey(
         "accounts.Project", editable=False, db_index=False, on_delete=models.PROTECT, related_name="%(class)s_rows"
     )
-    # Who made it.
+    # The user who made the row.
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         null=True,
@@ -82,7 +89,7 @@ class Job(models.Model):
     started_at = models.DateTimeField(null=True, blank=True, editable=False)
     heartbeat_at = models.DateTimeField(null=True, blank=True, editable=False)
     finished_at = models.DateTimeField(null=True, blank=True, editable=False)
-    # When a person's wish to stop ended the row. A dataset has no word for that and is `error`.
+    # When the row ended because a person asked for that. A dataset, which has no word for cancelled, is `error` then.
     cancelled_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     # For people; no code reads them.
@@ -105,7 +112,10 @@ class Job(models.Model):
 
 
 def job_constraints(table: str, words: JobWords, done_needs: Q) -> list[models.BaseConstraint]:
-    """CHECK constraints that make a row which contradicts itself impossible."""
+    """Return the CHECK constraints of a job table. They refuse contradictory rows, such as a failed job without error.
+
+    done_needs: the condition that every row that is done must meet.
+    """
     has_error = Q(error__isnull=False) & ~Q(error="")
     active = list(dict.fromkeys([words.queued, words.working]))
     ended_as_cancelled = words.cancelled or words.failed

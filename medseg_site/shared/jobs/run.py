@@ -1,4 +1,4 @@
-"""The one frame around the work of every job: what happens when it is lost, cancelled, refused, or met by an outage."""
+"""Runs the work of every job and handles its errors: lost claims, cancellations, refusals, outages and all others."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ J = TypeVar("J", bound=Job)
 
 
 class AttemptKilledError(Exception):
-    """The process that did the work was killed. Another attempt may go on where it stopped."""
+    """The process that did the work was killed. Another attempt may continue where this one stopped."""
 
 
 class Work(Generic[J]):
-    """What the job of one table does. A worker module subclasses it and makes one object for each run."""
+    """The work of one table's jobs. A worker module subclasses it and makes one instance for each run."""
 
     model: type[J]
     TOO_LONG: ClassVar[str] = "The work took longer than its time limit."
@@ -29,30 +29,36 @@ class Work(Generic[J]):
     UNEXPECTED: ClassVar[str] = "The work ended unexpectedly ({error}). Start it again; if it fails again, see its log."
 
     def do(self, job: Claim[J]) -> None:
-        """All of it, up to `job.finish`."""
+        """Do all of the work and give up the claim, usually by `job.finish`."""
         raise NotImplementedError
 
     def refusal_of(self, row: J, error: Exception) -> str | None:
-        """The sentence for the user where trying again would not help; None for every other error."""
+        """Return a sentence for the user if the work would fail again with this error; None for every other error."""
         return None
 
     def discard(self, job: Claim[J]) -> None:
-        """Remove what was made, while the row is still ours. It is called before the row ends without a result."""
+        """Remove what the work has stored, before the row ends without a result.
+
+        The claim may be lost by then. Another worker may then store objects below the same prefix.
+        """
 
     def forget(self, row: J) -> None:
-        """Remove what was made for a row that was deleted meanwhile."""
+        """Remove what the work has stored for a row that was deleted meanwhile."""
 
     def refuse(self, job: Claim[J], error: Exception, reason: str) -> None:
-        """End the row as failed, with the reason."""
+        """Remove what the work has stored, and end the row as failed with this reason."""
         self.discard(job)
         job.fail(reason)
 
     def at_the_end(self, row: J) -> None:
-        """What follows whichever end the row came to."""
+        """Do what must follow every run, however it ended."""
 
 
 def run(work: Work[J], pk: int) -> None:
-    """Do the work of one row. Whatever happens, the row has then ended or is queued again, or it is somebody else's."""
+    """Claim a row and do its work. Does nothing if the row cannot be claimed.
+
+    An error of the work ends the row or queues it again, unless the claim is lost.
+    """
     job = claim(work.model, pk)
     if job is None:
         return

@@ -1,6 +1,6 @@
-"""Makes the database again from storage alone: every manifest becomes the row, with its parts, that it was written from.
+"""Restores the rows of the database from the manifests in storage, each row with its parts.
 
-Rows that exist stay as they are, so it can be run again, also on a database that lost only some rows.
+Rows that exist are not changed. So `rebuild` can run twice, or on a database that lost only some rows.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from medseg_site.shared.catalogue.manifests import Document, ManifestError
 from medseg_site.shared.jobs.row import Job
 from medseg_site.shared.storage import objects as storage
 
-# Manifests that are read in parallel, since each is a round trip to S3.
+# Manifests per chunk. They are read in parallel, because each takes a round trip to S3.
 READ_AT_ONCE = 64
 INSERT_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Why one prefix was not restored, or not as it was, and the cure."""
+    """Says why the row of a prefix was not restored, or was restored with a change, and what to do about it."""
 
     prefix: str
     reason: str
@@ -52,7 +52,7 @@ class Remark:
 
 @dataclass
 class Report:
-    """Rows by table, and remarks. `queued` counts the restored rows that go on."""
+    """Numbers of rows by table, and remarks. `queued` counts the restored rows whose work has not ended."""
 
     restored: Counter[str] = field(default_factory=Counter)
     present: Counter[str] = field(default_factory=Counter)
@@ -68,7 +68,11 @@ class SkippedError(Exception):
 
 
 def rebuild(*, dry_run: bool = False, on_step: Callable[[str], None] = lambda table: None) -> Report:
-    """Restore the rows that are missing. `on_step(table)` is called after each manifest. With `dry_run` nothing is written."""
+    """Restore the rows that are missing.
+
+    dry_run: write nothing; the report says what would be restored.
+    on_step(table): called after each prefix.
+    """
     builder = _Builder(dry_run)
     for model in stored_models():
         builder.restore_table(model, on_step)
@@ -80,7 +84,10 @@ def rebuild(*, dry_run: bool = False, on_step: Callable[[str], None] = lambda ta
 
 
 def _only_lends(prefix: str) -> bool:
-    """Whether the row was deleted and later versions own all objects that are left."""
+    """Whether a row was deleted and other rows name all objects that are left below its prefix.
+
+    Versions of a dataset share objects.
+    """
     if storage.size_of(f"{prefix}/{manifests.NAME}") is not None:
         return False
     keys = [item.key for item in storage.objects_below(prefix)]
@@ -151,7 +158,8 @@ class _Builder:
     def _fill(self, row: Any, prefix: str, said: Document) -> None:
         for column in manifests.written_columns(type(row)):
             if column.name not in said:
-                continue  # younger than the manifest: its default
+                # The column is newer than the manifest, so it keeps its default.
+                continue
             value = said[column.name]
             if column.is_relation:
                 setattr(row, column.attname, self._target(prefix, column, value))
@@ -182,7 +190,10 @@ class _Builder:
         return None
 
     def _told_in_full(self, prefix: str, target: Any, said: Document) -> int | None:
-        """The row that this manifest tells all of: the one that is there, or made again. None in a dry run."""
+        """Return the number of the row that the manifest describes in full. The row is restored if it is missing.
+
+        If `_same_as` finds another row, that row takes its place. Returns None in a dry run that would restore the row.
+        """
         known = self.known.setdefault(target, dict(target._default_manager.values_list("uuid", "pk")))
         owner = uuid.UUID(said["uuid"])
         if owner not in known:
@@ -230,7 +241,10 @@ class _Builder:
 
 
 def _same_as(row: Any) -> Any:
-    """Another row with the same in a column that is unique and points elsewhere: a user has one personal project."""
+    """Find the row that has the same value in a unique relation, so that this row cannot be saved beside it.
+
+    For example, a user can have only one personal project. Returns None if there is no such row.
+    """
     columns = [column for column in row._meta.concrete_fields if column.is_relation and column.unique]
     same = [Q(**{column.attname: value}) for column in columns if (value := getattr(row, column.attname)) is not None]
     return row._meta.default_manager.filter(reduce(or_, same)).first() if same else None
@@ -247,7 +261,11 @@ def _parts(row: Job, part: Any, owner: str, documents: Iterable[Document]) -> It
 
 
 def _documents(row: Job, prefix: str, said: Any) -> Iterator[Document]:
-    """The parts that a manifest holds or names. Parts in a file of their own were written when the row was finished."""
+    """Yield the parts of a row from its manifest, or from the separate file that the manifest names.
+
+    The separate file is written when the row is finished, so it is read only for a row that is done. Raises
+    ManifestError if the file is missing or damaged, or holds another number of parts than the manifest says.
+    """
     if isinstance(said, list):
         yield from said
     elif row.status == row.WORDS.done:
@@ -265,7 +283,10 @@ def _chunks(items: Iterator[models.Model]) -> Iterator[list[models.Model]]:
 
 
 def _read_all(collection: str) -> Iterator[tuple[str, Document | ManifestError]]:
-    """(prefix, its manifest or what is wrong with it) of every prefix in a collection, sorted."""
+    """Yield (prefix, manifest) for each prefix of a collection, sorted.
+
+    The manifest is a ManifestError where it cannot be read.
+    """
     folders = storage.owners_of(collection)
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(folders), READ_AT_ONCE):
@@ -281,7 +302,7 @@ def _read(prefix: str) -> Document | ManifestError:
 
 
 def _reset_sequences() -> None:
-    """Set Postgres' counters behind the numbers that the rows came with. SQLite does it by itself."""
+    """Set the counters of Postgres past the numbers of the restored rows. SQLite does that by itself."""
     tables = [table for model in stored_models() for table in (model, *(part for _, part, _ in parts_of(model)))]
     tables += models_told_in_full()
     with connection.cursor() as cursor:

@@ -43,9 +43,11 @@ def collect(
     on_object: Callable[[ObjectInfo], None] = lambda item: None,
     on_step: Callable[[str, int], None] = lambda collection, owners: None,
 ) -> Report:
-    """Find the objects that no row owns, and remove them with `delete`.
+    """Find the objects that no row owns, and delete them if `delete` is set.
 
-    `on_object` is called for each; `on_step(collection, owners)` after each chunk of owners.
+    older_than_hours: younger objects are counted as `too_young` and kept.
+    on_object: called for each of the older objects, before it is deleted.
+    on_step(collection, owners): called after each chunk of folders with the number of folders that were checked.
     """
     report = Report()
     known = {declared(model).collection for model in stored_models()}
@@ -71,19 +73,26 @@ def collect(
 
 
 def remove_remains(model: type[Job], owners: list[uuid.UUID]) -> None:
-    """Remove the objects below the prefixes of deleted rows, except those that other rows name: versions of a dataset share objects."""
+    """Remove the objects below the prefixes of deleted rows, except those that other rows name.
+
+    Versions of a dataset share objects. Nothing is removed below the prefix of a row that exists.
+    """
     gone = set(owners) - set(model._default_manager.filter(uuid__in=owners).values_list("uuid", flat=True))
     prefixes = [storage.object_key(declared(model).collection, owner) for owner in sorted(gone)]
     keys = [item.key for prefix in prefixes for item in storage.objects_below(prefix)]
-    # One question for all keys, since it reads whole tables.
+    # The rows are asked about all keys at once, because that can read whole tables.
     storage.delete_objects(set(keys) - named_by_any(keys))
 
 
 def _garbage(model: type[Job]) -> Iterator[tuple[int, list[ObjectInfo]]]:
-    """(number of owners looked at, their objects that no row owns), chunk by chunk."""
+    """Find the objects in a table's collection that no row owns.
+
+    A collection has a folder for each row, named by the row's uuid. Yields (number of folders named by a uuid, the
+    objects that no row owns) for each chunk of folders.
+    """
     for some in storage.owners_in_chunks(declared(model).collection):
         ids = [owner for name in some if (owner := owner_of(name))]
-        # Asked after the walk: a row that was written meanwhile counts.
+        # The rows are read after the walk, so that a row which was written meanwhile counts.
         rows = {str(row.uuid): row for row in model._default_manager.filter(uuid__in=ids)}
         loose: list[ObjectInfo] = []
         for model_on_its_way in reserving_models():
@@ -94,13 +103,16 @@ def _garbage(model: type[Job]) -> Iterator[tuple[int, list[ObjectInfo]]]:
             loose += _not_owned(rows[name], objects) if name in rows else objects
         # Another row may name an object of this prefix.
         named = named_by_any([item.key for item in loose]) if loose else set()
-        # Manifests go first: `rebuild_catalog` would make a row of one that is left alone.
+        # Manifests go first, because `rebuild_catalog` would restore a row from a manifest that is left.
         loose.sort(key=lambda item: not item.key.endswith(f"/{manifests.NAME}"))
         yield len(ids), [item for item in loose if item.key not in named]
 
 
 def _not_owned(row: Job, objects: list[ObjectInfo]) -> list[ObjectInfo]:
-    """Objects below a row's prefix that the row does not own. An active row names its objects at its end only."""
+    """Return the objects below a row's prefix that the row does not own.
+
+    An active row names its objects only when it ends. Until then, only its temporary files (.part) are returned.
+    """
     if row.is_active:
         return [item for item in objects if item.key.endswith(".part")]
     stored, prefix = declared(type(row)), prefix_of(row)

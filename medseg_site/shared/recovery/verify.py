@@ -1,6 +1,6 @@
-"""Compares rows, objects and manifests: does storage hold what the rows name, unchanged, and do the manifests agree?
+"""Checks that storage holds the objects that the rows name, unchanged, and that the manifests match the rows.
 
-Tests that kill processes use `verify` as their invariant: once all work has ended, there must be no problem.
+Tests that kill processes use `verify` as their invariant: once all work has ended, it must find no problem.
 """
 
 from __future__ import annotations
@@ -35,14 +35,18 @@ from medseg_site.shared.jobs.row import Job
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage.objects import ObjectInfo
 
-READ_AT_ONCE = 8  # objects
+# Objects that are read in parallel.
+READ_AT_ONCE = 8
 RECENT_ROWS, SETTLED_SECONDS = 500, 60
 MENDABLE = {"missing_manifest", "stale_manifest", "stale_parts"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """`code`: missing_object, empty_object, damaged_object, missing_manifest, stale_manifest, stale_parts."""
+    """A fault in one object or manifest of a row.
+
+    `code` is missing_object, empty_object, damaged_object, missing_manifest, stale_manifest or stale_parts.
+    """
 
     code: str
     table: str
@@ -58,7 +62,7 @@ class Report:
     rows: int = 0
     objects: int = 0
     bytes_read: int = 0
-    # Objects that no row owns. `collect_garbage` removes them.
+    # Objects that lie below the prefix of no row and that no row names. `collect_garbage` removes them.
     orphans: int = 0
     orphan_bytes: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -74,10 +78,10 @@ class Report:
 def verify(
     *, quick: bool = False, repair: bool = False, on_step: Callable[[str, int], None] = lambda table, rows: None
 ) -> Report:
-    """Look at every row, object and manifest.
+    """Check the objects and the manifest of every row, and count the orphans.
 
     quick: only check that objects exist and are not empty; compute no checksums.
-    repair: write manifests again that are missing or differ from their row.
+    repair: rewrite the manifests that are missing or differ from their row.
     on_step(table, rows): called after each chunk of rows.
     """
     report = Report()
@@ -94,10 +98,11 @@ def verify(
 
 
 def mend_recent_manifests(*, since_seconds: float | None = None) -> int:
-    """Write manifests again that are missing or old since a process was killed between a row's change and its manifest.
+    """Write the manifests that a killed process left missing or outdated. Returns the number of written manifests.
 
-    Looks at the newest RECENT_ROWS of each table that are not done and were queued or ended in the last `since_seconds`. A row
-    that is done had its manifest before. Returns how many manifests were written.
+    A process can be killed after it changed a row and before it wrote the manifest. This checks the rows of each table
+    that were queued or ended in the last `since_seconds` (None: at any time), at most the newest RECENT_ROWS. It skips
+    rows that are done, because a row becomes done only after its manifest is stored.
     """
     now, mended = timezone.now(), 0
     for model in stored_models():
@@ -108,7 +113,8 @@ def mend_recent_manifests(*, since_seconds: float | None = None) -> int:
         # The youngest rows wait for the next pass: their manifests may be on their way.
         settled = now - timedelta(seconds=SETTLED_SECONDS)
         rows = rows.filter(Q(finished_at=None, due_at__lt=settled) | Q(finished_at__lt=settled))
-        for row in rows.order_by("-due_at")[:RECENT_ROWS].iterator(chunk_size=20):  # their logs may be long
+        # Only a few rows are read at a time, because their logs may be long.
+        for row in rows.order_by("-due_at")[:RECENT_ROWS].iterator(chunk_size=20):
             if any(_manifest_problems(row)):
                 manifests.refresh(model, row.uuid, anew=True)
                 mended += 1
@@ -116,7 +122,10 @@ def mend_recent_manifests(*, since_seconds: float | None = None) -> int:
 
 
 def _with_objects(model: type[Job], report: Report) -> Iterator[list[tuple[Job, list[ObjectInfo]]]]:
-    """Chunks of rows with the objects below their prefix. Objects without a row are counted in the report."""
+    """Yield the rows of a table in chunks, each row with the objects below its prefix.
+
+    Rows of which the walk over storage found no object come last. Orphans are counted in the report.
+    """
     seen: set[uuid.UUID] = set()
     for some in storage.owners_in_chunks(declared(model).collection):
         owners = {owner: objects for name, objects in some.items() if (owner := owner_of(name))}
@@ -128,7 +137,7 @@ def _with_objects(model: type[Job], report: Report) -> Iterator[list[tuple[Job, 
     without = [pk for owner, pk in model._default_manager.values_list("uuid", "pk") if owner not in seen]
     for start in range(0, len(without), storage.OWNERS_AT_ONCE):
         rows = list(model._default_manager.filter(pk__in=without[start : start + storage.OWNERS_AT_ONCE]))
-        # They may be younger than the walk over storage.
+        # Their objects are listed again, because they may be younger than the walk.
         yield [(row, list(storage.objects_below(prefix_of(row)))) for row in rows]
 
 
@@ -174,9 +183,10 @@ def _object_problems(
     table, pk = row._meta.db_table, row.pk
 
     def look(named: tuple[str, str]) -> tuple[str, int, str]:
-        """(key, bytes read, code of the problem or "")"""
+        """Check one named object. Returns (key, bytes read, code of the problem or "")."""
         key, checksum = named
-        size = sizes[key] if key in sizes else storage.size_of(key)  # another row's prefix, or younger than the walk
+        # An object that the walk did not list lies below another row's prefix, or is younger than the walk.
+        size = sizes[key] if key in sizes else storage.size_of(key)
         if size is None:
             return key, 0, "missing_object"
         if size == 0:
@@ -238,7 +248,8 @@ def _apart_differs(row: Job, name: str, owner: str, key: str) -> str:
     true = map(json.loads, manifests.lines_apart(row, name, owner))
     try:
         same = all(
-            one is not None and other is not None and dict.fromkeys(other) | one == other  # null: younger than the file
+            # A column that is newer than the file is missing there and null in the row.
+            one is not None and other is not None and dict.fromkeys(other) | one == other
             for one, other in zip_longest(said, true)
         )
     except ManifestError as error:
