@@ -33,7 +33,7 @@ from ml_core.dataset.reading import Decision, Reading
 from ml_core.dataset.splits import Split
 from ml_core.dataset.survey import MaskFacts, MaskSurvey
 from ml_core.errors import ImageError
-from ml_core.files import in_order
+from ml_core.files import LARGE_FILE, in_order
 from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive
 from ml_core.io.formats import suffix_of
 from uploads.verification import UploadDamagedError, checked_sha256
@@ -86,7 +86,7 @@ def _check(job: Claim[Dataset], folder: Path) -> None:
             storage.delete_prefix(sample.image.key.rpartition("/")[0])
     samples, fingerprint = result.cases, result.fingerprint
     changes = changes_of(samples, base)
-    is_read_otherwise = base is not None and result.decision.reading.to_json() != base.dataset.reading
+    is_read_otherwise = base is not None and result.decision.reading != Reading.from_json(base.dataset.reading)
     if base and changes["kept"] == base.dataset.file_count == len(samples) and not is_read_otherwise:
         raise _nothing_new(base, check.issues)
     # This is the last moment at which a cancel can still stop the check.
@@ -253,9 +253,12 @@ def _check_pairs(job: Claim[Dataset], folder: Path, base: Base | None) -> tuple[
         try:
             return attempt(base.class_table(asked) if base else None)
         except UndecidedError as error:
-            assert archive is not None
-            decision = error.decision or _survey(job, archive, pairing, folder, asked)
+            decision = error.decision
+        assert archive is not None
+        decision = decision or _survey(job, archive, pairing, folder, asked)
+        # Nobody else may have the row when the objects of the first pass are replaced.
         _discard(job)
+        job.beat(force=True)
         return attempt(ClassTable(decision=decision))
 
 
@@ -268,18 +271,20 @@ def _survey(job: Claim[Dataset], archive: SafeArchive, pairing: Pairing, folder:
         path = folder / f"mask-{position}{suffix_of(name)}"
         try:
             archive.extract(name, path)
-            return read_facts(path)
+            return read_facts(path, asked)
         except ArchiveError:
             return None
         finally:
             path.unlink(missing_ok=True)
 
+    # Two large volumes at once could fill the memory.
+    is_large = max(archive.sizes[pair.mask] for pair in pairing.pairs) > LARGE_FILE
     with job.kept_alive():
-        for facts in in_order(facts_of, range(len(pairing.pairs)), max(1, os.cpu_count() or 1)):
+        for facts in in_order(facts_of, range(len(pairing.pairs)), 1 if is_large else max(1, os.cpu_count() or 1)):
             job.beat()
             if facts:
                 survey.add(facts)
-    return survey.decide()
+        return survey.decide()
 
 
 def _check_items(

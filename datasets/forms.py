@@ -25,6 +25,7 @@ class ReadingForm(forms.Form):
 
     def __init__(self, dataset: Dataset, data: Any) -> None:
         super().__init__(data)
+        self.codes: dict[str, int] = dataset.fingerprint.get("mask_codes", {})
         values = [*(item.value for item in dataset.classes.all()), *dataset.fingerprint.get("ignored", [])]
         for name in ("background", "ignore"):
             self.fields[name].choices = [(value, value) for value in values]  # type: ignore[attr-defined]  # of choices
@@ -34,6 +35,12 @@ class ReadingForm(forms.Form):
         if values.get("background") in values.get("ignore", []):
             raise forms.ValidationError("The background cannot be ignored.")
         return values
+
+    def reading(self) -> dict[str, Any]:
+        """The values as the uploaded masks have them: of coloured masks the colours."""
+        own = {label: key for key, label in reversed(self.codes.items()) if key.startswith("#")}
+        background, ignore = self.cleaned_data["background"], self.cleaned_data["ignore"]
+        return {"background": own.get(background, background), "ignore": [own.get(value, value) for value in ignore]}
 
 
 class ClassForm(ClassModelForm):

@@ -15,6 +15,8 @@ from medseg_site.shared.catalogue.declarations import Stored
 from medseg_site.shared.jobs.row import Job, JobWords, job_constraints
 from medseg_site.shared.web.paging import counted
 from ml_core.dataset.classes import LabelClass
+from ml_core.dataset.fingerprint import Fingerprint
+from ml_core.dataset.reading import Decision, Reading, settled
 
 WORDS = JobWords(queued="uploaded", working="uploaded", done="ready", failed="error", cancelled=None)
 
@@ -116,6 +118,14 @@ class Dataset(Job):
 
     def class_dicts(self) -> list[LabelClass]:
         return [{"value": item.value, "name": item.name, "color": item.color} for item in self.classes.all()]
+
+
+def decision_of(dataset: Dataset) -> Decision:
+    """How the masks of a ready dataset were read."""
+    fingerprint = Fingerprint.from_json(dataset.fingerprint)
+    [background, *_] = dataset.class_dicts()
+    reading = Reading.from_json(dataset.reading)
+    return settled(reading, background["value"], fingerprint.ignored, fingerprint.mask_codes)
 
 
 class DatasetClass(models.Model):

@@ -99,7 +99,10 @@ class ReadingField(serializers.JSONField):
             unknown = sorted(set(values) - set(Reading.__dataclass_fields__))
             if unknown:
                 raise serializers.ValidationError(f"It has no {unknown[0][:50]}. It may have {READING_NAMES}.")
-            return Reading.from_json(values).to_json()
+            reading = Reading.from_json(values)
+            if fault := reading.fault():
+                raise serializers.ValidationError(fault)
+            return reading.to_json()
         except (ValueError, TypeError, AttributeError, RecursionError):
             text = f'This is no reading of masks. Send an object with {READING_NAMES}, such as {{"background": 0}}.'
             raise serializers.ValidationError(text) from None

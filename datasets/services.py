@@ -16,7 +16,7 @@ from django.db.models import Max
 from accounts import audit
 from accounts.access import require
 from accounts.services import personal_project
-from datasets.models import Dataset, DatasetClass
+from datasets.models import Dataset, DatasetClass, decision_of
 from datasets.url_import import UrlImportError, check_url
 from medseg_site.shared.base.errors import MedSegError, WrongStateError, refuse_if
 from medseg_site.shared.base.text import clean_file_name, clean_name
@@ -27,6 +27,8 @@ from medseg_site.shared.jobs.requests import request_cancel, requeue, why_not_re
 from medseg_site.shared.recovery.sweep import remove_remains
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
+from ml_core.dataset.findings import DatasetRefusedError
+from ml_core.dataset.reading import Reading, changed
 from uploads.services import find_upload, mark_used, place_upload
 
 # A worker removes the objects of a dataset with more samples than this, so that the request need not wait.
@@ -165,6 +167,8 @@ def create_version(
     if not (archive or upload or source_url or leave_out or reading):
         text = "Give a ZIP with new or corrected pairs, names of images to leave out, or how the masks are to be read."
         raise MedSegError("required", text)
+    if reading:
+        _check_reading(base, reading)
     if unknown := _unknown_names(change):
         raise MedSegError("unknown_sample", f"The dataset has no images with these names: {unknown}.", attr="leave_out")
     common: dict[str, Any] = {"user": user, "name": base.name, "description": base.description, "change": change}
@@ -176,6 +180,14 @@ def create_version(
     if source_url:
         return create_dataset_from_url(source_url=source_url, **common)
     return _create(uuid=uuid.uuid4(), **common)
+
+
+def _check_reading(base: Dataset, reading: dict[str, Any]) -> None:
+    """Raises MedSegError when the masks of `base` cannot be read so without the files as they were uploaded."""
+    try:
+        changed(decision_of(base), Reading.from_json(reading))
+    except DatasetRefusedError as error:
+        raise MedSegError(error.code, str(error), attr="reading") from None
 
 
 def _unknown_names(change: Change) -> str:

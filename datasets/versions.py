@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.models import Dataset, Sample
+from datasets.models import Dataset, Sample, decision_of
 from datasets.samples import CheckedSample, KnownSample, PairFiles, thumbnail_jpeg
 from medseg_site.shared.storage import objects as storage
 from ml_core.dataset.checks import DatasetCheck, ReadPair
 from ml_core.dataset.classes import ClassTable
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.pairing import Pair
-from ml_core.dataset.reading import Reading, changed, settled
+from ml_core.dataset.reading import Reading, changed
 from ml_core.dataset.splits import PARTS, Name, Split, StoredSplit, reuse_split, split_cases
 from ml_core.errors import ConfigError, ImageError, MLError
 from ml_core.io import read_image, read_mask
@@ -45,11 +45,7 @@ class Base:
 
     def class_table(self, asked: Reading) -> ClassTable:
         """The classes with their names and colours, and how masks are read: as in this version, or as `asked`."""
-        rows = self.dataset.class_dicts()
-        fingerprint = Fingerprint.from_json(self.dataset.fingerprint)
-        reading = Reading.from_json(self.dataset.reading)
-        decision = settled(reading, rows[0]["value"], fingerprint.ignored, fingerprint.mask_codes)
-        return ClassTable(rows, changed(decision, asked))
+        return ClassTable(self.dataset.class_dicts(), changed(decision_of(self.dataset), asked))
 
 
 @dataclass

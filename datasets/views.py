@@ -166,7 +166,7 @@ def dataset_reading(request: HttpRequest, pk: int) -> HttpResponse:
     done = tell(
         request,
         "A new version is being made, whose masks are read so.",
-        lambda: made.append(services.create_version(user=request.user, base=dataset, reading=form.cleaned_data)),
+        lambda: made.append(services.create_version(user=request.user, base=dataset, reading=form.reading())),
     )
     return to_page(made[0] if done else dataset)
 

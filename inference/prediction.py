@@ -26,7 +26,7 @@ from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from ml_core.dataset.case import label_indices
 from ml_core.dataset.checks import check_pair, naming
-from ml_core.dataset.classes import label_values
+from ml_core.dataset.classes import reference_values
 from ml_core.errors import ImageError, MLError, TrainingError
 from ml_core.io import Image, read_image, read_mask, write_label_map
 from ml_core.measures.metrics import case_metrics, summarise
@@ -162,9 +162,10 @@ def _score(
         check_pair(image, mask)
     dataset = predictor.plan.fingerprint
     try:
-        # As the masks of the training were read: colours, 0/1 beside 0/255, numbers of objects, ignored pixels.
-        values = label_values(mask, dataset.mask_codes)
-        reference = label_indices(values, predictor.plan.class_values, row.reference_name, dataset.ignored)
+        # As the masks of the training were read (colours, 0/1 beside 0/255, numbers of objects), or as a result is.
+        class_values = predictor.plan.class_values
+        values = reference_values(mask, dataset.mask_codes, [*class_values, *dataset.ignored])
+        reference = label_indices(values, class_values, row.reference_name, dataset.ignored)
     except TrainingError as error:
         raise MLError(error.code, error.reason, LABEL_VALUES) from None
     rows = case_metrics(reference, found.indices, len(predictor.plan.class_values), image.spacing)

@@ -87,7 +87,7 @@ class PatchSampler:
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         """Draw one patch: image float16 (C, *patch) and class positions uint8 (*patch)."""
-        on_a_class = rng.random() < self.plan.foreground_share
+        on_a_class = rng.random() < self.plan.foreground_share and len(self._classes) > 0
         chosen = int(rng.choice(self._classes, p=self._chances)) if on_a_class else 0
         cases = self._having[chosen] if on_a_class else self.cases
         case = cases[rng.integers(len(cases))]

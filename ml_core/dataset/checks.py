@@ -80,22 +80,26 @@ def read_pair(image_path: Path, mask_path: Path, *, image_file: str, mask_file: 
         mask = read_mask(mask_path, like=image)
     with naming(f"{image_file} and {mask_file}"):
         check_pair(image, mask)
-    pair = ReadPair.of(image, mask, image_file, mask_file)
-    most = findings.MAX_VALUES_OF_PICTURE if mask.values.ndim == 2 else findings.MAX_CLASSES
-    if mask.coding == "values" and len(pair.counts) > most and not may_number_objects(pair.facts):
-        with naming(mask_file):
-            raise findings.TOO_MANY_VALUES.error(count=len(pair.counts))
-    return pair
+    return ReadPair.of(image, mask, image_file, mask_file)
 
 
-def read_facts(mask_path: Path) -> MaskFacts | None:
-    """What a mask tells about the coding, without its image. None where it cannot be read: the check says why."""
+def has_too_many_values(mask: Mask, count: int) -> bool:
+    """Whether a mask of so many values can only number objects, or is none."""
+    return mask.coding == "values" and count > (
+        findings.MAX_VALUES_OF_PICTURE if mask.values.ndim == 2 else findings.MAX_CLASSES
+    )
+
+
+def read_facts(mask_path: Path, reading: Reading | None = None) -> MaskFacts | None:
+    """What a mask tells about the coding, without its image. None if the check will leave it out, and say why."""
     try:
         mask = read_mask(mask_path)
     except ImageError:
         return None
     present, numbers = count_values(mask.values)
-    return MaskFacts.of(mask, dict(zip(present.tolist(), numbers.tolist(), strict=True)))
+    facts = MaskFacts.of(mask, dict(zip(present.tolist(), numbers.tolist(), strict=True)))
+    may_be_objects = may_number_objects(facts) or (reading is not None and reading.objects)
+    return None if has_too_many_values(mask, len(present)) and not may_be_objects else facts
 
 
 class UndecidedError(Exception):
@@ -222,7 +226,10 @@ class DatasetCheck:
         self.is_decided = classes is not None
         self.classes = ClassTable(names=names) if classes is None else classes
         self.issues = [*issues, *(self.classes.decision.issues if self.is_decided else ())]
+        self._reading = reading or Reading()
         self._survey = MaskSurvey(reading)
+        # Of an earlier version; empty where this is the first.
+        self._known_labels = set(self.classes.colors()) if self.classes.has_history else set[int]()
         self._dimensions = dimensions
         # By dimensions: the channels of the images that were added.
         self._channels: dict[int, int] = {dimensions: channels} if dimensions and channels else {}
@@ -238,15 +245,21 @@ class DatasetCheck:
         Raises ImageError if the pair does not fit to the earlier ones, DatasetRefusedError if the dataset cannot be used
         whatever follows, and UndecidedError if the masks are clearly no plain numbers.
         """
-        if not self.is_decided:
-            if pair.facts.is_rgb or may_number_objects(pair.facts):
-                raise UndecidedError(None)
-            self._survey.add(pair.facts)
+        is_wanted = bool(self._reading.objects) or may_number_objects(pair.facts)
+        if not self.is_decided and (pair.facts.is_rgb or is_wanted):
+            raise UndecidedError(None)
+        with naming(pair.mask_file):
+            if has_too_many_values(pair.mask, len(pair.counts)) and not self.classes.decision.reading.objects:
+                raise findings.TOO_MANY_VALUES.error(count=len(pair.counts))
         with naming(pair.both):
             if self._dimensions not in (None, pair.image.dimensions):
                 raise _mixed_dimensions(self._dimensions)
             self._check_channels(pair.image)
             values, counts = self.classes.learn(pair.mask, pair.counts)
+            if not set(counts) - set(self.classes.decision.ignored):
+                raise findings.ALL_IGNORED.error()
+        if not self.is_decided:
+            self._survey.add(pair.facts)
         if len(self.classes) > findings.MAX_CLASSES:
             raise findings.TOO_MANY_CLASSES.refusal(self.issues)
         for file, notices in ((pair.image_file, pair.image.notices), (pair.mask_file, pair.mask.notices)):
@@ -306,6 +319,8 @@ class DatasetCheck:
         fingerprint = self._builders[dimensions].result()
         used = {entry.value for entry in fingerprint.classes}
         self._check_classes(fingerprint.classes)
+        for value in sorted(used - self._known_labels) if self._known_labels else []:
+            self.issues.append(findings.NEW_VALUE.issue("masks", value=value))
         if self._empty:
             facts = {"count": len(self._empty), "all": self._count, "first": self._empty[0]}
             self.issues.append(findings.EMPTY_MASKS.issue("masks", **facts))

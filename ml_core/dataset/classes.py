@@ -53,10 +53,16 @@ class ClassTable:
         names: Mapping[int, str] | None = None,
     ) -> None:
         self.decision = decision or Decision(Reading())
+        # Whether masks of an earlier version, or of a training, were read before.
+        self.has_history = bool(rows)
         self._colors: dict[int, str] = {row["value"]: row["color"] for row in rows}
         self.told_names = dict(names or {})
         self._names: dict[int, str] = {row["value"]: row["name"] for row in rows} | self.told_names
         self._codes: Codes = dict(self.decision.codes)
+        # A decided background is a class even while no mask has shown it.
+        if not self.decision.is_plain:
+            own = next((key for key, label in self._codes.items() if label == self.background and key[0] == "#"), "")
+            self._colors.setdefault(self.background, own or _next_color(0))
 
     def __len__(self) -> int:
         return len(self._colors)
@@ -148,6 +154,16 @@ def labels_of(keys: Iterable[str], codes: Codes) -> list[int]:
         reason = f"The mask has colours that are no class: {', '.join(unknown[:5])}."
         raise TrainingError("unknown_label", reason, "Code all masks in the same way.")
     return labels
+
+
+def reference_values(mask: Mask, codes: Codes, labels: Iterable[int]) -> NDArray[Any]:
+    """Convert a reference mask to label values: it is coded like the masks of the training, or in the `labels` themselves.
+
+    Raises TrainingError unknown_label for a colour that is no class.
+    """
+    if mask.coding == "values" and set(np.unique(mask.values).tolist()) <= set(labels):
+        return mask.values
+    return label_values(mask, codes)
 
 
 def label_values(mask: Mask, codes: Codes) -> NDArray[Any]:

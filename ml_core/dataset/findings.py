@@ -260,6 +260,30 @@ RARE_VALUE = Finding(
 UNUSED_NAME = Finding(
     "unused_name", "warning", "No mask holds {name} (value {value}), so the model does not learn this class.", ""
 )
+UNKNOWN_VALUE = Finding(
+    "unknown_value",
+    "refusal",
+    "The reading names {value}, which no mask holds. The masks hold {held}.",
+    "Correct the reading, and upload the ZIP again.",
+)
+NOTHING_LABELLED = Finding(
+    "nothing_labelled",
+    "refusal",
+    "All values of the masks are ignored, so there is nothing to learn.",
+    "Ignore fewer values.",
+)
+ALL_IGNORED = Finding(
+    "all_ignored",
+    "error",
+    "All pixels of this mask are ignored, so nothing can be learnt from it.",
+    "Label a part of it, or leave it out.",
+)
+NEW_VALUE = Finding(
+    "new_value",
+    "warning",
+    "The mask value {value} is new in this version, and was read as a class.",
+    "If nobody labelled these pixels, say so (reading).",
+)
 NEEDS_THE_FILES = Finding(
     "needs_the_files",
     "refusal",

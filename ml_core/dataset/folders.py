@@ -166,8 +166,14 @@ def describe(
     try:
         dataset = _checked(cases, DatasetCheck(names=names, reading=reading), note_once, on_case)
     except UndecidedError as error:
-        decision = error.decision or _survey(cases, reading)
-        dataset = _checked(cases, DatasetCheck(ClassTable(decision=decision, names=names)), note_once, on_case)
+        decision = error.decision
+    else:
+        return _described(dataset)
+    decision = decision or _survey(cases, reading)
+    return _described(_checked(cases, DatasetCheck(ClassTable(decision=decision, names=names)), note_once, on_case))
+
+
+def _described(dataset: CheckedDataset[ReadCase]) -> Described:
     kept = [replace(item.case, group=item.group, codes=dataset.codes) for item in dataset.cases]
     signatures = {item.case.id: item.signature for item in dataset.cases if item.signature.size}
     fingerprint = replace(dataset.fingerprint, mask_codes=dataset.codes)
@@ -191,7 +197,8 @@ def _checked(
 def _survey(cases: list[Case], reading: Reading | None) -> Decision:
     """Look at all masks, and decide how they are read."""
     survey = MaskSurvey(reading)
-    for facts in in_order(read_facts, [case.mask for case in cases], threads_for(case.mask for case in cases)):
+    threads = threads_for(case.mask for case in cases)
+    for facts in in_order(partial(read_facts, reading=reading), [case.mask for case in cases], threads):
         if facts:
             survey.add(facts)
     return survey.decide()

@@ -6,6 +6,7 @@ say otherwise. A value of a mask is written here as its file has it: a number, o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_core.dataset.findings import NEEDS_THE_FILES, Issue
+from ml_core.dataset.findings import NEEDS_THE_FILES, UNKNOWN_VALUE, Issue
 from ml_core.documents import Document
 from ml_core.io import Mask
 
+COLOUR = re.compile(r"#[0-9a-f]{6}")
 MaskValue = int | str
 """A number, or a colour as "#rrggbb"."""
 Codes = dict[str, int]
@@ -43,6 +45,17 @@ class Reading(Document):
     objects: bool | None = None
     """Whether values number single objects (cells, nuclei), all of one class."""
 
+    def fault(self) -> str | None:
+        """What is wrong with the values, as a sentence; None if each is a number or a colour, and is named once."""
+        named = [[] if self.background is None else [self.background], self.ignore or [], *(self.merge or [])]
+        for value in [value for group in named for value in group]:
+            is_number = isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
+            if not (is_number or (isinstance(value, str) and COLOUR.fullmatch(value))):
+                return f'{str(value)[:50]} is no value of a mask. Write a number, or a colour in small letters such as "#ff0000".'
+        if set(named[0]) & set(named[1]):
+            return "The background cannot be ignored. Name another value."
+        return None
+
     def or_else(self, other: Reading) -> Reading:
         """This reading, with the other's answers where this one has none."""
         left = {name: getattr(other, name) for name in vars(self) if getattr(self, name) is None}
@@ -67,10 +80,13 @@ class Decision:
     """Whether a mask's numbers are its label values and the lowest of them is background."""
 
 
+IGNORED_OBJECT = 2
+"""Label value of ignored pixels, where masks number their objects."""
+
+
 def settled(reading: Reading, background: int, ignored: Sequence[int], codes: Codes) -> Decision:
     """The decision of an earlier check, from what was kept of it. Nothing of it is a guess any more."""
-    is_plain = not codes and not ignored
-    return Decision(reading, are_colours(codes), background, tuple(ignored), codes, (), is_plain and not background)
+    return Decision(reading, are_colours(codes), background, tuple(ignored), codes, (), is_plain=False)
 
 
 def changed(decision: Decision, asked: Reading) -> Decision:
@@ -78,11 +94,12 @@ def changed(decision: Decision, asked: Reading) -> Decision:
 
     Raises DatasetRefusedError for what needs the masks as they were uploaded.
     """
-    if asked.or_else(decision.reading) == decision.reading:
-        return decision
-    if asked.merge is not None or asked.objects is not None:
-        raise NEEDS_THE_FILES.refusal()
     reading = asked.or_else(decision.reading)
+    if reading == decision.reading:
+        return decision
+    before = decision.reading
+    if (reading.merge, reading.objects) != (before.merge, before.objects) or reading.objects:
+        raise NEEDS_THE_FILES.refusal()
     background, ignored = decision.background, decision.ignored
     if asked.background is not None:
         background = _label_of(asked.background, decision.codes)
@@ -93,8 +110,10 @@ def changed(decision: Decision, asked: Reading) -> Decision:
 
 def _label_of(value: MaskValue, codes: Codes) -> int:
     key = key_of(value)
+    if key in codes:
+        return codes[key]
     if key.startswith("#"):
-        return codes.get(key, -1)
+        raise UNKNOWN_VALUE.refusal(value=value, held=", ".join(list(codes)[:10]) or "numbers")
     return int(key)
 
 

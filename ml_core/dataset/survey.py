@@ -20,6 +20,7 @@ from ml_core.dataset import findings
 from ml_core.dataset.findings import Issue
 from ml_core.dataset.reading import (
     IGNORED_COLOUR,
+    IGNORED_OBJECT,
     OBJECT,
     OTHERS,
     Codes,
@@ -43,13 +44,16 @@ MIN_SINGLE_SHARE = 0.9
 """Of the looked-at values in a mask that are one connected piece each, where values number objects."""
 MIN_OBJECT_PIXELS = 8
 """Median size of an object, in pixels or voxels."""
+MAX_OBJECT_BOX = 4_000_000
+"""Pixels or voxels of an object's bounding box."""
 LOOKED_AT = 24
 """Values of a mask whose pieces are counted."""
 CLEAR_SHARE = 0.6
 """Of all pixels and of the pixels at the border: a background other than the lowest value needs as much."""
 STRAY_SHARE = 0.01
 """Of all pixels: what smoothing and lossy compression leave between black and white is less."""
-MIN_STRAYS = 3
+MIN_STRAYS = 8
+"""Different values between black and white; fewer are classes."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class MaskFacts:
     """Pixels of each value at the border of the picture or volume."""
     single_share: float
     """Of the values that were looked at, how many are one connected piece; 0 where it was not looked."""
+    centres: dict[str, tuple[float, ...]]
+    """Where the values that were looked at lie: the middle of each one's bounding box, 0 to 1 along each axis."""
 
     @classmethod
     def of(cls, mask: Mask, counts: dict[int, int]) -> MaskFacts:
@@ -78,27 +84,37 @@ class MaskFacts:
                 found, times = np.unique(mask.values.take(face, axis=axis), return_counts=True)
                 for value, number in zip(found.tolist(), times.tolist(), strict=True):
                     border[value] += number
+        is_many = mask.coding == "values" and len(present) > MIN_OBJECTS
+        share, centres = pieces(mask.values, present) if is_many else (0.0, {})
         return cls(
             tuple(keys_of(mask, present, in_colours=False)),
             tuple(keys_of(mask, present, in_colours=True)),
             mask.coding == "rgb",
             tuple(counts.values()),
             tuple(border.values()),
-            single_share(mask.values, present) if mask.coding == "values" and len(present) > MIN_OBJECTS else 0.0,
+            share,
+            centres,
         )
 
 
-def single_share(values: NDArray[Any], present: list[int]) -> float:
-    """Of up to LOOKED_AT values over the lowest one, the share of those that are one connected piece each."""
+def pieces(values: NDArray[Any], present: list[int]) -> tuple[float, dict[str, tuple[float, ...]]]:
+    """Look at up to LOOKED_AT values over the lowest one: the share of those that are one connected piece, and where they lie."""
     foreground = present[1:]
     if not foreground or present[0] < 0 or present[-1] > 65535:
-        return 0.0
+        return 0.0, {}
     boxes = ndimage.find_objects(values.astype(np.int32, copy=False))
-    step = max(1, len(foreground) // LOOKED_AT)
-    picked = foreground[::step]
+    picked = foreground[:: -(-len(foreground) // LOOKED_AT)]
     around = np.ones((3,) * values.ndim, dtype=bool)
-    pieces = [ndimage.label(values[boxes[value - 1]] == value, around)[1] for value in picked]
-    return float(np.mean([number == 1 for number in pieces]))
+    single, centres = 0, {}
+    for value in picked:
+        box = boxes[value - 1]
+        centres[str(value)] = tuple(
+            (side.start + side.stop) / 2 / length for side, length in zip(box, values.shape, strict=True)
+        )
+        part = values[box]
+        # What is so large is no single object among many.
+        single += part.size <= MAX_OBJECT_BOX and ndimage.label(part == value, around)[1] == 1
+    return single / len(picked), centres
 
 
 def may_number_objects(facts: MaskFacts) -> bool:
@@ -119,59 +135,93 @@ class MaskSurvey:
         self._facts.append(facts)
 
     def decide(self) -> Decision:
-        in_colours = self._are_in_colours()
-        fitting = [facts for facts in self._facts if facts.is_rgb or self._is_grey_of_colours(facts)]
+        """Raises DatasetRefusedError where the user's reading does not fit the masks."""
+        colours = {BLACK}.union(*(facts.colour_keys for facts in self._facts if facts.is_rgb))
+        fitting = [facts for facts in self._facts if facts.is_rgb or colours.issuperset(facts.colour_keys)]
+        coloured = sum(facts.is_rgb for facts in self._facts)
+        # Masks in numbers do not belong to a dataset in colours, and the other way round: the greater part decides.
+        others = sum(len(facts.keys) > 1 for facts in self._facts) - sum(len(facts.keys) > 1 for facts in fitting)
+        in_colours = coloured > 0 and coloured >= others
         read = fitting if in_colours else [facts for facts in self._facts if not facts.is_rgb]
         keys = [facts.colour_keys if in_colours else facts.keys for facts in read]
         masks = [dict(zip(names, facts.counts, strict=True)) for names, facts in zip(keys, read, strict=True)]
         borders = [dict(zip(names, facts.border, strict=True)) for names, facts in zip(keys, read, strict=True)]
-        if not in_colours and self._number_objects(masks):
-            return _objects(self._reading, masks)
-        issues: list[Issue] = []
         pixels, at_border = _summed(masks), _summed(borders)
-        merge = self._merge(masks, pixels, in_colours, issues)
-        for group in merge:
-            for value in group[1:]:
-                pixels[str(group[0])] += pixels.pop(str(value), 0)
-                at_border[str(group[0])] += at_border.pop(str(value), 0)
+        self._check_told(pixels)
+        issues: list[Issue] = []
+        if self._reading.objects or (not in_colours and self._number_objects(read, masks)):
+            return self._objects(masks, pixels, at_border, in_colours)
         ignore = self._ignore(masks, pixels, in_colours, issues)
         for value in ignore:
             pixels.pop(str(value), None)
             at_border.pop(str(value), None)
+        merge, is_smoothed = self._merge(masks, pixels, in_colours, issues)
+        for group in merge:
+            for value in group[1:]:
+                pixels[str(group[0])] += pixels.pop(str(value), 0)
+                at_border[str(group[0])] += at_border.pop(str(value), 0)
+        if not pixels:
+            raise findings.NOTHING_LABELLED.refusal()
         background = self._background(pixels, at_border, in_colours, issues)
         reading = Reading(_value(background), ignore, merge, objects=False)
-        return _decision(reading, pixels, in_colours, issues)
+        return _decision(reading, pixels, in_colours, is_smoothed, issues)
 
-    def _are_in_colours(self) -> bool:
-        """Whether masks in colours are as many as those in numbers, which then do not belong to the dataset."""
-        coloured = sum(facts.is_rgb for facts in self._facts)
-        numbered = [facts for facts in self._facts if not facts.is_rgb and len(facts.keys) > 1]
-        return coloured > 0 and coloured >= sum(not self._is_grey_of_colours(facts) for facts in numbered)
+    def _check_told(self, pixels: Counter[str]) -> None:
+        """Refuse a reading with values that no mask has: the user meant something else."""
+        told = [value for group in self._reading.merge or [] for value in group] + (self._reading.ignore or [])
+        if self._reading.background is not None:
+            told.append(self._reading.background)
+        for value in told:
+            if str(value) not in pixels and not (value == 0 and self._reading.objects):
+                held = ", ".join(sorted(pixels, key=_order)[:10])
+                raise findings.UNKNOWN_VALUE.refusal(value=value, held=held)
 
-    def _is_grey_of_colours(self, facts: MaskFacts) -> bool:
-        """Whether a mask of greys is one of a dataset in colours: each grey is in a mask with colours, too."""
-        colours = {BLACK}.union(*(other.colour_keys for other in self._facts if other.is_rgb))
-        return colours.issuperset(facts.colour_keys)
+    def _told(self) -> set[str]:
+        """The values that the user has named: no guess touches them."""
+        background = [] if self._reading.background is None else [self._reading.background]
+        return {str(value) for value in [*background, *(self._reading.ignore or [])]}
 
-    def _number_objects(self, masks: list[dict[str, int]]) -> bool:
-        if self._reading.objects is not None:
-            return self._reading.objects
-        if self._reading.merge or self._reading.ignore:
+    def _number_objects(self, read: list[MaskFacts], masks: list[dict[str, int]]) -> bool:
+        if self._reading.objects is not None or self._reading.merge:
             return False
-        many = [facts for facts in self._facts if len(facts.keys) > MIN_OBJECTS]
+        many = [facts for facts in read if len(facts.keys) > MIN_OBJECTS]
         alike = [facts for facts in many if may_number_objects(facts)]
-        return len(alike) >= 2 and len(alike) >= 0.8 * len(many) and not _sizes_tell_values_apart(masks)
+        if len(alike) < 2 or len(alike) < 0.8 * len(many):
+            return False
+        sizes: list[dict[str, tuple[float, ...]]] = [
+            {key: (float(np.log(count)),) for key, count in mask.items() if key != "0"} for mask in masks
+        ]
+        return not _tells_values_apart(sizes) and not _tells_values_apart([facts.centres for facts in alike])
+
+    def _objects(
+        self, masks: list[dict[str, int]], pixels: Counter[str], border: Counter[str], in_colours: bool
+    ) -> Decision:
+        """Every value that is neither background nor ignored is the number of an object."""
+        told = self._reading.background
+        background = str(told) if told is not None else self._background(pixels, border, in_colours, [])
+        ignore = self._reading.ignore or []
+        issue = findings.OBJECT_NUMBERS.issue("masks", most=max(len(mask) - 1 for mask in masks))
+        return Decision(
+            Reading(_value(background), ignore, [], objects=True),
+            in_colours,
+            codes={background: 0} | {str(value): IGNORED_OBJECT for value in ignore} | {OTHERS: OBJECT},
+            ignored=(IGNORED_OBJECT,) if ignore else (),
+            issues=() if self._reading.objects else (issue,),
+            is_plain=False,
+        )
 
     def _merge(
         self, masks: list[dict[str, int]], pixels: Counter[str], in_colours: bool, issues: list[Issue]
-    ) -> list[list[MaskValue]]:
+    ) -> tuple[list[list[MaskValue]], bool]:
+        """(groups of values, whether they are the greys that smoothing leaves)"""
         if self._reading.merge is not None:
-            return self._reading.merge
-        if in_colours:
-            return []
+            return self._reading.merge, False
+        if in_colours or self._told() & {"1", *map(str, FULL_SCALE)}:
+            return [], False
         if group := _one_and_full_scale(masks, pixels, issues):
-            return [group]
-        return _strays(pixels, issues)
+            return [group], False
+        strays = _strays(pixels, issues)
+        return strays, bool(strays)
 
     def _ignore(
         self, masks: list[dict[str, int]], pixels: Counter[str], in_colours: bool, issues: list[Issue]
@@ -179,7 +229,8 @@ class MaskSurvey:
         if self._reading.ignore is not None:
             return self._reading.ignore
         found = [VOID_COLOUR] if in_colours and VOID_COLOUR in pixels and len(pixels) > 2 else []
-        values: list[MaskValue] = list(found) if in_colours else list(_void_numbers(masks, pixels))
+        guessed: list[MaskValue] = list(found) if in_colours else list(_void_numbers(masks, pixels))
+        values = [value for value in guessed if str(value) not in self._told()]
         total = pixels.total()
         for value in values:
             share = 100 * pixels[str(value)] / total
@@ -230,27 +281,27 @@ def _value(key: str) -> MaskValue:
     return key if key.startswith("#") else int(key)
 
 
-def _sizes_tell_values_apart(masks: list[dict[str, int]]) -> bool:
-    """Whether a value has about the same size in every mask, as an organ has and the number of a cell has not.
+def _tells_values_apart(masks: list[dict[str, tuple[float, ...]]]) -> bool:
+    """Whether a property (size, place) belongs to a value, as with organs, and not to each object anew, as with cells.
 
-    Of the variance of all sizes (their logarithms) the part that lies between values is near 1 for organs. For numbers
-    of objects it is what chance gives: 1 / number of masks.
+    Of the variance of a property over all masks the part that lies between values is near 1 for organs. For numbers of
+    objects it is what chance gives: 1 / number of masks. Objects are often numbered row by row, so that one axis tells
+    them apart; of a place every axis has to.
     """
-    sizes: dict[str, list[float]] = {}
+    rows: dict[str, list[tuple[float, ...]]] = {}
     for mask in masks:
-        for key, count in mask.items():
-            if int(key) > 0:
-                sizes.setdefault(key, []).append(float(np.log(count)))
-    shared = [row for row in sizes.values() if len(row) > 1]
+        for key, found in mask.items():
+            rows.setdefault(key, []).append(found)
+    shared = [np.asarray(row) for row in rows.values() if len(row) > 1]
     if len(shared) < MIN_OBJECTS:
         return False
-    everything = np.concatenate([np.asarray(row) for row in shared])
-    total = float(everything.var())
-    if total < 1e-9:
+    everything = np.concatenate(shared)
+    total = everything.var(axis=0)
+    if (total < 1e-9).any():
         return False
-    means = np.concatenate([np.full(len(row), np.mean(row)) for row in shared])
+    between = np.concatenate([np.broadcast_to(row.mean(axis=0), row.shape) for row in shared]).var(axis=0)
     by_chance = 1 / float(np.mean([len(row) for row in shared]))
-    return float(means.var()) / total > (1 + by_chance) / 2
+    return bool((between / total > (1 + by_chance) / 2).all())
 
 
 def _one_and_full_scale(masks: list[dict[str, int]], pixels: Counter[str], issues: list[Issue]) -> list[MaskValue]:
@@ -299,19 +350,13 @@ def _beside_others(mask: dict[str, int], full: int) -> bool:
     return str(full) in mask and any(int(key) > 0 and key != str(full) for key in mask)
 
 
-def _objects(reading: Reading, masks: list[dict[str, int]]) -> Decision:
-    most = max(len(mask) - 1 for mask in masks)
-    issue = findings.OBJECT_NUMBERS.issue("masks", most=most)
-    return Decision(
-        Reading(0, [], [], objects=True),
-        codes={"0": 0, OTHERS: OBJECT},
-        issues=() if reading.objects else (issue,),
-        is_plain=False,
-    )
+def _decision(
+    reading: Reading, pixels: Counter[str], in_colours: bool, is_smoothed: bool, issues: list[Issue]
+) -> Decision:
+    """What the reading means for label values. `pixels` has the classes alone, merged ones under their first value.
 
-
-def _decision(reading: Reading, pixels: Counter[str], in_colours: bool, issues: list[Issue]) -> Decision:
-    """What the reading means for label values. `pixels` has the classes alone, merged ones under their first value."""
+    is_smoothed: whether greys are set to black and white; then also those that only a later mask has.
+    """
     background, ignore, merge = str(reading.background), reading.ignore or [], reading.merge or []
     codes: Codes = {}
     if in_colours:
@@ -323,6 +368,8 @@ def _decision(reading: Reading, pixels: Counter[str], in_colours: bool, issues: 
         return Decision(reading, True, 0, ignored, codes, tuple(issues), is_plain=False)
     for group in merge:
         codes |= {str(value): int(group[0]) for value in group}
+    if is_smoothed:
+        codes = {str(value): 0 if value < 128 else 255 for value in range(256)}
     lowest = min((int(key) for key in pixels), default=0)
     is_plain = not merge and not ignore and int(background) == lowest
     void = tuple(int(value) for value in ignore)

@@ -183,7 +183,8 @@ def predict(model: Model | Folder, images: list[Folder] | Folder, out: Folder, *
     paths, folder = find_images(sources, loaded.plan.dimensions), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     # The label maps use the same colours or values as the masks that the model learnt from.
-    color_of = {value: int(key[1:], 16) for key, value in loaded.mask_codes.items() if key.startswith("#")}
+    coloured = {value: key for key, value in reversed(loaded.mask_codes.items()) if key.startswith("#")}
+    color_of = {value: int(key[1:], 16) for value, key in coloured.items()}
     codes = np.array([color_of.get(value, value) for value in loaded.plan.class_values])
     written = []
     with ProgressBar(shown=progress) as bar, tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:

@@ -18,7 +18,7 @@ from ml_core.cases.patches import pad_to, with_neighbours
 from ml_core.cases.preprocessing import labels_to_network, network_shape, preprocess
 from ml_core.dataset.case import Case, spread_order
 from ml_core.io import Image, read_image, read_mask
-from ml_core.measures.metrics import overlap_metrics, without_ignored
+from ml_core.measures.metrics import IGNORED, overlap_metrics, without_ignored
 from ml_core.networks.catalogue import find
 from ml_core.networks.device import most_probable, pick_device
 from ml_core.planning.budget import COMPARING_SHARE, MIRRORING_SHARE, Budget, Deadline, Stage
@@ -180,8 +180,8 @@ def _pieces(
     for image, reference in _load(cases, plan, deadline):
         images = preprocess(image, plan.preprocessing)
         labels = labels_to_network(reference, image, plan.preprocessing)
-        rng, classes = np.random.default_rng(0), np.unique(labels)
-        for number in range(PIECES):
+        rng, classes = np.random.default_rng(0), np.unique(labels[labels != IGNORED])
+        for number in range(PIECES if len(classes) else 0):
             places = np.argwhere(labels == classes[number % len(classes)])
             index, *place = (int(item) for item in places[rng.integers(len(places))])
             low = [

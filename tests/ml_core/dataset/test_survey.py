@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ml_core.dataset.checks import read_pair
-from ml_core.dataset.classes import ClassTable, label_values
+from ml_core.dataset.case import Case
+from ml_core.dataset.checks import DatasetCheck, ReadPair, read_facts, read_pair
+from ml_core.dataset.classes import ClassTable, label_values, reference_values
 from ml_core.dataset.findings import DatasetRefusedError
+from ml_core.dataset.folders import ReadCase
 from ml_core.dataset.reading import Codes, Decision, Reading, changed, settled
 from ml_core.dataset.survey import MaskFacts, MaskSurvey
 from ml_core.errors import ImageError
-from ml_core.io import Mask
+from ml_core.io import Image, Mask
+from ml_core.io.image import Grid
 from tests.synthetic import Array, write_png
 
 SIDE = 32
@@ -139,10 +143,21 @@ def test_organs_of_different_sizes_are_classes() -> None:
 
 def test_strays_between_black_and_white_are_set_to_the_nearer() -> None:
     found = mask(s0=255)
-    found.values[3, 3:6] = [250, 100, 3]
+    found.values[2, 2:8], found.values[7, 2:5] = [250, 100, 3, 130, 90, 200], [60, 180, 20]
     decision = decide(found, mask(s0=255), mask(s1=255))
-    assert decision.codes == {"0": 0, "3": 0, "100": 0, "255": 255, "250": 255}
+    # Greys that only a later mask has are set, too.
+    assert decision.codes == {str(value): 0 if value < 128 else 255 for value in range(256)}
     assert said(decision) == ["stray_values"]
+
+
+def test_small_classes_are_no_strays() -> None:
+    few = mask(s0=255)
+    few.values[3, 3:6] = [64, 128, 191]
+    assert decide(few, mask(s0=255), mask(s1=255)).is_plain
+    numbered = mask(s0=1, s1=255)
+    numbered.values[3, 3:5] = [2, 3]
+    decision = decide(numbered, mask(s0=1), mask(s1=255))
+    assert (decision.ignored, decision.codes, said(decision)) == ((255,), {}, ["ignored_value"])
 
 
 @pytest.mark.parametrize(("kind", "count"), [(np.uint8, 200), (np.uint16, 60_000)])
@@ -151,9 +166,11 @@ def test_a_photograph_is_no_mask(tmp_path: Any, kind: Any, count: int) -> None:
     image: Array = rng.integers(0, 255, (64, 64)).astype(np.uint8)
     write_png(tmp_path / "i.png", image)
     write_png(tmp_path / "m.png", rng.integers(0, count, (64, 64)).astype(kind))
+    pair = read_pair(tmp_path / "i.png", tmp_path / "m.png", image_file="i.png", mask_file="m.png")
     with pytest.raises(ImageError, match="different values") as caught:
-        read_pair(tmp_path / "i.png", tmp_path / "m.png", image_file="i.png", mask_file="m.png")
+        DatasetCheck().add(pair)
     assert caught.value.file == "m.png"
+    assert read_facts(tmp_path / "m.png") is None
 
 
 def test_a_later_version_may_have_another_background_and_ignored_values() -> None:
@@ -170,3 +187,101 @@ def test_facts_of_a_pair_count_the_border() -> None:
     found = mask(s0=7, border=3)
     facts = MaskFacts.of(found, counts_of(found))
     assert dict(zip(facts.keys, facts.border, strict=True)) == {"0": 0, "3": 4 * SIDE, "7": 0}
+
+
+def test_no_guess_touches_what_a_user_named() -> None:
+    masks = [mask(s0=1, s1=255), mask(s0=1, s2=255)]
+    told = decide(*masks, reading=Reading(background=255))
+    assert (told.background, told.ignored) == (255, ())
+    separate = [mask(s0=1), mask(s1=255)]
+    assert decide(*separate, reading=Reading(ignore=[255])).reading.merge == []
+    numbered = [objects(seed=seed, count=5 + seed) for seed in range(4)]
+    decision = decide(*numbered, reading=Reading(objects=True, ignore=[3]))
+    assert (decision.codes, decision.ignored) == ({"0": 0, "3": 2, "*": 1}, (2,))
+    coloured = decide(in_colours(mask(s0=1, s1=2), {0: 0, 1: 0xC80000, 2: 0x0000C8}), reading=Reading(objects=True))
+    assert coloured.codes == {"#000000": 0, "*": 1}
+
+
+@pytest.mark.parametrize(
+    ("reading", "reason"),
+    [
+        (Reading(background=7), "7, which no mask holds"),
+        (Reading(background="#000000"), "#000000, which no mask holds"),
+        (Reading(ignore=[0, 1, 2]), "All values of the masks are ignored"),
+        (Reading(merge=[[1, 9]]), "9, which no mask holds"),
+    ],
+)
+def test_a_reading_that_does_not_fit_the_masks_is_refused(reading: Reading, reason: str) -> None:
+    with pytest.raises(DatasetRefusedError, match=reason):
+        decide(mask(s0=1, s1=2), reading=reading)
+
+
+def test_classes_that_lie_where_they_always_lie_are_no_objects() -> None:
+    """Segments of a ring, of another size in each mask."""
+    masks = []
+    for radius in (20, 24, 28, 31):
+        rows, columns = np.mgrid[-32:32, -32:32]
+        distance, angle = np.hypot(rows, columns), np.arctan2(rows, columns)
+        ring = (distance > radius - 8) & (distance < radius)
+        values = np.where(ring, 1 + ((angle + np.pi) / (2 * np.pi) * 5.999).astype(int), 0)
+        masks.append(Mask(values, "values", None, False, None, None))
+    assert decide(*masks).is_plain
+
+
+def test_numbers_that_go_row_by_row_are_objects() -> None:
+    """As programs number cells: from top to bottom, so that their rows tell them apart and their columns do not."""
+    masks = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        values = np.zeros((64, 64), np.int32)
+        for number in range(12):
+            row, column = 1 + 5 * number, int(rng.integers(1, 55))
+            values[row : row + 4, column : column + int(rng.integers(3, 8))] = number + 1
+        masks.append(Mask(values, "values", None, False, None, None))
+    assert decide(*masks).reading.objects
+
+
+def test_one_mask_of_objects_among_classes_is_left_out() -> None:
+    check = DatasetCheck(ClassTable(decision=decide(mask(s0=1, s1=2), mask(s0=1, s1=2))))
+    many = np.kron(np.arange(1, 101).reshape(10, 10), np.ones((4, 4), np.int32))
+    pair = ReadPair.of(image_like(many), Mask(many, "values", None, False, None, None), "i.png", "m.png")
+    with pytest.raises(ImageError, match="different values"):
+        check.add(pair)
+
+
+def test_a_mask_without_a_labelled_pixel_is_left_out() -> None:
+    decision = decide(mask(s0=1, s1=2, s2=255), mask(s0=1, s1=2))
+    found = mask(background=255)
+    pair = ReadPair.of(image_like(found.values), found, "i.png", "m.png")
+    with pytest.raises(ImageError, match="ignored"):
+        DatasetCheck(ClassTable(decision=decision)).add(pair)
+
+
+def image_like(values: Array) -> Image:
+    pixels = np.arange(values.size, dtype=np.int32).reshape(1, *values.shape)
+    return Image(pixels, None, None, "raster", None, None, Grid(values.shape))
+
+
+def test_a_value_that_is_new_in_a_later_version_is_said() -> None:
+    table = ClassTable(
+        [{"value": value, "name": f"{value}", "color": "#000000"} for value in (0, 1)], settled(Reading(), 0, (), {})
+    )
+    check = DatasetCheck(table)
+    cases = []
+    for number, found in enumerate((mask(s0=1), mask(s0=1, s1=255), mask(s0=-1))):
+        pair = ReadPair.of(image_like(found.values + number), found, f"i{number}.png", f"m{number}.png")
+        check.add(pair)
+        case = Case(number, f"c{number}", Path("i.png"), Path("m.png"))
+        cases.append(ReadCase(case, case.name, "i.png", "", found.values.shape, pair.signature, str(number)))
+    dataset = check.finish(cases)
+    assert [issue.code for issue in check.issues].count("new_value") == 2
+    # The background stays what it was, although -1 is lower.
+    assert [row["value"] for row in dataset.classes] == [0, -1, 1, 255]
+
+
+def test_references_may_be_in_label_values_or_as_the_masks_were() -> None:
+    codes: Codes = {"#000000": 0, "#ff0000": 1, "#00ff00": 2}
+    numbers = mask(s0=1, s1=2)
+    assert np.array_equal(reference_values(numbers, codes, [0, 1, 2]), numbers.values)
+    colours = in_colours(numbers, {0: 0, 1: 0xFF0000, 2: 0x00FF00})
+    assert np.array_equal(reference_values(colours, codes, [0, 1, 2]), numbers.values)
