@@ -69,9 +69,9 @@ def test_a_dataset_too_large_for_the_budget_is_learnt_from_in_part_and_that_is_s
     monkeypatch.setattr("ml_core.planning.budget.MIN_PREPARING_SHARE", 0.0)
     events = train(tmp_path / "run", draw(tmp_path, 12), epochs=1, time_budget_seconds=60)
     assert result(events).package
-    assert any("2 of the 12 cases to learn from" in text for text in result(events).warnings)
+    assert any("Only 2 of the 12 cases could be read" in text for text in result(events).warnings)
     complete = train(tmp_path / "other", draw(tmp_path, 12), epochs=1)  # without a budget there is time for all
-    assert not any("to learn from" in text for text in result(complete).warnings)
+    assert not any("could be read" in text for text in result(complete).warnings)
 
 
 def test_many_cases_keep_fewer_places_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
