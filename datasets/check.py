@@ -25,13 +25,13 @@ from medseg_site.shared.jobs.run import Work, run
 from medseg_site.shared.storage import objects as storage
 from medseg_site.shared.storage import scratch
 from ml_core.dataset import findings
-from ml_core.dataset.checks import CheckedDataset, DatasetCheck, UndecidedError, read_facts
+from ml_core.dataset.checks import CheckedDataset, DatasetCheck, UndecidedError
 from ml_core.dataset.classes import ClassTable
 from ml_core.dataset.findings import DatasetRefusedError, Issue
 from ml_core.dataset.pairing import Pairing, find_pairs
 from ml_core.dataset.reading import Decision, Reading
 from ml_core.dataset.splits import Split
-from ml_core.dataset.survey import MaskFacts, MaskSurvey
+from ml_core.dataset.survey import MaskFacts, MaskSurvey, read_facts
 from ml_core.errors import ImageError
 from ml_core.files import LARGE_FILE, in_order
 from ml_core.io.containers import ArchiveError, ArchiveLimits, SafeArchive

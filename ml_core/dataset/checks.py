@@ -24,7 +24,7 @@ from ml_core.dataset.fingerprint import ClassFingerprint, Fingerprint, Fingerpri
 from ml_core.dataset.near_duplicates import near_duplicate_groups, signature
 from ml_core.dataset.patients import BY_NAME, groups_of_names
 from ml_core.dataset.reading import Codes, Decision, Reading
-from ml_core.dataset.survey import MaskFacts, MaskSurvey, may_number_objects
+from ml_core.dataset.survey import MaskFacts, MaskSurvey, has_too_many_values, may_number_objects
 from ml_core.errors import ImageError, MLError, count_of
 from ml_core.io import GREY_OR_COLOUR, Image, Mask, read_image, read_mask
 from ml_core.io.grid import directions, directions_differ, origins_differ, spacings_differ
@@ -81,25 +81,6 @@ def read_pair(image_path: Path, mask_path: Path, *, image_file: str, mask_file: 
     with naming(f"{image_file} and {mask_file}"):
         check_pair(image, mask)
     return ReadPair.of(image, mask, image_file, mask_file)
-
-
-def has_too_many_values(mask: Mask, count: int) -> bool:
-    """Whether a mask of so many values can only number objects, or is none."""
-    return mask.coding == "values" and count > (
-        findings.MAX_VALUES_OF_PICTURE if mask.values.ndim == 2 else findings.MAX_CLASSES
-    )
-
-
-def read_facts(mask_path: Path, reading: Reading | None = None) -> MaskFacts | None:
-    """What a mask tells about the coding, without its image. None if the check will leave it out, and say why."""
-    try:
-        mask = read_mask(mask_path)
-    except ImageError:
-        return None
-    present, numbers = count_values(mask.values)
-    facts = MaskFacts.of(mask, dict(zip(present.tolist(), numbers.tolist(), strict=True)))
-    may_be_objects = may_number_objects(facts) or (reading is not None and reading.objects)
-    return None if has_too_many_values(mask, len(present)) and not may_be_objects else facts
 
 
 class UndecidedError(Exception):

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from ml_core.dataset import findings
 from ml_core.dataset.case import Case
-from ml_core.dataset.checks import CheckedDataset, DatasetCheck, ReadPair, UndecidedError, read_facts, read_pair
+from ml_core.dataset.checks import CheckedDataset, DatasetCheck, ReadPair, UndecidedError, read_pair
 from ml_core.dataset.classes import ClassTable, LabelClass
 from ml_core.dataset.findings import Issue
 from ml_core.dataset.fingerprint import Fingerprint
 from ml_core.dataset.pairing import SILENT, Folders, holds_series, pair_folders
 from ml_core.dataset.patients import group_of_name
 from ml_core.dataset.reading import Codes, Decision, Reading
-from ml_core.dataset.survey import MaskSurvey
+from ml_core.dataset.survey import MaskSurvey, read_facts
 from ml_core.errors import ImageError, MLError
 from ml_core.files import in_order, threads_for
 from ml_core.io import stem

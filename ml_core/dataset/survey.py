@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from ml_core.dataset import findings
 from ml_core.dataset.findings import Issue
+from ml_core.dataset.fingerprint import count_values
 from ml_core.dataset.reading import (
     IGNORED_COLOUR,
     IGNORED_OBJECT,
@@ -29,7 +30,8 @@ from ml_core.dataset.reading import (
     Reading,
     keys_of,
 )
-from ml_core.io import Mask
+from ml_core.errors import ImageError
+from ml_core.io import Mask, read_mask
 
 FULL_SCALE = (255, 65535)
 """How programs save "yes" in 8 and in 16 bits."""
@@ -122,6 +124,25 @@ def may_number_objects(facts: MaskFacts) -> bool:
     is_one_piece_each = len(facts.keys) > MIN_OBJECTS and facts.single_share >= MIN_SINGLE_SHARE
     # In noise every value is one piece, too: a single pixel.
     return is_one_piece_each and float(np.median(facts.counts[1:])) >= MIN_OBJECT_PIXELS
+
+
+def has_too_many_values(mask: Mask, count: int) -> bool:
+    """Whether a mask of so many values can only number objects, or is none."""
+    return mask.coding == "values" and count > (
+        findings.MAX_VALUES_OF_PICTURE if mask.values.ndim == 2 else findings.MAX_CLASSES
+    )
+
+
+def read_facts(mask_path: Path, reading: Reading | None = None) -> MaskFacts | None:
+    """What a mask tells about the coding, without its image. None if the check will leave it out, and say why."""
+    try:
+        mask = read_mask(mask_path)
+    except ImageError:
+        return None
+    present, numbers = count_values(mask.values)
+    facts = MaskFacts.of(mask, dict(zip(present.tolist(), numbers.tolist(), strict=True)))
+    may_be_objects = may_number_objects(facts) or (reading is not None and reading.objects)
+    return None if has_too_many_values(mask, len(present)) and not may_be_objects else facts
 
 
 class MaskSurvey:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from ml_core.dataset.case import Case
-from ml_core.dataset.checks import DatasetCheck, ReadPair, read_facts, read_pair
+from ml_core.dataset.checks import DatasetCheck, ReadPair, read_pair
 from ml_core.dataset.classes import ClassTable, label_values, reference_values
 from ml_core.dataset.findings import DatasetRefusedError
 from ml_core.dataset.folders import ReadCase
 from ml_core.dataset.reading import Codes, Decision, Reading, changed, settled
-from ml_core.dataset.survey import MaskFacts, MaskSurvey
+from ml_core.dataset.survey import MaskFacts, MaskSurvey, read_facts
 from ml_core.errors import ImageError
 from ml_core.io import Image, Mask
 from ml_core.io.image import Grid
