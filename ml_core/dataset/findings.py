@@ -282,7 +282,7 @@ NEW_VALUE = Finding(
     "new_value",
     "warning",
     "The mask value {value} is new in this version, and was read as a class.",
-    "If nobody labelled these pixels, say so (reading).",
+    "If nobody labelled these pixels, change how the masks are read.",
 )
 NEEDS_THE_FILES = Finding(
     "needs_the_files",
@@ -294,25 +294,25 @@ BACKGROUND_CHOSEN = Finding(
     "background_chosen",
     "warning",
     "{value} was taken for the background: it fills {share} % of all masks and {border} % of their borders, and {usual} does not.",
-    "If that is wrong, say which value is the background (reading) and check again.",
+    "If that is wrong, change how the masks are read.",
 )
 BACKGROUND_UNSURE = Finding(
     "background_unsure",
     "warning",
     "{usual} was taken for the background, although {value} fills {share} % of all masks and {border} % of their borders.",
-    "If that is wrong, say which value is the background (reading) and check again.",
+    "If that is wrong, change how the masks are read.",
 )
 IGNORED_VALUE = Finding(
     "ignored_value",
     "warning",
     "The mask value {value} ({share} % of the pixels) was taken for pixels that nobody labelled: they are neither learnt from nor scored.",
-    "If it is a class, say so (reading) and check again.",
+    "If it is a class, change how the masks are read.",
 )
 MERGED_VALUES = Finding(
     "merged_values",
     "warning",
     "In {ones} masks the structure is 1 and in {fulls} it is {full}. Both were read as one class with the value {kept}.",
-    "If they are two classes, say so (reading) and check again.",
+    "If they are two classes, upload the ZIP again with a reading that merges nothing.",
 )
 STRAY_VALUES = Finding(
     "stray_values",
@@ -326,7 +326,7 @@ OBJECT_NUMBERS = Finding(
     "warning",
     "The values in the masks look like numbers of single objects (each is one connected piece, up to {most} in a mask), not like "
     "classes. All objects were read as one class.",
-    "If the values are classes, say so (reading) and check again.",
+    "If the values are classes, upload the ZIP again with a reading that says so.",
 )
 FLAT_IMAGE = Finding(
     "flat_image",
