@@ -274,7 +274,7 @@ REST_FRAMEWORK = {
 }
 DRF_STANDARDIZED_ERRORS = {
     "EXCEPTION_HANDLER_CLASS": "medseg_site.shared.web.api.ExceptionHandler",
-    "ALLOWED_ERROR_STATUS_CODES": ["400", "404", "409", "413", "415"],
+    "ALLOWED_ERROR_STATUS_CODES": ["400", "401", "403", "404", "409", "413", "415"],
     "ERROR_SCHEMAS": {
         "409": "medseg_site.shared.web.openapi.WrongStateResponseSerializer",
         "413": "medseg_site.shared.web.openapi.TooLargeResponseSerializer",

@@ -20,6 +20,7 @@ router.register("inferences", InferenceViewSet, basename="inference")
 router.register("inference-batches", InferenceBatchViewSet, basename="inference-batch")
 router.register("uploads", UploadViewSet, basename="upload")
 
+handler404 = "medseg_site.shared.web.failures.not_found"
 handler500 = "medseg_site.shared.web.failures.failure"
 
 urlpatterns = [

@@ -1,4 +1,4 @@
-"""Answers requests whose error nothing else caught: 503 with the reason for an outage, 500 for anything else."""
+"""Answers requests that nothing else answered: 404, 503 with the reason for an outage, and 500 for any other error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
-from django.views.defaults import server_error
+from django.views.defaults import page_not_found, server_error
 
 from medseg_site.shared.base import outages
 
@@ -23,6 +23,14 @@ def failure(request: HttpRequest) -> HttpResponse:
         return server_error(request)
     log.warning("%s %s: %s (%s)", request.method, request.path, reason, error)
     return outage(request.path, reason)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's handler404: JSON for an address below /api/ that does not exist, and the page otherwise."""
+    if request.path.startswith("/api/"):
+        detail = {"code": "not_found", "detail": "There is nothing at this address.", "attr": None}
+        return JsonResponse({"type": "client_error", "errors": [detail]}, status=404)
+    return page_not_found(request, exception)
 
 
 def outage(path: str, reason: str) -> HttpResponse:

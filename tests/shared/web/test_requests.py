@@ -31,7 +31,11 @@ def test_an_upload_without_the_slash_at_the_end_is_an_upload(api: APIClient) -> 
 def test_a_page_that_is_asked_for_without_the_slash_is_redirected(api: APIClient) -> None:
     answer = api.get("/api/v1/datasets")
     assert (answer.status_code, answer["Location"]) == (301, "/api/v1/datasets/")
-    assert api.post("/api/v1/nothing").status_code == 404
+    answer = api.post("/api/v1/nothing")
+    assert answer.status_code == 404
+    # As every error of the API; a page of the site is a page.
+    assert answer.json()["errors"][0]["code"] == "not_found"
+    assert api.get("/nothing/")["Content-Type"].startswith("text/html")
 
 
 @pytest.mark.parametrize("accept", ["application/zip", "image/png", "text/html", "application/json", "*/*"])
