@@ -100,6 +100,7 @@ def page_routes(resolver: URLResolver, before: str = "") -> Iterator[str]:
             yield route
 
 
+@pytest.mark.slow
 def test_no_number_in_the_address_of_a_page(client: Client) -> None:
     client.raise_request_exception = False
     routes = list(page_routes(get_resolver()))

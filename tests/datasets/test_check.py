@@ -127,6 +127,7 @@ def test_channels_of_tiff_are_used_and_have_to_agree(user: Any, own_media: Path)
     assert dataset.fingerprint["intensity"]["maximum"] > 100  # that of the second channel
 
 
+@pytest.mark.slow
 def test_sparse_masks_that_a_zip_shrinks_to_a_thousandth_are_read(user: Any, own_media: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

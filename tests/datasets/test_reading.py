@@ -155,6 +155,7 @@ def test_a_later_version_has_another_background(api: APIClient, own_media: Path)
     assert (third.status, third.class_dicts()[0]["value"]) == ("ready", 1), third.error
 
 
+@pytest.mark.slow
 def test_the_page_changes_the_background_and_what_is_ignored(api: APIClient, client: Client, own_media: Path) -> None:
     masks = [labels(index) for index in range(3)]
     for mask in masks:

@@ -56,6 +56,7 @@ def test_the_compiled_network_is_the_network() -> None:
         torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_a_machine_that_cannot_compile_trains_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()  # else it may remember code of the test before

@@ -22,6 +22,7 @@ from ml_core.prediction.runtimes import TorchForward
 from tests.ml_core.training.test_trainer import CLASSES, draw, package_of, plan_for, train
 
 
+@pytest.mark.slow
 def test_a_large_image_goes_through_a_sliding_window(tmp_path: Path) -> None:
     cases = draw(tmp_path, 4)
     predictor = Predictor.load(package_of(train(tmp_path / "run", cases, epochs=1)))

@@ -21,6 +21,9 @@ from models_app.models import SegmentationModel
 from models_app.services import delete_model
 from tests.shared.conftest import Filled
 
+# Each test fills a platform first.
+pytestmark = pytest.mark.slow
+
 
 def down(*arguments: Any) -> None:
     raise OSError("no storage")

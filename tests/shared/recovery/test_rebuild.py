@@ -29,6 +29,9 @@ from tests.factories import project_of
 from tests.problems import find_problems
 from tests.shared.conftest import Filled
 
+# Each test fills a platform first.
+pytestmark = pytest.mark.slow
+
 Answers = Callable[[], dict[str, Any]]
 
 

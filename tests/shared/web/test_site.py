@@ -128,5 +128,6 @@ def test_a_websocket_of_another_site_is_refused(origin: bytes) -> None:
     assert asyncio.run(answer()) == "websocket.close"
 
 
+@pytest.mark.slow
 def test_the_api_document_is_made_without_a_warning(db: None, tmp_path: Path) -> None:
     call_command("spectacular", "--validate", "--fail-on-warn", "--file", str(tmp_path / "schema.yml"))
