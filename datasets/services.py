@@ -167,8 +167,10 @@ def create_version(
     if not (archive or upload or source_url or leave_out or reading):
         text = "Give a ZIP with new or corrected pairs, names of images to leave out, or how the masks are to be read."
         raise MedSegError("required", text)
-    if reading:
-        _check_reading(base, reading)
+    if reading and not _is_read_otherwise(base, reading) and not (archive or upload or source_url or leave_out):
+        raise MedSegError(
+            "nothing_new", "The masks are read so already. Change a value, and try again.", attr="reading"
+        )
     if unknown := _unknown_names(change):
         raise MedSegError("unknown_sample", f"The dataset has no images with these names: {unknown}.", attr="leave_out")
     common: dict[str, Any] = {"user": user, "name": base.name, "description": base.description, "change": change}
@@ -182,10 +184,14 @@ def create_version(
     return _create(uuid=uuid.uuid4(), **common)
 
 
-def _check_reading(base: Dataset, reading: dict[str, Any]) -> None:
-    """Raises MedSegError when the masks of `base` cannot be read so without the files as they were uploaded."""
+def _is_read_otherwise(base: Dataset, reading: dict[str, Any]) -> bool:
+    """Whether the reading differs from that of `base`.
+
+    Raises MedSegError when the masks cannot be read so without the files as they were uploaded.
+    """
+    decision = decision_of(base)
     try:
-        changed(decision_of(base), Reading.from_json(reading))
+        return changed(decision, Reading.from_json(reading)) != decision
     except DatasetRefusedError as error:
         raise MedSegError(error.code, str(error), attr="reading") from None
 

@@ -74,7 +74,7 @@ def _upload_context() -> dict[str, Any]:
 @login_required
 @require_GET
 def dataset_version(request: HttpRequest, pk: int) -> HttpResponse:
-    """The form for a new version. The query's `leave_out` holds ids of samples; their names are filled in at first."""
+    """The form for a new version. It starts with the names of the samples whose ids are in the query's `leave_out`."""
     dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=pk)
     if dataset.status != dataset.WORDS.done:
         return to_page(dataset)

@@ -84,7 +84,7 @@ def fit(
             epoch = one_epoch(learner, batches, state, pace, report, should_stop)
             stopped = should_stop()
             if stopped and state.epoch > 0:
-                # The weights have changed since the last epoch ended, so they are no state to resume from.
+                # A training resumes at the end of an epoch, and these weights are from the middle of one.
                 between_epochs = False
                 break
             point = validate(learner, validator, state.epoch + 1, epoch, pace)
@@ -127,7 +127,7 @@ class Learner:
 
 
 def make_learner(plan: Plan, warm_start: dict[str, Tensor] | None) -> tuple[Learner, list[str]]:
-    """Make a learner that has taken no step. Also returns warnings about what differs from the plan."""
+    """Make the learner with which a training starts, and warnings about what differs from the plan."""
     torch.manual_seed(plan.seed)
     device = pick_device()
     network, message = build(

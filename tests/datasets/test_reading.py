@@ -183,3 +183,20 @@ def test_the_page_refuses_what_is_no_reading(api: APIClient, client: Client, own
     answer = client.post(f"/datasets/{first.pk}/reading/", fields, follow=True)
     assert "Choose one value as the background" in answer.content.decode()
     assert Dataset.objects.count() == 1
+
+
+@pytest.mark.parametrize("in_colours", [False, True])
+def test_a_reading_that_changes_nothing_makes_no_version(
+    api: APIClient, client: Client, own_media: Path, in_colours: bool
+) -> None:
+    masks = [labels(index) for index in range(2)]
+    if in_colours:
+        table = np.array([[255, 255, 255], [200, 0, 0], [0, 0, 200]], np.uint8)
+        masks = [table[mask] for mask in masks]
+    first = upload(api, *masks)
+    page = client.post(f"/datasets/{first.pk}/reading/", {"background": 0}, follow=True)
+    assert "read so already" in page.content.decode()
+    shown = api.get(f"/api/v1/datasets/{first.pk}/").json()["reading"]
+    answer = api.post(f"/api/v1/datasets/{first.pk}/versions/", {"reading": shown})
+    assert (answer.status_code, answer.json()["errors"][0]["attr"]) == (400, "reading")
+    assert Dataset.objects.count() == 1

@@ -31,7 +31,7 @@ def announce(row: Job, status: str) -> None:
 
 
 def cancelled_columns(row: Job | type[Job]) -> dict[str, Any]:
-    """Return the columns that end a row of this table because a person asked for that.
+    """Return the columns of a row that a person has cancelled.
 
     A table without a word for cancelled uses its word for failed, with the error CANCELLED.
     """

@@ -131,7 +131,7 @@ def test_numbers_of_objects_are_one_class() -> None:
 
 
 def test_organs_of_different_sizes_are_classes() -> None:
-    """Each is one piece in every mask, as objects are; but a value has about the same size everywhere."""
+    """Organs are one piece each, like objects. But a value has about the same size in every mask."""
     masks = []
     for _ in range(4):
         values = np.zeros((64, 64), np.int32)
