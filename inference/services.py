@@ -133,7 +133,7 @@ def create_batch_from_parts(*, user: Any, model: SegmentationModel, upload: uuid
 
 def _check_usable(model: SegmentationModel) -> None:
     if reason := why_not_usable(model):
-        raise WrongStateError(f"{reason} Choose a completed model.")
+        raise WrongStateError(reason)
 
 
 def _lock_usable(model: SegmentationModel) -> None:
